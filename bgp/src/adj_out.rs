@@ -43,7 +43,12 @@ impl AdjOut {
     }
 
     /// Begins with the whole table of a family; the marker comes behind it.
-    pub(crate) fn begin(&mut self, family: Family, nets: impl Iterator<Item = IpNet>, has_marker: bool) {
+    pub(crate) fn begin(
+        &mut self,
+        family: Family,
+        nets: impl Iterator<Item = IpNet>,
+        has_marker: bool,
+    ) {
         self.pending.extend(nets);
         if has_marker {
             self.markers.insert(family, Marker::EndOfRib);

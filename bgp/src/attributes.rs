@@ -139,7 +139,9 @@ impl AsPath {
     pub fn prepend(&mut self, asns: &[u32]) {
         for asn in asns.iter().rev() {
             match self.0.first_mut() {
-                Some(Segment::Sequence(first)) if first.len() < MAX_SEGMENT => first.insert(0, *asn),
+                Some(Segment::Sequence(first)) if first.len() < MAX_SEGMENT => {
+                    first.insert(0, *asn)
+                }
                 _ => self.0.insert(0, Segment::Sequence(vec![*asn])),
             }
         }
@@ -188,7 +190,9 @@ pub enum CommunityValue {
 
 /// Text that is no community.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("community {0:?} is neither aa:nn of 0 to 65535 nor aa:nn:mm of 0 to 4294967295; write 64512:100")]
+#[error(
+    "community {0:?} is neither aa:nn of 0 to 65535 nor aa:nn:mm of 0 to 4294967295; write 64512:100"
+)]
 pub struct InvalidCommunity(pub String);
 
 impl FromStr for CommunityValue {
@@ -197,7 +201,8 @@ impl FromStr for CommunityValue {
     fn from_str(text: &str) -> Result<Self, InvalidCommunity> {
         let error = || InvalidCommunity(text.chars().take(40).collect());
         // `u32::from_str` would take a plus sign.
-        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let is_number =
+            |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         let number = |part: &str| if is_number(part) { part.parse().ok() } else { None };
         let parts: Option<Vec<u32>> = text.split(':').map(number).collect();
         match parts.as_deref() {

@@ -56,7 +56,8 @@ impl Framer {
         loop {
             if self.held.is_empty() {
                 // Messages that are whole are not copied.
-                let Some(length) = decode::message_length(bytes)?.filter(|length| *length <= bytes.len())
+                let Some(length) =
+                    decode::message_length(bytes)?.filter(|length| *length <= bytes.len())
                 else {
                     self.held.extend_from_slice(bytes);
                     return Ok(());

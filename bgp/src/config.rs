@@ -73,10 +73,20 @@ impl SpeakerConfig {
     /// A value that no speaker may have.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.asn == 0 || self.asn == u32::MAX {
-            return Err(invalid("asn", self.asn, "is 1 to 4294967294 (RFC 7607)", "64512 is private"));
+            return Err(invalid(
+                "asn",
+                self.asn,
+                "is 1 to 4294967294 (RFC 7607)",
+                "64512 is private",
+            ));
         }
         if self.router_id.is_unspecified() {
-            return Err(invalid("router_id", self.router_id, "is not zero (RFC 6286)", "use an IPv4 address of the node"));
+            return Err(invalid(
+                "router_id",
+                self.router_id,
+                "is not zero (RFC 6286)",
+                "use an IPv4 address of the node",
+            ));
         }
         if self.max_paths == 0 {
             return Err(invalid("max_paths", 0, "is at least 1", "1 turns multipath off"));
@@ -117,7 +127,12 @@ impl Password {
             Ok(Self(text))
         } else {
             let found = format!("{length} bytes");
-            Err(invalid("password", found, "has 1 to 80 bytes, as TCP MD5 takes", "shorten it at both ends"))
+            Err(invalid(
+                "password",
+                found,
+                "has 1 to 80 bytes, as TCP MD5 takes",
+                "shorten it at both ends",
+            ))
         }
     }
 
@@ -234,7 +249,12 @@ impl PeerConfig {
         for (field, asn) in [("asn", Some(self.asn)), ("local_asn", self.local_asn)] {
             if asn.is_some_and(|asn| asn == 0 || asn == u32::MAX) {
                 let asn = asn.unwrap_or_default();
-                return Err(invalid(field, asn, "is 1 to 4294967294 (RFC 7607)", "64512 is private"));
+                return Err(invalid(
+                    field,
+                    asn,
+                    "is 1 to 4294967294 (RFC 7607)",
+                    "64512 is private",
+                ));
             }
         }
         if self.families.is_empty() {
@@ -243,7 +263,12 @@ impl PeerConfig {
         let (hold, seconds) = (self.hold_time, self.hold_time.as_secs());
         if (hold > Duration::ZERO && hold < MIN_HOLD_TIME) || seconds > u64::from(u16::MAX) {
             let found = format!("{hold:?}");
-            return Err(invalid("hold_time", found, "is 0 or 3 to 65535 s (RFC 4271)", "240 s is the default"));
+            return Err(invalid(
+                "hold_time",
+                found,
+                "is 0 or 3 to 65535 s (RFC 4271)",
+                "240 s is the default",
+            ));
         }
         if self.keepalive.is_some_and(|time| time < Duration::from_secs(1)) {
             let found = format!("{:?}", self.keepalive.unwrap_or_default());
@@ -251,11 +276,21 @@ impl PeerConfig {
         }
         if self.restart_time.is_some_and(|time| time > MAX_RESTART_TIME) {
             let found = format!("{:?}", self.restart_time.unwrap_or_default());
-            return Err(invalid("restart_time", found, "is at most 4095 s (RFC 4724)", "120 s is the default"));
+            return Err(invalid(
+                "restart_time",
+                found,
+                "is at most 4095 s (RFC 4724)",
+                "120 s is the default",
+            ));
         }
         for (family, address) in &self.own_next_hops {
             if *family == Family::Ipv6 && address.is_ipv4() {
-                return Err(invalid("own_next_hops", address, "of IPv6 is of IPv6", "name an IPv6 address"));
+                return Err(invalid(
+                    "own_next_hops",
+                    address,
+                    "of IPv6 is of IPv6",
+                    "name an IPv6 address",
+                ));
             }
         }
         Ok(())

@@ -177,7 +177,12 @@ impl FilterRule {
     /// More than `BGPFilter` lets a rule have.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if let Some(name) = self.interface.as_ref().filter(|name| name.len() > MAX_INTERFACE) {
-            return Err(invalid("interface", name, "has at most 15 characters", "use * for the rest"));
+            return Err(invalid(
+                "interface",
+                name,
+                "has at most 15 characters",
+                "use * for the rest",
+            ));
         }
         let FilterAction::Accept(operations) = &self.action else { return Ok(()) };
         if operations.len() > MAX_OPERATIONS {
@@ -196,7 +201,8 @@ impl FilterRule {
     }
 
     fn matches(&self, route: &Candidate<'_>) -> bool {
-        let interface = |pattern: &String| route.interface.is_some_and(|name| is_like(pattern, name));
+        let interface =
+            |pattern: &String| route.interface.is_some_and(|name| is_like(pattern, name));
         self.prefix.as_ref().is_none_or(|prefix| prefix.matches(route.net))
             && (!self.from_peers || route.is_from_peer)
             && self.interface.as_ref().is_none_or(interface)

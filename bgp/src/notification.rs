@@ -196,7 +196,10 @@ mod tests {
             ),
             (nested, "cease: hard reset (6/9) for cease: hard reset (6/9)"),
             (Notification::new((99, 1)), "unknown error (99/1)"),
-            (Notification::with_data(ADMINISTRATIVE_RESET, &[9, b'x']), "cease: administrative reset (6/4)"),
+            (
+                Notification::with_data(ADMINISTRATIVE_RESET, &[9, b'x']),
+                "cease: administrative reset (6/4)",
+            ),
         ];
         for (notification, expected) in rows {
             assert_eq!(notification.to_string(), expected);

@@ -144,20 +144,23 @@ impl Rib {
     ) -> Usage {
         let entry = self.table.entry(net).or_default();
         let weight = received.weight();
-        let (accepted, priority) = imported.map_or((None, 0), |(each, priority)| (Some(each), priority));
+        let (accepted, priority) =
+            imported.map_or((None, 0), |(each, priority)| (Some(each), priority));
         let path = Path { source, received, accepted, priority, is_stale: false };
-        let (former, is_changed) = match entry.paths.binary_search_by_key(&source, |path| path.source) {
-            Ok(at) => {
-                let former = std::mem::replace(&mut entry.paths[at], path);
-                let now = &entry.paths[at];
-                let is_changed = (&former.accepted, former.priority) != (&now.accepted, now.priority);
-                (Some(former), is_changed)
-            }
-            Err(at) => {
-                entry.paths.insert(at, path);
-                (None, true)
-            }
-        };
+        let (former, is_changed) =
+            match entry.paths.binary_search_by_key(&source, |path| path.source) {
+                Ok(at) => {
+                    let former = std::mem::replace(&mut entry.paths[at], path);
+                    let now = &entry.paths[at];
+                    let is_changed =
+                        (&former.accepted, former.priority) != (&now.accepted, now.priority);
+                    (Some(former), is_changed)
+                }
+                Err(at) => {
+                    entry.paths.insert(at, path);
+                    (None, true)
+                }
+            };
         if is_changed {
             self.dirty.insert(net);
         }
@@ -195,7 +198,8 @@ impl Rib {
     pub(crate) fn mark_stale(&mut self, peer: PeerId, family: Family) {
         for (net, entry) in &mut self.table {
             if Family::of(net) == family
-                && let Ok(at) = entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source)
+                && let Ok(at) =
+                    entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source)
             {
                 entry.paths[at].is_stale = true;
             }
@@ -203,14 +207,20 @@ impl Rib {
     }
 
     /// Removes the routes of a peer and a family: all, or those that are stale. Returns how many.
-    pub(crate) fn remove_routes(&mut self, peer: PeerId, family: Family, only_stale: bool) -> usize {
+    pub(crate) fn remove_routes(
+        &mut self,
+        peer: PeerId,
+        family: Family,
+        only_stale: bool,
+    ) -> usize {
         if self.usage.get(&peer).is_none_or(|usage| usage.prefixes[family as usize] == 0) {
             return 0;
         }
         let mut removed = 0;
         for (net, entry) in &mut self.table {
             if Family::of(net) == family
-                && let Ok(at) = entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source)
+                && let Ok(at) =
+                    entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source)
                 && (entry.paths[at].is_stale || !only_stale)
             {
                 let path = entry.paths.remove(at);
@@ -235,7 +245,12 @@ impl Rib {
     pub(crate) fn reimport(
         &mut self,
         peer: PeerId,
-        import: &mut dyn FnMut(&mut AttributeStore, &IpNet, &Arc<Attributes>, Option<&str>) -> Imported,
+        import: &mut dyn FnMut(
+            &mut AttributeStore,
+            &IpNet,
+            &Arc<Attributes>,
+            Option<&str>,
+        ) -> Imported,
     ) {
         for (net, entry) in &mut self.table {
             let at = entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source);
@@ -243,7 +258,8 @@ impl Rib {
             let path = &mut entry.paths[at];
             let interface = interface_of(&self.next_hops, &path.received);
             let imported = import(&mut self.store, net, &path.received, interface);
-            let (accepted, priority) = imported.map_or((None, 0), |(each, priority)| (Some(each), priority));
+            let (accepted, priority) =
+                imported.map_or((None, 0), |(each, priority)| (Some(each), priority));
             if (&accepted, priority) != (&path.accepted, path.priority) {
                 (path.accepted, path.priority) = (accepted, priority);
                 self.dirty.insert(*net);
@@ -259,7 +275,11 @@ impl Rib {
 
     /// Notes the way to a next hop, or that there is none, or that it is not known any more.
     /// Returns whether that changes anything.
-    pub(crate) fn set_next_hop(&mut self, address: IpAddr, info: Option<Option<NextHopInfo>>) -> bool {
+    pub(crate) fn set_next_hop(
+        &mut self,
+        address: IpAddr,
+        info: Option<Option<NextHopInfo>>,
+    ) -> bool {
         let former = match info.clone() {
             Some(info) => self.next_hops.insert(address, info),
             None => self.next_hops.remove(&address),
@@ -328,11 +348,16 @@ impl Rib {
         net: &IpNet,
         selection: Selection<'_>,
     ) -> (Option<Best>, Option<KernelRoute>) {
-        let contenders: Vec<(&Path, Contender<'_>)> =
-            entry.paths.iter().filter_map(|path| Some((path, self.contender(path, selection)?))).collect();
+        let contenders: Vec<(&Path, Contender<'_>)> = entry
+            .paths
+            .iter()
+            .filter_map(|path| Some((path, self.contender(path, selection)?)))
+            .collect();
         let list: Vec<Contender<'_>> = contenders.iter().map(|(_, contender)| *contender).collect();
         let chosen = select(&list);
-        let Some(first) = chosen.first().map(|index| contenders[*index].0) else { return (None, None) };
+        let Some(first) = chosen.first().map(|index| contenders[*index].0) else {
+            return (None, None);
+        };
         let best = first.accepted.as_ref().map(|attributes| Best {
             source: first.source,
             attributes: attributes.clone(),
@@ -362,7 +387,9 @@ impl Rib {
         let metric = match self.next_hops.get(&address) {
             Some(info) => info.as_ref()?.metric,
             // FRR without an IPv6 address sends an IPv4-mapped one, by which no kernel routes.
-            None if matches!(address, IpAddr::V6(each) if each.to_ipv4_mapped().is_some()) => return None,
+            None if matches!(address, IpAddr::V6(each) if each.to_ipv4_mapped().is_some()) => {
+                return None;
+            }
             None if selection.assume_reachable => 0,
             None => return None,
         };

@@ -54,9 +54,13 @@ impl Session<'_> {
     /// Where packets to us go, for a route of this family.
     fn own_next_hop(&self, family: Family) -> Option<IpAddr> {
         let configured = self.peer.own_next_hops.get(&family).copied();
-        let local = Some(self.local_address).filter(|address| Family::of_address(address) == family);
-        let is_possible = |address: &IpAddr| address.is_ipv4() || family == Family::Ipv6 || self.extended_next_hop;
-        let other = Some(self.local_address).filter(|_| family == Family::Ipv4 && self.extended_next_hop);
+        let local =
+            Some(self.local_address).filter(|address| Family::of_address(address) == family);
+        let is_possible = |address: &IpAddr| {
+            address.is_ipv4() || family == Family::Ipv6 || self.extended_next_hop
+        };
+        let other =
+            Some(self.local_address).filter(|_| family == Family::Ipv4 && self.extended_next_hop);
         configured.filter(is_possible).or(local).or(other)
     }
 
@@ -117,7 +121,8 @@ impl Session<'_> {
     }
 
     fn only_to_customer_on_import(&self, attributes: &Attributes) -> Option<u32> {
-        let marks = matches!(self.peer.role, Some(Role::Customer | Role::Peer | Role::RouteServerClient));
+        let marks =
+            matches!(self.peer.role, Some(Role::Customer | Role::Peer | Role::RouteServerClient));
         attributes.only_to_customer.or((marks && !self.is_internal()).then_some(self.peer.asn))
     }
 
@@ -157,12 +162,17 @@ impl Session<'_> {
         let communities = &best.attributes.communities;
         let is_within = self.is_internal();
         if communities.contains(&NO_ADVERTISE)
-            || (!is_within && [NO_EXPORT, NO_EXPORT_SUBCONFED].iter().any(|each| communities.contains(each)))
+            || (!is_within
+                && [NO_EXPORT, NO_EXPORT_SUBCONFED].iter().any(|each| communities.contains(each)))
         {
             return false;
         }
         let sells = matches!(self.peer.role, Some(Role::Provider | Role::RouteServer));
-        if !is_within && self.peer.role.is_some() && !sells && best.attributes.only_to_customer.is_some() {
+        if !is_within
+            && self.peer.role.is_some()
+            && !sells
+            && best.attributes.only_to_customer.is_some()
+        {
             return false;
         }
         let Some(from) = from else { return true };
@@ -189,7 +199,8 @@ impl Session<'_> {
         out.next_hop = self.outgoing_next_hop(attributes, family, from.is_some())?;
         if self.is_internal() {
             out.local_pref = Some(out.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
-            let within = from.filter(|(from, _)| from.asn == from.local_asn.unwrap_or(self.speaker.asn));
+            let within =
+                from.filter(|(from, _)| from.asn == from.local_asn.unwrap_or(self.speaker.asn));
             if let Some((_, router_id)) = within {
                 out.originator_id.get_or_insert(router_id);
                 out.cluster_list.insert(0, self.cluster_id());
@@ -211,7 +222,12 @@ impl Session<'_> {
         Some(out)
     }
 
-    fn outgoing_next_hop(&self, attributes: &Attributes, family: Family, is_from_peer: bool) -> Option<NextHop> {
+    fn outgoing_next_hop(
+        &self,
+        attributes: &Attributes,
+        family: Family,
+        is_from_peer: bool,
+    ) -> Option<NextHop> {
         let keeps = match self.peer.next_hop_mode {
             NextHopMode::Own => false,
             NextHopMode::Keep => true,

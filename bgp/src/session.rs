@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use connection::{ConnectionId, Moment, Negotiated};
 pub(crate) use connection::{Connection, Stage, negotiate};
+pub use connection::{ConnectionId, Moment, Negotiated};
 
 use crate::attributes::Family;
 use crate::codec::{self, DecodeError, Plain};
@@ -65,7 +65,9 @@ pub enum Reason {
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Sent(notification, detail) if detail.is_empty() => write!(f, "sent {notification}"),
+            Self::Sent(notification, detail) if detail.is_empty() => {
+                write!(f, "sent {notification}")
+            }
             Self::Sent(notification, detail) => write!(f, "sent {notification}: {detail}"),
             Self::Received(notification) => write!(f, "received {notification}"),
             Self::Closed => f.write_str("the connection ended"),
@@ -163,7 +165,12 @@ impl Session {
     }
 
     /// The attempt has led to a connection.
-    pub(crate) fn connected(&mut self, id: ConnectionId, local: IpAddr, around: &mut Surroundings<'_>) {
+    pub(crate) fn connected(
+        &mut self,
+        id: ConnectionId,
+        local: IpAddr,
+        around: &mut Surroundings<'_>,
+    ) {
         if self.attempt == Some(id) {
             self.attempt = None;
             self.connect_at = None;
@@ -173,7 +180,11 @@ impl Session {
 
     /// The peer has connected. Returns the connection's number, or none if it is not wanted now:
     /// the session is idle.
-    pub(crate) fn accept(&mut self, local: IpAddr, around: &mut Surroundings<'_>) -> Option<ConnectionId> {
+    pub(crate) fn accept(
+        &mut self,
+        local: IpAddr,
+        around: &mut Surroundings<'_>,
+    ) -> Option<ConnectionId> {
         if self.state() == State::Idle {
             return None;
         }
@@ -188,7 +199,13 @@ impl Session {
         Some(id)
     }
 
-    fn open(&mut self, id: ConnectionId, is_outgoing: bool, local: IpAddr, around: &mut Surroundings<'_>) {
+    fn open(
+        &mut self,
+        id: ConnectionId,
+        is_outgoing: bool,
+        local: IpAddr,
+        around: &mut Surroundings<'_>,
+    ) {
         let mut connection = Connection::new(id, is_outgoing, local, around.moment.now);
         connection.control = codec::encode(around.open);
         connection.blocked_since = Some(around.moment.now);
@@ -208,7 +225,12 @@ impl Session {
     }
 
     /// Bytes of the peer.
-    pub(crate) fn receive(&mut self, id: ConnectionId, bytes: &[u8], around: &mut Surroundings<'_>) {
+    pub(crate) fn receive(
+        &mut self,
+        id: ConnectionId,
+        bytes: &[u8],
+        around: &mut Surroundings<'_>,
+    ) {
         let Some(at) = self.connections.iter().position(|each| each.id == id) else { return };
         let mut framer = std::mem::take(&mut self.connections[at].framer);
         let mut wrong: Option<DecodeError> = None;
@@ -284,7 +306,9 @@ impl Session {
             }
             return;
         }
-        let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else { return };
+        let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else {
+            return;
+        };
         connection.negotiated = Some(negotiated);
         connection.stage = Stage::OpenConfirm;
         connection.control.extend(codec::encode(Plain::Keepalive));
@@ -305,7 +329,8 @@ impl Session {
             // A peer that connects again has lost the former connection: it has restarted, which
             // it is believed only if it said that it may (RFC 4724 section 4.2). A connection from
             // before is of the same start.
-            let may_restart = rival.negotiated.as_ref().is_some_and(|each| each.graceful_restart.is_some());
+            let may_restart =
+                rival.negotiated.as_ref().is_some_and(|each| each.graceful_restart.is_some());
             let is_later = self.established_at.is_some_and(|at| opened_at > at);
             if is_outgoing || !may_restart || !is_later {
                 return false;
@@ -333,7 +358,9 @@ impl Session {
         if let Some(attempt) = self.attempt.take() {
             around.out.push(Output::Close(attempt, Vec::new()));
         }
-        let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else { return };
+        let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else {
+            return;
+        };
         connection.stage = Stage::Established;
         connection.restart_hold(around.moment.now);
         let negotiated = connection.negotiated.clone();
@@ -406,7 +433,8 @@ impl Session {
             }
             // A peer that closes has something else to do first: to restart, most often.
             None if self.attempt.is_none() && !around.config.is_passive => {
-                let retry = if was_established { FIRST_BACKOFF } else { around.config.connect_retry };
+                let retry =
+                    if was_established { FIRST_BACKOFF } else { around.config.connect_retry };
                 self.connect_at = Some(around.moment.after(retry));
             }
             None => {}
@@ -441,12 +469,15 @@ impl Session {
 
     fn tick_connection(&mut self, id: ConnectionId, around: &mut Surroundings<'_>) {
         let now = around.moment.now;
-        let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else { return };
+        let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else {
+            return;
+        };
         if connection.hold_until.is_some_and(|at| at <= now) {
             let expired = Notification::new(notification::HOLD_TIMER_EXPIRED);
             return self.fail(id, expired, String::new(), around);
         }
-        if connection.blocked_since.is_some_and(|since| since + connection.send_hold_time() <= now) {
+        if connection.blocked_since.is_some_and(|since| since + connection.send_hold_time() <= now)
+        {
             let expired = Notification::new(notification::SEND_HOLD_TIMER_EXPIRED);
             return self.fail(id, expired, "the peer takes nothing".to_owned(), around);
         }

@@ -153,14 +153,20 @@ impl Speaker {
     /// # Errors
     ///
     /// A configuration that no peer may have; the former one stays.
-    pub fn set_peer(&mut self, peer: PeerId, config: PeerConfig, moment: Moment) -> Result<(), ConfigError> {
+    pub fn set_peer(
+        &mut self,
+        peer: PeerId,
+        config: PeerConfig,
+        moment: Moment,
+    ) -> Result<(), ConfigError> {
         config.validate()?;
         for rules in [&config.import, &config.export] {
             for rule in rules.ipv4.iter().chain(&rules.ipv6) {
                 rule.validate()?;
             }
         }
-        let twin = |(id, each): (&PeerId, &Peer)| *id != peer && each.config.address == config.address;
+        let twin =
+            |(id, each): (&PeerId, &Peer)| *id != peer && each.config.address == config.address;
         if self.peers.iter().any(twin) {
             let rule = "is of one peer only";
             return Err(invalid("address", config.address, rule, "remove the other peer first"));
@@ -229,7 +235,8 @@ impl Speaker {
     pub fn shut_down(&mut self, keeps_routes: bool, text: &str, moment: Moment) {
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
             self.with_session(peer, moment, |session, around| {
-                let cease = Notification::with_communication(notification::ADMINISTRATIVE_SHUTDOWN, text);
+                let cease =
+                    Notification::with_communication(notification::ADMINISTRATIVE_SHUTDOWN, text);
                 let agreed = session.established().and_then(|each| each.negotiated.as_ref());
                 let is_hard = agreed.is_some_and(|each| each.notification_restart);
                 let cease = if is_hard { cease.into_hard_reset() } else { cease };
@@ -281,14 +288,21 @@ impl Speaker {
     /// The connection has come about; `local` is our address of it.
     pub fn connected(&mut self, connection: ConnectionId, local: IpAddr, moment: Moment) {
         if let Some(peer) = self.owners.get(&connection).copied() {
-            self.with_session(peer, moment, |session, around| session.connected(connection, local, around));
+            self.with_session(peer, moment, |session, around| {
+                session.connected(connection, local, around)
+            });
             self.settle(moment);
         }
     }
 
     /// A peer has connected. Returns the number of the connection, or none if it is to be closed:
     /// nobody is configured at that address, or nobody is wanted there now.
-    pub fn accept(&mut self, remote: IpAddr, local: IpAddr, moment: Moment) -> Option<ConnectionId> {
+    pub fn accept(
+        &mut self,
+        remote: IpAddr,
+        local: IpAddr,
+        moment: Moment,
+    ) -> Option<ConnectionId> {
         let of_remote = |(_, each): &(&PeerId, &Peer)| each.config.address.ip() == remote;
         let peer = *self.peers.iter().find(of_remote)?.0;
         let mut accepted = None;
@@ -312,7 +326,9 @@ impl Speaker {
     /// Bytes that the peer sent, cut in whatever way.
     pub fn receive(&mut self, connection: ConnectionId, bytes: &[u8], moment: Moment) {
         if let Some(peer) = self.owners.get(&connection).copied() {
-            self.with_session(peer, moment, |session, around| session.receive(connection, bytes, around));
+            self.with_session(peer, moment, |session, around| {
+                session.receive(connection, bytes, around)
+            });
             self.settle(moment);
         }
     }
@@ -352,9 +368,10 @@ impl Speaker {
         let mut pending = Vec::new();
         for peer in self.peers.values() {
             for connection in &peer.session.connections {
-                let has_routes = peer.session.established().is_some_and(|each| each.id == connection.id)
-                    && peer.out.is_pending()
-                    && !self.is_silent();
+                let has_routes =
+                    peer.session.established().is_some_and(|each| each.id == connection.id)
+                        && peer.out.is_pending()
+                        && !self.is_silent();
                 if !connection.control.is_empty() || has_routes {
                     pending.push(connection.id);
                 }
@@ -365,7 +382,13 @@ impl Speaker {
 
     /// Appends bytes for a connection, about `budget` at most: what is to be written next. They are
     /// taken as written. KEEPALIVEs come before routes.
-    pub fn transmit(&mut self, connection: ConnectionId, budget: usize, moment: Moment, out: &mut Vec<u8>) {
+    pub fn transmit(
+        &mut self,
+        connection: ConnectionId,
+        budget: usize,
+        moment: Moment,
+        out: &mut Vec<u8>,
+    ) {
         let Some(peer) = self.owners.get(&connection).copied() else { return };
         let before = out.len();
         let is_established = self.take_control(peer, connection, out);
@@ -383,7 +406,8 @@ impl Speaker {
 
     fn take_control(&mut self, peer: PeerId, connection: ConnectionId, out: &mut Vec<u8>) -> bool {
         let Some(state) = self.peers.get_mut(&peer) else { return false };
-        if let Some(each) = state.session.connections.iter_mut().find(|each| each.id == connection) {
+        if let Some(each) = state.session.connections.iter_mut().find(|each| each.id == connection)
+        {
             out.append(&mut each.control);
         }
         state.session.established().is_some_and(|each| each.id == connection)
@@ -393,7 +417,8 @@ impl Speaker {
     pub fn request_refresh(&mut self, peer: PeerId, family: Family, moment: Moment) -> bool {
         let Some(state) = self.peers.get_mut(&peer) else { return false };
         let Some(id) = state.session.established().map(|each| each.id) else { return false };
-        let Some(connection) = state.session.connections.iter_mut().find(|each| each.id == id) else {
+        let Some(connection) = state.session.connections.iter_mut().find(|each| each.id == id)
+        else {
             return false;
         };
         let knows = |agreed: &Negotiated| agreed.route_refresh && agreed.families.contains(&family);
@@ -448,7 +473,9 @@ impl Speaker {
                 self.actions.push(Action::Close { connection, last });
             }
             Output::Up(negotiated) => self.session_up(peer, &negotiated, moment),
-            Output::Down { kept, restart_time } => self.session_down(peer, &kept, restart_time, moment),
+            Output::Down { kept, restart_time } => {
+                self.session_down(peer, &kept, restart_time, moment)
+            }
             Output::Update(_) => {}
             Output::Refresh(refresh) => self.take_refresh(peer, refresh),
             Output::Ended(reason) => self.actions.push(Action::Ended { peer, reason }),
@@ -521,7 +548,12 @@ impl Speaker {
 
     /// Says how a next hop is reached: `Some(None)` is not at all, none that it is not known any
     /// more.
-    pub fn set_next_hop(&mut self, address: IpAddr, info: Option<Option<NextHopInfo>>, moment: Moment) {
+    pub fn set_next_hop(
+        &mut self,
+        address: IpAddr,
+        info: Option<Option<NextHopInfo>>,
+        moment: Moment,
+    ) {
         if self.rib.set_next_hop(address, info) {
             // Filters may look at the interface.
             for peer in self.peers.keys().copied().collect::<Vec<_>>() {

@@ -60,7 +60,8 @@ fn what_daemons_send_is_understood() {
                         assert!(known.four_octet_as && known.route_refresh, "{peer}");
                         assert_eq!(known.enhanced_route_refresh, daemon != "gobgp", "{peer}");
                         assert_eq!(known.graceful_restart.is_some(), daemon != "gobgp", "{peer}");
-                        let restarting = known.graceful_restart.is_some_and(|each| each.is_restarting);
+                        let restarting =
+                            known.graceful_restart.is_some_and(|each| each.is_restarting);
                         assert_eq!(restarting, daemon == "frr", "{peer}");
                     }
                     Message::Update(update) => {
@@ -194,7 +195,8 @@ fn families_that_were_not_agreed_on_are_left_out() {
     let found = update(&message, &only_ipv6);
     assert!(found.announced.is_empty() && found.withdrawn.is_empty());
     // IPv4 by MP_REACH_NLRI over IPv6 is taken if RFC 8950 was agreed on, and withdrawn if not.
-    let over = format!("{ORIGIN}400200 800e19 000101 10 20010db8000000000000000000000001 00 18c00002");
+    let over =
+        format!("{ORIGIN}400200 800e19 000101 10 20010db8000000000000000000000001 00 18c00002");
     let found = update(&raw_update(&over, ""), &INTERNAL);
     assert_eq!((found.withdrawn, found.errors.len()), (vec![net("192.0.2.0/24")], 1));
     let agreed = Context { extended_next_hop: true, ..INTERNAL };
@@ -250,15 +252,27 @@ fn any_attributes() -> impl Strategy<Value = Attributes> {
     let path = prop::collection::vec(prop::collection::vec(asn.clone(), 1..300), 0..3);
     let communities = prop::collection::btree_set(any::<u32>(), 0..5);
     let large = prop::collection::btree_set(any::<[u32; 3]>(), 0..5);
-    let options = (any::<Option<u32>>(), any::<Option<u32>>(), any::<bool>(), prop::option::of(asn));
+    let options =
+        (any::<Option<u32>>(), any::<Option<u32>>(), any::<bool>(), prop::option::of(asn));
     let reflected = (any::<Option<u32>>(), prop::collection::vec(any::<u32>(), 0..4));
     let unknown = prop::option::of(prop::collection::vec(any::<u8>(), 0..300));
     (path, communities, large, options, reflected, unknown, 0usize..3).prop_map(
-        |(path, communities, large, (med, local_pref, atomic, customer), reflected, unknown, origin)| {
+        |(
+            path,
+            communities,
+            large,
+            (med, local_pref, atomic, customer),
+            reflected,
+            unknown,
+            origin,
+        )| {
             let mut attributes = Attributes::local(Ipv4Addr::new(10, 9, 0, 1).into());
             attributes.origin = [Origin::Igp, Origin::Egp, Origin::Incomplete][origin];
             attributes.as_path = AsPath(
-                path.iter().flat_map(|asns| asns.chunks(255)).map(|c| Segment::Sequence(c.to_vec())).collect(),
+                path.iter()
+                    .flat_map(|asns| asns.chunks(255))
+                    .map(|c| Segment::Sequence(c.to_vec()))
+                    .collect(),
             );
             attributes.communities = communities.into_iter().map(Community).collect();
             attributes.large_communities = large.into_iter().map(LargeCommunity).collect();

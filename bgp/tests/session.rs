@@ -46,7 +46,9 @@ fn a_session_comes_up_whoever_connects() {
         let status = net.nodes[0].speaker.status(id(1)).unwrap();
         let agreed = status.negotiated.unwrap();
         assert_eq!((agreed.hold_time, agreed.keepalive), (240 * SECOND, 80 * SECOND));
-        assert!(agreed.notification_restart && agreed.enhanced_route_refresh && agreed.four_octet_as);
+        assert!(
+            agreed.notification_restart && agreed.enhanced_route_refresh && agreed.four_octet_as
+        );
     }
 }
 
@@ -88,11 +90,15 @@ fn opens_that_do_not_go_together_end_with_their_notification() {
         }
         net.run(120 * SECOND);
         assert!(net.has_logged(0, "Ended") && net.has_logged(1, "Ended"), "{what}");
-        let ends = net.nodes.iter().flat_map(|node| &node.log).filter(|line| line.contains("Ended"));
+        let ends =
+            net.nodes.iter().flat_map(|node| &node.log).filter(|line| line.contains("Ended"));
         // The reason is told as text, too.
         let all = ends.cloned().collect::<Vec<_>>().join("\n");
         let codes = text.split(['(', '/', ')']).collect::<Vec<_>>();
-        assert!(all.contains(&format!("code: {}, subcode: {}", codes[1], codes[2])), "{what}: {all}");
+        assert!(
+            all.contains(&format!("code: {}, subcode: {}", codes[1], codes[2])),
+            "{what}: {all}"
+        );
         assert_ne!(net.state(0, 1), State::Established, "{what}");
     }
 }
@@ -141,10 +147,11 @@ fn a_peer_that_is_silent_is_given_up_after_the_hold_time() {
     assert!(established(&net), "keepalives keep it up");
     assert!(!net.has_logged(0, "Ended"));
     net.hold(0, 1, true);
-    net.run(Duration::from_millis(2900));
+    // The last KEEPALIVE is a second old at most.
+    net.run(Duration::from_millis(1900));
     assert!(established(&net));
     net.run(2 * SECOND);
-    assert!(net.has_logged(0, "code: 4, subcode: 0") && net.kernel(0).is_empty());
+    assert!(net.has_logged(0, "code: 4, subcode: 0") && net.has_logged(0, "Remove"));
     net.hold(0, 1, false);
     net.until("back", established);
 }
@@ -205,7 +212,8 @@ fn more_prefixes_than_the_limit_end_the_session_for_a_while() {
     // The routes go although graceful restart has been agreed on: the Cease is a hard one.
     assert!(net.has_logged(0, "code: 6, subcode: 9"), "{:#?}", net.nodes[0].log);
     assert!(net.kernel(0).is_empty());
-    let ends = |net: &Net| net.nodes[0].log.iter().filter(|line| line.contains("subcode: 9")).count();
+    let ends =
+        |net: &Net| net.nodes[0].log.iter().filter(|line| line.contains("subcode: 9")).count();
     net.run(150 * SECOND);
     assert_eq!(ends(&net), 1);
     net.withdraw(1, "10.65.3.0/26");
@@ -271,7 +279,11 @@ fn a_speaker_that_restarts_loses_nothing() {
     for (seed, is_noticed) in [(43, true), (47, false)] {
         let mut net = up(seed, [64512, 64512], |_| {});
         // A third node that never comes, and one without graceful restart.
-        net.nodes[1].speaker.shut_down(true, "", margay_bgp::session::Moment { now: net.now, jitter: 0 });
+        net.nodes[1].speaker.shut_down(
+            true,
+            "",
+            margay_bgp::session::Moment { now: net.now, jitter: 0 },
+        );
         net.lose(1, is_noticed);
         let before = net.nodes[0].log.len();
         let config = {
@@ -294,7 +306,10 @@ fn a_speaker_that_restarts_loses_nothing() {
         net.until("synced", |net| net.nodes[1].synced == 2);
         net.run(SECOND);
         assert!(established(&net));
-        assert_eq!((net.kernel(0), net.kernel(1)), (vec!["10.65.1.0/26".into()], vec!["10.65.0.0/26".into()]));
+        assert_eq!(
+            (net.kernel(0), net.kernel(1)),
+            (vec!["10.65.1.0/26".into()], vec!["10.65.0.0/26".into()])
+        );
         let gone = net.nodes[0].log[before..].iter().any(|line| line.contains("Remove"));
         assert!(!gone, "{:#?}", &net.nodes[0].log[before..]);
     }
@@ -319,9 +334,14 @@ fn a_restart_does_not_wait_for_ever() {
     net.unreachable.insert(2);
     net.run(55 * SECOND);
     assert_eq!(net.state(0, 1), State::Established);
-    assert!(net.kernel(0).is_empty() && net.kernel(1).is_empty() && net.nodes[0].synced == 0);
+    assert!(net.kernel(0).is_empty() && net.kernel(1).is_empty());
+    // Nobody has IPv6, so that is complete at once.
+    assert_eq!(net.nodes[0].synced, 1);
     net.run(10 * SECOND);
-    assert_eq!((net.kernel(0), net.kernel(1)), (vec!["10.65.1.0/26".into()], vec!["10.65.0.0/26".into()]));
+    assert_eq!(
+        (net.kernel(0), net.kernel(1)),
+        (vec!["10.65.1.0/26".into()], vec!["10.65.0.0/26".into()])
+    );
     assert_eq!(net.nodes[0].synced, 2);
 }
 
@@ -335,7 +355,10 @@ fn two_that_restart_at_once_do_not_wait_for_each_other() {
         net.announce(node, &format!("10.65.{node}.0/26"));
     }
     net.run(30 * SECOND);
-    assert_eq!((net.kernel(0), net.kernel(1)), (vec!["10.65.1.0/26".into()], vec!["10.65.0.0/26".into()]));
+    assert_eq!(
+        (net.kernel(0), net.kernel(1)),
+        (vec!["10.65.1.0/26".into()], vec!["10.65.0.0/26".into()])
+    );
     assert_eq!((net.nodes[0].synced, net.nodes[1].synced), (2, 2));
 }
 

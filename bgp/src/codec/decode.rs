@@ -50,7 +50,10 @@ impl From<wire::DecodeError> for DecodeError {
     fn from(error: wire::DecodeError) -> Self {
         let (code, subcode, data) = error.to_notification();
         let detail = error.to_string();
-        Self { notification: Notification { code: code.as_u8(), subcode, data: data.to_vec() }, detail }
+        Self {
+            notification: Notification { code: code.as_u8(), subcode, data: data.to_vec() },
+            detail,
+        }
     }
 }
 
@@ -138,7 +141,8 @@ fn take_capability(found: &mut Capabilities, capability: &Capability) {
         Capability::EnhancedRouteRefresh => found.enhanced_route_refresh = true,
         Capability::ExtendedNextHop(entries) => {
             found.extended_next_hop |= entries.iter().any(|each| {
-                (each.nlri_afi, each.nlri_safi, each.next_hop_afi) == (Afi::Ipv4, Safi::Unicast, Afi::Ipv6)
+                (each.nlri_afi, each.nlri_safi, each.next_hop_afi)
+                    == (Afi::Ipv4, Safi::Unicast, Afi::Ipv6)
             });
         }
         Capability::GracefulRestart { restart_state, notification, restart_time, families } => {
@@ -206,8 +210,10 @@ fn update_of(update: &wire::UpdateMessage, context: &Context) -> Result<Update, 
     found.withdrawn.extend(body.withdrawn.iter().map(|each| ipv4(&each.prefix)));
     let nets: Vec<IpNet> = body.announced.iter().map(|each| ipv4(&each.prefix)).collect();
     let reach = reach.filter(|reach| family_of(reach.afi, reach.safi).is_some());
-    let of_reach: Vec<IpNet> =
-        reach.iter().flat_map(|reach| reach.announced.iter().map(|each| net_of(&each.prefix))).collect();
+    let of_reach: Vec<IpNet> = reach
+        .iter()
+        .flat_map(|reach| reach.announced.iter().map(|each| net_of(&each.prefix)))
+        .collect();
     let is_announcement = !nets.is_empty() || !of_reach.is_empty();
     if is_announcement && !is_withdrawn {
         let valid = validate_update_attributes(

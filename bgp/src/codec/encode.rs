@@ -223,7 +223,8 @@ fn update_bytes(
     let mode = Ipv4UnicastMode::Body;
     let (announced, withdrawn) = (body(announced), body(withdrawn));
     let update =
-        UpdateMessage::try_build(&announced, &withdrawn, attributes, four_octet_as, false, mode).ok()?;
+        UpdateMessage::try_build(&announced, &withdrawn, attributes, four_octet_as, false, mode)
+            .ok()?;
     let mut bytes = Vec::with_capacity(update.encoded_len());
     update.encode(&mut bytes).ok()?;
     Some(bytes)
@@ -302,7 +303,9 @@ fn list_of(attributes: &Attributes, family: Family) -> Vec<PathAttribute> {
     }
     if !attributes.extended_communities.is_empty() {
         let values = attributes.extended_communities.iter().copied();
-        list.push(PathAttribute::ExtendedCommunities(values.map(wire::ExtendedCommunity::new).collect()));
+        list.push(PathAttribute::ExtendedCommunities(
+            values.map(wire::ExtendedCommunity::new).collect(),
+        ));
     }
     if !attributes.large_communities.is_empty() {
         let large = attributes.large_communities.iter();
@@ -312,7 +315,11 @@ fn list_of(attributes: &Attributes, family: Family) -> Vec<PathAttribute> {
     list.extend(attributes.only_to_customer.map(PathAttribute::OnlyToCustomer));
     list.extend(attributes.unknown.iter().map(|each| {
         let data = Bytes::copy_from_slice(&each.value);
-        PathAttribute::Unknown(RawAttribute { flags: each.flags | PARTIAL, type_code: each.code, data })
+        PathAttribute::Unknown(RawAttribute {
+            flags: each.flags | PARTIAL,
+            type_code: each.code,
+            data,
+        })
     }));
     list
 }

@@ -6,10 +6,14 @@ fn net(text: &str) -> IpNet {
 
 fn policy() -> ExportPolicy {
     let mut policy = ExportPolicy::default();
-    for (cidr, exported) in [("10.65.0.0/16", true), ("10.66.0.0/16", false), ("fd00:65::/48", true)] {
+    for (cidr, exported) in
+        [("10.65.0.0/16", true), ("10.66.0.0/16", false), ("fd00:65::/48", true)]
+    {
         policy.pools.insert(net(cidr), exported);
     }
-    for (cidr, confirmed) in [("10.65.1.0/26", true), ("10.65.1.64/26", false), ("fd00:65::/122", true)] {
+    for (cidr, confirmed) in
+        [("10.65.1.0/26", true), ("10.65.1.64/26", false), ("fd00:65::/122", true)]
+    {
         policy.blocks.insert(net(cidr), confirmed);
     }
     policy.services.insert(net("10.96.0.0/12"), ());

@@ -86,7 +86,11 @@ fn a_rule_matches_what_has_all_that_it_names() {
         ("interface", FilterRule { interface: Some("bond*".into()), ..plain() }, false),
         ("peer type", FilterRule { peer_type: Some(PeerType::External), ..plain() }, true),
         ("peer type", FilterRule { peer_type: Some(PeerType::Internal), ..plain() }, false),
-        ("community", FilterRule { community: Some("64512:1:2".parse().unwrap()), ..plain() }, true),
+        (
+            "community",
+            FilterRule { community: Some("64512:1:2".parse().unwrap()), ..plain() },
+            true,
+        ),
         ("community", FilterRule { community: Some("64512:1".parse().unwrap()), ..plain() }, false),
         ("path", FilterRule { as_path_prefix: vec![65001], ..plain() }, true),
         ("path", FilterRule { as_path_prefix: vec![65001, 65002], ..plain() }, true),
@@ -94,11 +98,7 @@ fn a_rule_matches_what_has_all_that_it_names() {
         ("path", FilterRule { as_path_prefix: vec![65001, 65002, 1], ..plain() }, false),
         ("priority", FilterRule { priority: Some(512), ..plain() }, true),
         ("priority", FilterRule { priority: Some(1024), ..plain() }, false),
-        (
-            "both",
-            FilterRule { priority: Some(512), as_path_prefix: vec![65002], ..plain() },
-            false,
-        ),
+        ("both", FilterRule { priority: Some(512), as_path_prefix: vec![65002], ..plain() }, false),
     ];
     for (what, rule, expected) in rows {
         assert_eq!(rule.matches(&candidate), expected, "{what}: {rule:?}");

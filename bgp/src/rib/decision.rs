@@ -45,7 +45,8 @@ pub fn select(contenders: &[Contender<'_>]) -> Vec<usize> {
     let neighbor = |index: &usize| at(index).attributes.as_path.neighbor();
     let before = set.clone();
     set.retain(|index| {
-        let is_better = |other: &usize| neighbor(other) == neighbor(index) && med(other) < med(index);
+        let is_better =
+            |other: &usize| neighbor(other) == neighbor(index) && med(other) < med(index);
         !before.iter().any(is_better)
     });
     keep_least(&mut set, |index| at(index).sender.is_some_and(|sender| sender.is_internal));

@@ -164,7 +164,10 @@ pub(crate) fn negotiate(
     let is_internal = own.asn == config.asn;
     // Identifiers are unique within an autonomous system (RFC 6286).
     if theirs.router_id.is_unspecified() || (is_internal && theirs.router_id == own.router_id) {
-        let text = format!("the peer's BGP identifier is {}, and so is ours or it is zero", theirs.router_id);
+        let text = format!(
+            "the peer's BGP identifier is {}, and so is ours or it is zero",
+            theirs.router_id
+        );
         return refuse(notification::BAD_BGP_IDENTIFIER, text);
     }
     if theirs.hold_time > Duration::ZERO && theirs.hold_time < MIN_HOLD_TIME {
@@ -178,7 +181,8 @@ pub(crate) fn negotiate(
         let text = format!("the peer is {other:?} and we are {own:?}");
         return refuse(notification::ROLE_MISMATCH, text);
     }
-    let families: BTreeSet<Family> = ours.families.intersection(&others.families).copied().collect();
+    let families: BTreeSet<Family> =
+        ours.families.intersection(&others.families).copied().collect();
     if families.is_empty() {
         let (own, other) = (&ours.families, &others.families);
         let text = format!("no common family: we have {own:?}, the peer has {other:?}");
@@ -187,7 +191,8 @@ pub(crate) fn negotiate(
     let hold_time = own.hold_time.min(theirs.hold_time);
     let third = hold_time / 3;
     let keepalive = config.keepalive.map_or(third, |time| time.min(third));
-    let graceful_restart = others.graceful_restart.clone().filter(|_| ours.graceful_restart.is_some());
+    let graceful_restart =
+        others.graceful_restart.clone().filter(|_| ours.graceful_restart.is_some());
     let notification_restart = graceful_restart.as_ref().is_some_and(|each| each.notification);
     Ok(Negotiated {
         router_id: theirs.router_id,

@@ -59,7 +59,8 @@ fn wait_for(peer: &Peer, family: Family) -> Wait {
 impl Speaker {
     /// Nothing is announced yet, as our own table is not complete.
     pub(super) fn is_silent(&self) -> bool {
-        let is_open = |peer: &Peer| Family::ALL.iter().any(|family| wait_for(peer, *family) == Wait::Open);
+        let is_open =
+            |peer: &Peer| Family::ALL.iter().any(|family| wait_for(peer, *family) == Wait::Open);
         self.deferral.is_some() && self.peers.values().any(is_open)
     }
 
@@ -77,9 +78,8 @@ impl Speaker {
         if self.deferral.is_none() || self.peers.is_empty() {
             return;
         }
-        let is_complete = |family: &Family| {
-            self.peers.values().all(|peer| wait_for(peer, *family) == Wait::Done)
-        };
+        let is_complete =
+            |family: &Family| self.peers.values().all(|peer| wait_for(peer, *family) == Wait::Done);
         let complete: Vec<Family> = Family::ALL.into_iter().filter(is_complete).collect();
         self.end_deferral(&complete);
     }
@@ -108,8 +108,10 @@ impl Speaker {
 
     pub(super) fn session_up(&mut self, peer: PeerId, agreed: &Negotiated, moment: Moment) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
-        let (address, is_internal) = (state.config.address.ip(), state.open.asn == state.config.asn);
-        let sender = crate::rib::decision::Sender { is_internal, router_id: agreed.router_id, address };
+        let (address, is_internal) =
+            (state.config.address.ip(), state.open.asn == state.config.asn);
+        let sender =
+            crate::rib::decision::Sender { is_internal, router_id: agreed.router_id, address };
         self.rib.set_sender(peer, sender);
         state.complete.clear();
         state.refreshing.clear();
@@ -174,7 +176,8 @@ impl Speaker {
             state.stale.remove(&family);
             let removed = self.rib.remove_routes(peer, family, true);
             if removed > 0 && state.session.state() != State::Established {
-                let text = format!("{removed} {family} routes gone: the peer did not come back in time");
+                let text =
+                    format!("{removed} {family} routes gone: the peer did not come back in time");
                 self.actions.push(Action::Problem { peer, text });
             }
         }

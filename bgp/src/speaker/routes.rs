@@ -103,7 +103,8 @@ impl Speaker {
             extended_next_hop: false,
         };
         if session.has_wrong_first_as(&attributes) {
-            let text = format!("path {} does not begin with AS {}", attributes.as_path, state.config.asn);
+            let text =
+                format!("path {} does not begin with AS {}", attributes.as_path, state.config.asn);
             for net in nets {
                 self.rib.remove(net, Source::Peer(peer));
             }
@@ -114,7 +115,8 @@ impl Speaker {
         let (max_prefixes, max_bytes) = (state.config.max_prefixes, state.config.max_bytes);
         let interface = self.rib.interface(&received).map(str::to_owned);
         for net in nets {
-            let imported = session.import(&mut self.rib.store, net, &received, interface.as_deref());
+            let imported =
+                session.import(&mut self.rib.store, net, &received, interface.as_deref());
             let usage = self.rib.insert(*net, Source::Peer(peer), received.clone(), imported);
             let prefixes = usage.prefixes[Family::of(net) as usize];
             if prefixes > max_prefixes || usage.bytes > max_bytes {
@@ -122,7 +124,9 @@ impl Speaker {
                     "{prefixes} prefixes and {} bytes, of {max_prefixes} and {max_bytes}",
                     usage.bytes
                 );
-                self.with_session(peer, moment, |session, around| session.stop_for_limit(text, around));
+                self.with_session(peer, moment, |session, around| {
+                    session.stop_for_limit(text, around)
+                });
                 return false;
             }
         }
@@ -133,7 +137,9 @@ impl Speaker {
         let Some(family) = refresh.family else { return };
         let Some(state) = self.peers.get_mut(&peer) else { return };
         let agreed = state.session.established().and_then(|each| each.negotiated.as_ref());
-        let Some(agreed) = agreed.filter(|agreed| agreed.families.contains(&family)) else { return };
+        let Some(agreed) = agreed.filter(|agreed| agreed.families.contains(&family)) else {
+            return;
+        };
         let is_enhanced = agreed.enhanced_route_refresh;
         match refresh.kind {
             RefreshKind::Request => state.out.refresh(family, is_enhanced),
@@ -261,7 +267,8 @@ impl Speaker {
             return outgoing.clone();
         }
         let sender = from.and_then(|source| Some((from_config?, rib.router_id(source)?)));
-        let outgoing = session.outgoing(&best.attributes, key.family, sender, &key.operations).map(Arc::new);
+        let outgoing =
+            session.outgoing(&best.attributes, key.family, sender, &key.operations).map(Arc::new);
         known.insert(key, outgoing.clone());
         outgoing
     }

@@ -28,7 +28,11 @@ fn each_step_decides_where_those_before_it_do_not() {
         ("no MED is the best", none, |a| a.med = Some(1)),
         ("originator", |a| a.originator_id = Some(Ipv4Addr::new(9, 0, 0, 1)), none),
         ("path before MED", |a| a.as_path = AsPath::sequence(&[1]), |a| a.local_pref = Some(99)),
-        ("local preference before path", |a| a.local_pref = Some(200), |a| a.as_path = AsPath::default()),
+        (
+            "local preference before path",
+            |a| a.local_pref = Some(200),
+            |a| a.as_path = AsPath::default(),
+        ),
     ];
     for (what, better, worse) in rows {
         let (mut one, mut other) = (attributes(&[1, 2]), attributes(&[1, 2]));
