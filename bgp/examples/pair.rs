@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use margay_bgp::config::{ConfigError, PeerConfig, PeerId, SpeakerConfig};
+use margay_bgp::config::{PeerConfig, PeerId, SpeakerConfig};
+use margay_bgp::error::ConfigError;
 use margay_bgp::export::ExportPolicy;
 use margay_bgp::rib::{LocalRoute, RouteChange};
 use margay_bgp::session::{ConnectionId, Moment};

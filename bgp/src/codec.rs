@@ -11,11 +11,13 @@
 //! | RFC 7606 | each error with its consequence: discard, withdraw, reset | malformed attributes can be skipped; their consequence is left to the caller |
 //! | RFC 6793 | AS4_PATH is merged | attributes as they are |
 //! | NOTIFICATION for an error | codes and data | left to the caller |
-//! | 4760, 8092, 4724, 8538, 2918, 7313, 9234, 8950 | all | all but capability 9's rules |
+//! | RFC 4760, 8092, 4724, 8538, 2918, 7313, 9234, 8950 | all | all |
+//! | Two million mutations of what daemons send | no panic, 1.0 µs each | no panic, 1.6 µs each |
 //!
-//! Both decode everything that BIRD 2.0.12, FRR 8.4.4 and GoBGP 3.10.0 send (`tests/data`), and
-//! neither panicked on two million mutations of it. What decided is the third row to the sixth: the
-//! rules of RFC 7606 are the part of a codec that is easiest to get wrong.
+//! Both decode everything that BIRD 2.0.12, FRR 8.4.4 and GoBGP 3.10.0 send (`tests/data`). What
+//! decided is RFC 7606, whose rules are the part of a codec that is easiest to get wrong: of the
+//! mutations one in thirty is a route to be withdrawn, which netgauze-bgp-pkt tells from the rest only
+//! by what it left out.
 //!
 //! Its price: minor versions change its interface, it knows twenty families that we do not, and it
 //! takes RFC 9774 at its word (routes with an AS_SET are withdrawn). So its types end here. What

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::attributes::{Community, Family};
+use crate::error::{ConfigError, invalid};
 use crate::filter::Filters;
 use crate::message::Role;
 
@@ -295,27 +296,4 @@ impl PeerConfig {
         }
         Ok(())
     }
-}
-
-/// A value of the configuration that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {value}, but it {rule}; {remedy}")]
-pub struct ConfigError {
-    /// Name of the field.
-    pub field: &'static str,
-    /// What it has.
-    pub value: String,
-    /// What it must be.
-    pub rule: &'static str,
-    /// What helps.
-    pub remedy: &'static str,
-}
-
-pub(crate) fn invalid(
-    field: &'static str,
-    value: impl fmt::Display,
-    rule: &'static str,
-    remedy: &'static str,
-) -> ConfigError {
-    ConfigError { field, value: value.to_string(), rule, remedy }
 }

@@ -6,7 +6,7 @@
 use ipnet::IpNet;
 
 use crate::attributes::{Attributes, CommunityValue, Family};
-use crate::config::{ConfigError, invalid};
+use crate::error::{ConfigError, invalid};
 
 /// Most operations of a rule (`BGPFilter`).
 pub const MAX_OPERATIONS: usize = 10;

@@ -73,13 +73,14 @@
 //! let mut bytes = Vec::new();
 //! speaker.transmit(*connection, 65536, moment(1), &mut bytes);
 //! assert_eq!(bytes[18], 1);
-//! # Ok::<(), margay_bgp::config::ConfigError>(())
+//! # Ok::<(), margay_bgp::error::ConfigError>(())
 //! ```
 
 mod adj_out;
 pub mod attributes;
 pub mod codec;
 pub mod config;
+pub mod error;
 pub mod export;
 pub mod filter;
 pub mod message;

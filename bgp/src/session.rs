@@ -510,6 +510,8 @@ impl Session {
             };
             self.finish(connection, reason, backoff, around);
         }
+        // Where there was no connection, it ends as well.
+        self.idle_until = backoff.map(|wait| around.moment.after(wait));
     }
 
     /// The peer sent more than it may.

@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use crate::adj_out::AdjOut;
 use crate::attributes::{Attributes, Family};
 use crate::codec;
-use crate::config::{ConfigError, PeerConfig, PeerId, SpeakerConfig, invalid};
+use crate::config::{PeerConfig, PeerId, SpeakerConfig};
+use crate::error::{ConfigError, invalid};
 use crate::export::ExportPolicy;
 use crate::message::{Capabilities, GracefulRestart, Open, RefreshKind};
 use crate::notification::{self, Notification};
@@ -260,10 +261,13 @@ impl Speaker {
     }
 
     fn open_for(&self, config: &PeerConfig) -> Open {
-        let families = config.families.iter().map(|family| (*family, true)).collect();
+        // Until the first session of this process the kernel has our routes only if it had them
+        // before (RFC 4724 section 3: the Forwarding State bit).
+        let is_restarting = self.deferral.is_some();
+        let families = config.families.iter().map(|family| (*family, is_restarting)).collect();
         let asn = config.local_asn.unwrap_or(self.config.asn);
         let graceful_restart = config.restart_time.map(|time| GracefulRestart {
-            is_restarting: self.deferral.is_some(),
+            is_restarting,
             notification: true,
             time,
             families,

@@ -272,6 +272,27 @@ fn notifications_keep_routes_by_rfc_8538_and_a_hard_reset_does_not() {
     }
 }
 
+/// A node that has booted has no route of before in its kernel, and says so: its peers drop theirs
+/// when it is back, and not at the end of its table.
+#[test]
+fn a_speaker_that_lost_its_kernel_says_so() {
+    let mut net = up(79, [64512, 64512], |_| {});
+    net.lose(1, true);
+    let std::net::IpAddr::V4(router_id) = address(1) else { unreachable!() };
+    let config = SpeakerConfig::new(64512, router_id);
+    let mut speaker = margay_bgp::speaker::Speaker::new(config, net.now).unwrap();
+    let moment = net.moment();
+    let config = net.config(0, 64512);
+    speaker.set_peer(id(0), config, moment).unwrap();
+    net.nodes[1].speaker = speaker;
+    assert_eq!(net.kernel(0), ["10.65.1.0/26"]);
+    net.until("back", established);
+    assert!(net.kernel(0).is_empty());
+    let agreed = net.nodes[0].speaker.status(id(1)).unwrap().negotiated.unwrap();
+    let families = agreed.graceful_restart.unwrap().families;
+    assert!(families.values().all(|is_preserved| !is_preserved), "{families:?}");
+}
+
 /// The agent of a node goes and comes again: its peers keep its routes, and it announces nothing
 /// before it has theirs.
 #[test]
@@ -402,6 +423,25 @@ fn what_is_wrong_with_a_configuration_is_said() {
     let moment = net.moment();
     let error = net.nodes[0].speaker.set_peer(id(9), twin, moment).unwrap_err();
     assert_eq!(error.field, "address");
+}
+
+#[test]
+fn a_session_that_is_reset_comes_back() {
+    for is_up in [true, false] {
+        let mut net = pair(73, [64512, 64512], |_| {});
+        if is_up {
+            net.until("the session", established);
+        }
+        let moment = net.moment();
+        net.nodes[0].speaker.reset_peer(id(1), "new key", moment);
+        let mut config = net.config(1, 64512);
+        config.hold_time = 30 * SECOND;
+        net.peer(0, 1, config);
+        net.until("the session", established);
+        assert_eq!(net.has_logged(1, "code: 6, subcode: 4"), is_up);
+        let agreed = net.nodes[1].speaker.status(id(0)).unwrap().negotiated.unwrap();
+        assert_eq!(agreed.hold_time, 30 * SECOND);
+    }
 }
 
 proptest! {

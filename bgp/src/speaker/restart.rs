@@ -116,6 +116,10 @@ impl Speaker {
         state.complete.clear();
         state.refreshing.clear();
         state.out = Default::default();
+        // A session that only breaks leaves what the kernel has.
+        if let Some(restart) = &mut state.open.capabilities.graceful_restart {
+            restart.families.values_mut().for_each(|is_preserved| *is_preserved = true);
+        }
         // Kept routes go at once where the peer has not preserved its forwarding, or says nothing
         // of the family any more (RFC 4724 section 4.2).
         let preserved: BTreeMap<Family, bool> =

@@ -41,6 +41,10 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a daemon with a configuration, and waits until it answers.
     pub fn start(kind: Kind, namespace: &Namespace, config: &str) -> Result<Self> {
+        Self::start_again(kind, namespace, config, false)
+    }
+
+    fn start_again(kind: Kind, namespace: &Namespace, config: &str, is_again: bool) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("margay-bgp-").tempdir()?;
         // FRR gives its rights up before it reads its files.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
@@ -51,6 +55,8 @@ impl Daemon {
                 let mut command = Command::new("bird");
                 command.arg("-f").arg("-c").arg(path("config")).arg("-s").arg(path("control"));
                 command.arg("-P").arg(path("pid"));
+                // It does not know by itself that it has run before.
+                command.args(is_again.then_some("-R"));
                 command
             }
             Kind::Frr => {
@@ -109,8 +115,8 @@ impl Daemon {
             (Kind::Bird, "ipv6") => "show route table master6 all",
             (Kind::Frr, "version") => "show version",
             (Kind::Frr, "neighbors") => "show bgp neighbors json",
-            (Kind::Frr, "ipv4") => "show bgp ipv4 unicast detail json",
-            (Kind::Frr, "ipv6") => "show bgp ipv6 unicast detail json",
+            (Kind::Frr, "ipv4") => "show bgp ipv4 unicast json",
+            (Kind::Frr, "ipv6") => "show bgp ipv6 unicast json",
             (Kind::Gobgp, "version") => "global",
             (Kind::Gobgp, "neighbors") => "neighbor",
             (Kind::Gobgp, "ipv4") => "global rib -a ipv4",
@@ -138,7 +144,7 @@ impl Daemon {
     pub fn restart(mut self, namespace: &Namespace) -> Result<Self> {
         ensure!(self.child.try_wait()?.is_some(), "it still runs");
         let config = fs::read_to_string(self.folder.path().join("config"))?;
-        Self::start(self.kind, namespace, &config)
+        Self::start_again(self.kind, namespace, &config, true)
     }
 
     /// Where its files are.
