@@ -2,23 +2,24 @@
 
 mod restart;
 mod routes;
+mod status;
+mod transmit;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::adj_out::AdjOut;
-use crate::attributes::{Attributes, Family};
+use crate::attributes::Family;
 use crate::codec;
 use crate::config::{PeerConfig, PeerId, SpeakerConfig};
 use crate::error::{ConfigError, invalid};
 use crate::export::ExportPolicy;
 use crate::message::{Capabilities, GracefulRestart, Open, RefreshKind};
 use crate::notification::{self, Notification};
-use crate::rib::{KernelRoute, LocalRoute, NextHopInfo, Rib, RouteChange};
+use crate::rib::{LocalRoute, NextHopInfo, Rib, RouteChange};
 use crate::route_policy;
 use crate::session::{
     ConnectionId, Moment, Negotiated, Output, Reason, Session, State, Surroundings,
@@ -402,75 +403,6 @@ impl Speaker {
         std::mem::take(&mut self.actions)
     }
 
-    /// Connections that have bytes to be written.
-    pub fn pending(&self) -> Vec<ConnectionId> {
-        let mut pending = Vec::new();
-        for peer in self.peers.values() {
-            for connection in &peer.session.connections {
-                let has_routes = peer
-                    .session
-                    .established()
-                    .is_some_and(|each| each.id == connection.id)
-                    && peer.out.is_pending()
-                    && !self.is_silent();
-                if !connection.control.is_empty() || has_routes {
-                    pending.push(connection.id);
-                }
-            }
-        }
-        pending
-    }
-
-    /// Appends bytes for a connection, about `budget` at most: what is to be written next. They are
-    /// taken as written. KEEPALIVEs come before routes.
-    pub fn transmit(
-        &mut self,
-        connection: ConnectionId,
-        budget: usize,
-        moment: Moment,
-        out: &mut Vec<u8>,
-    ) {
-        let Some(peer) = self.owners.get(&connection).copied() else {
-            return;
-        };
-        let before = out.len();
-        let is_established = self.take_control(peer, connection, out);
-        if is_established && !self.is_silent() {
-            self.write_routes(peer, budget.saturating_sub(out.len() - before), out);
-        }
-        let Some(state) = self.peers.get_mut(&peer) else {
-            return;
-        };
-        let is_pending = state.out.is_pending();
-        if let Some(each) = state
-            .session
-            .connections
-            .iter_mut()
-            .find(|each| each.id == connection)
-            && out.len() > before
-        {
-            each.blocked_since = (is_established && is_pending).then_some(moment.now);
-        }
-    }
-
-    fn take_control(&mut self, peer: PeerId, connection: ConnectionId, out: &mut Vec<u8>) -> bool {
-        let Some(state) = self.peers.get_mut(&peer) else {
-            return false;
-        };
-        if let Some(each) = state
-            .session
-            .connections
-            .iter_mut()
-            .find(|each| each.id == connection)
-        {
-            out.append(&mut each.control);
-        }
-        state
-            .session
-            .established()
-            .is_some_and(|each| each.id == connection)
-    }
-
     /// Asks a peer for its routes of a family (RFC 2918). Returns whether it can be asked.
     pub fn request_refresh(&mut self, peer: PeerId, family: Family, moment: Moment) -> bool {
         let Some(state) = self.peers.get_mut(&peer) else {
@@ -572,58 +504,6 @@ impl Speaker {
                 });
             }
         }
-    }
-
-    /// What a session is now.
-    pub fn status(&self, peer: PeerId) -> Option<PeerStatus> {
-        let state = self.peers.get(&peer)?;
-        let established = state.session.established();
-        Some(PeerStatus {
-            state: state.session.state(),
-            negotiated: established.and_then(|each| each.negotiated.clone()),
-            received: self.rib.usage(peer).prefixes,
-            sent: state.out.sent(),
-            updates: state.updates,
-            stale: state.stale.keys().copied().collect(),
-            left_out: state.out.left_out(),
-        })
-    }
-
-    /// A peer's configuration.
-    pub fn peer(&self, peer: PeerId) -> Option<&PeerConfig> {
-        self.peers.get(&peer).map(|state| &state.config)
-    }
-
-    /// Addresses from which connections are taken, each with the configuration of its peer.
-    pub fn peers(&self) -> impl Iterator<Item = (PeerId, &PeerConfig)> {
-        self.peers
-            .iter()
-            .map(|(peer, state)| (*peer, &state.config))
-    }
-
-    /// The peer of a connection.
-    pub fn owner(&self, connection: ConnectionId) -> Option<(PeerId, SocketAddr)> {
-        let peer = *self.owners.get(&connection)?;
-        Some((peer, self.peers.get(&peer)?.config.address))
-    }
-
-    /// Routes that the kernel is to have, in order.
-    pub fn kernel_routes(&self) -> impl Iterator<Item = (IpNet, &Arc<KernelRoute>)> {
-        self.rib.installed()
-    }
-
-    /// Routes that a peer has been sent, in order.
-    pub fn routes_sent(&self, peer: PeerId) -> impl Iterator<Item = (&IpNet, &Arc<Attributes>)> {
-        self.peers
-            .get(&peer)
-            .into_iter()
-            .flat_map(|state| state.out.routes())
-    }
-
-    /// Next hops of the routes that peers sent: those that the caller is to tell of by
-    /// [`Self::set_next_hop`].
-    pub fn next_hops(&self) -> BTreeSet<IpAddr> {
-        self.rib.wanted_next_hops()
     }
 
     /// Says how a next hop is reached: `Some(None)` is not at all, none that it is not known any
