@@ -143,7 +143,7 @@ impl Debug for DebugService {
         let ExplainRequest { from, to, protocol, port } = request.into_inner();
         let question = Question { from: party_from_wire(from), to: party_from_wire(to), protocol, port };
         let answer = self.query(move |state| explain(&state.hub.graph, &question)).await?;
-        let Explanation { enforced, staged } = answer.map_err(explain_status)?;
+        let Explanation { enforced, staged, .. } = answer.map_err(explain_status)?;
         let (verdict, steps) = outcome_to_wire(enforced);
         let (pending_verdict, pending_steps) = staged.map(outcome_to_wire).unwrap_or_default();
         Ok(Response::new(ExplainResponse { verdict, steps, pending_verdict, pending_steps }))
@@ -162,7 +162,7 @@ fn party_from_wire(party: Option<wire_debug::Party>) -> Option<Party> {
 }
 
 fn outcome_to_wire(outcome: Outcome) -> (String, Vec<String>) {
-    (if outcome.is_allowed { "allow" } else { "deny" }.to_owned(), outcome.steps)
+    (if outcome.is_allowed { "allow" } else { "deny" }.to_owned(), outcome.steps())
 }
 
 fn explain_status(error: ExplainError) -> Status {
