@@ -14,11 +14,13 @@ use serde::Serialize;
 
 use crate::classes::{self, Class, RecordMap};
 use crate::cluster::Cluster;
+use crate::live::ConnectionArgs;
 use crate::objects::Objects;
 use crate::output::{Finding, Output};
 use crate::party::protocol_name;
 use crate::ports::{self, Cuts};
 use crate::report::{self, OutcomeReport, RefusedReport};
+use crate::source;
 
 /// Pairs of classes that are compared at most: more take minutes.
 const MAX_PAIRS: usize = 4_000_000;
@@ -45,8 +47,9 @@ pub struct Args {
     /// Enforce the staged policies too.
     #[arg(long)]
     pub staged: bool,
-    /// File or folder of manifests that is taken for the cluster as it is.
-    #[arg(long, value_name = "PATH", required = true)]
+    /// File or folder of manifests that is taken for the cluster as it is [default: what the API
+    /// server has].
+    #[arg(long, value_name = "PATH")]
     pub offline: Vec<String>,
     /// Namespace of objects without one.
     #[arg(short, long, default_value = "default")]
@@ -57,6 +60,9 @@ pub struct Args {
     /// Form of the answer.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+    /// The cluster.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
 }
 
 /// What a change does.
@@ -95,7 +101,7 @@ pub struct Change {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<Finding> {
-    let mut objects = Objects::read(&args.offline, &args.namespace)?;
+    let mut objects = source::objects(&args.offline, &args.namespace, &args.connection)?;
     let before = Cluster::of(&objects);
     objects.overlay(Objects::read(&args.files, &args.namespace)?);
     let after = if args.staged {

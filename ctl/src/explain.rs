@@ -5,10 +5,11 @@ use margay_calc::explain::{Explanation, Party, Question, explain};
 use serde::Serialize;
 
 use crate::cluster::Cluster;
-use crate::objects::Objects;
+use crate::live::ConnectionArgs;
 use crate::output::{Finding, Output};
 use crate::party::{Destination, End};
 use crate::report::{self, OutcomeReport, RefusedReport, VerdictName};
+use crate::source;
 use crate::tree::Tree;
 
 /// Arguments of the command.
@@ -24,8 +25,9 @@ pub struct Args {
     /// tcp, udp, sctp, icmp or a number [default: that of the port, else tcp].
     #[arg(long)]
     pub protocol: Option<String>,
-    /// File or folder of manifests that is taken for the cluster; - is standard input.
-    #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
+    /// File or folder of manifests that is taken for the cluster; - is standard input [default:
+    /// what the API server has].
+    #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub files: Vec<String>,
     /// Namespace of names and objects without one.
     #[arg(short, long, default_value = "default")]
@@ -33,6 +35,9 @@ pub struct Args {
     /// Form of the answer.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+    /// The cluster.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
 }
 
 /// Answer to the question.
@@ -78,7 +83,7 @@ pub struct ConnectionReport {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<Finding> {
-    let objects = Objects::read(&args.files, &args.namespace)?;
+    let objects = source::objects(&args.files, &args.namespace, &args.connection)?;
     let answer = answer(args, &Cluster::of(&objects))?;
     let text = match args.output {
         Output::Tree => show(&answer),

@@ -22,13 +22,16 @@ const STDIN: &str = "-";
 pub struct Origin {
     /// Path of the file as it was given or found.
     pub file: String,
-    /// Line on which its document begins, from 1.
+    /// Line on which its document begins, from 1; 0 if it is not out of a file.
     pub line: usize,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
     }
 }
 

@@ -134,6 +134,10 @@ fn what_cannot_be_answered_has_a_status_of_its_own() {
             "/nonexistent: cannot be read",
         ),
         (&["explain", "a/b"], "required"),
+        (
+            &["explain", "a/b", "c/d", "--kubeconfig", "/nonexistent"],
+            "--kubeconfig: /nonexistent: cannot be read",
+        ),
     ];
     for (args, wanted) in cases {
         let (status, text) = answer(args);
@@ -174,6 +178,7 @@ fn examples_have_their_verdicts() {
                 files: Vec::new(),
                 namespace: "default".to_owned(),
                 output: Default::default(),
+                connection: Default::default(),
             };
             let answer = margay_ctl::explain::answer(&args, &cluster).expect("an answer");
             let is_allowed = answer.verdict == margay_ctl::report::VerdictName::Allow;
@@ -256,4 +261,39 @@ fn validation_tells_refused_objects_and_fields_without_effect() {
     expect_test::expect_file!["data/validate.txt"].assert_eq(&text);
     let (status, text) = answer(&["validate", "-f", &data("shop")]);
     assert_eq!(status, 0, "{text}");
+}
+
+#[test]
+fn completion_and_manual_pages_are_made_of_the_commands() {
+    let (status, text) = answer(&["completion", "bash"]);
+    assert_eq!(status, 0, "{text}");
+    assert!(
+        text.contains("explain") && text.contains("--show-blocks"),
+        "{text}"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let (status, text) = answer(&["man", &folder.path().display().to_string()]);
+    assert_eq!(status, 0, "{text}");
+    let page = std::fs::read_to_string(folder.path().join("kubectl-margay-ipam-show.1"));
+    assert!(page.expect("a page").contains("show\\-blocks"));
+}
+
+/// The same program is calicoctl by its name.
+#[test]
+fn the_program_has_another_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let name = folder.path().join("calicoctl");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kubectl-margay"), &name).expect("a link");
+    let output = Command::new(name)
+        .args(["version", "--client"])
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.starts_with("Client Version:    v"), "{text}");
+    let help = Command::new(folder.path().join("calicoctl"))
+        .arg("--help")
+        .output()
+        .expect("it runs");
+    let help = String::from_utf8(help.stdout).expect("text");
+    assert!(help.contains("Usage: calicoctl <COMMAND>"), "{help}");
 }

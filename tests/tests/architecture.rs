@@ -33,7 +33,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ),
     ("margay-cni", &["margay-proto"]),
     ("margay-operator", &["margay-api", "margay-ipam", "margay-runtime"]),
-    ("margay-ctl", &["margay-api", "margay-calc"]),
+    ("margay-ctl", &["margay-api", "margay-calc", "margay-ipam"]),
     ("margay", &["margay-node", "margay-operator", "margay-runtime", "margay-typha"]),
     (
         "margay-tests",
