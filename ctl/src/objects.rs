@@ -235,21 +235,28 @@ fn label_namespace(value: &mut Value, name: &str) {
     value["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
 }
 
+/// A field of an object's metadata, unless it is empty. YAML takes words such as `n` and `1` for
+/// something else than text, and an object must not get into another namespace by that.
+pub fn metadata_text<'a>(value: &'a Value, kind: &str, field: &str) -> Result<Option<&'a str>> {
+    match &value["metadata"][field] {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        other => bail!("{kind}: metadata.{field}: {other}: must be text; put it into quotes"),
+    }
+}
+
 /// Name of an object, and its namespace if its kind has any: its own, else the given one.
 fn identity(
     value: &Value,
     kind: &str,
     namespace: Option<&str>,
 ) -> Result<(ObjectName, Option<String>)> {
-    let text = |field: &str| {
-        value["metadata"][field]
-            .as_str()
-            .filter(|text| !text.is_empty())
-    };
-    let Some(name) = text("name").or_else(|| text("generateName")) else {
+    let text = |field: &str| metadata_text(value, kind, field);
+    let Some(name) = text("name")?.or(text("generateName")?) else {
         bail!("{kind}: metadata.name: \"\": an object has a name; add it");
     };
-    let namespace = namespace.map(|default| text("namespace").unwrap_or(default).to_owned());
+    let own = text("namespace")?;
+    let namespace = namespace.map(|default| own.unwrap_or(default).to_owned());
     let name = ObjectName {
         kind: kind.to_owned(),
         namespace: namespace.clone().unwrap_or_default(),
@@ -278,15 +285,15 @@ mod tests {
     fn kinds_are_told_apart_by_group() {
         let objects = objects(
             "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n---\n\
-             apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a, namespace: there}\n---\n\
+             apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a, namespace: there}\nspec: {}\n---\n\
              apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n\
-             apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: n}}\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {template: {spec: {containers: []}}}}\n",
+             apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: space}}\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {template: {spec: {containers: []}}}}\n",
         );
         assert_eq!(objects.unreadable, []);
         let wanted = [
             "Deployment here/d",
             "KubernetesNetworkPolicy here/a",
-            "Namespace n",
+            "Namespace space",
             "NetworkPolicy there/a",
         ];
         assert_eq!(names(&objects), wanted);
@@ -295,24 +302,31 @@ mod tests {
     #[test]
     fn the_older_storage_is_read_too() {
         let objects = objects(
-            "apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: default.a, namespace: n}\nspec: {selector: all()}\n---\n\
+            "apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: default.a, namespace: there}\nspec: {selector: all()}\n---\n\
              apiVersion: crd.projectcalico.org/v1\nkind: IPAMHandle\nmetadata: {name: h}\n",
         );
         assert_eq!(objects.unreadable, []);
         assert_eq!(names(&objects).len(), 1);
-        assert!(names(&objects)[0].starts_with("NetworkPolicy n/"));
+        assert!(names(&objects)[0].starts_with("NetworkPolicy there/"));
     }
 
     #[test]
     fn what_is_no_object_is_told_with_its_place() {
-        let objects = objects("a: b\n---\nkind: Pod\napiVersion: v1\n---\n[]\n");
+        let objects = objects(
+            "a: b\n---\nkind: Pod\napiVersion: v1\n---\n[]\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: n}\n",
+        );
         let found: Vec<String> = objects
             .unreadable
             .iter()
             .map(|bad| format!("{} {}", bad.origin, bad.reason))
             .collect();
-        assert_eq!(found.len(), 3, "{found:#?}");
+        assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found[0].starts_with("f:1 kind:"), "{found:#?}");
+        // YAML 1.1 has more words for true and false.
+        assert!(
+            found[3].ends_with("Pod: metadata.name: false: must be text; put it into quotes"),
+            "{found:#?}"
+        );
         assert!(
             found[1].starts_with("f:3 Pod: metadata.name:"),
             "{found:#?}"
@@ -321,11 +335,11 @@ mod tests {
 
     #[test]
     fn the_later_of_two_counts() {
-        let set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: a}\n";
+        let set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: a}\nspec: {}\n";
         let objects = objects(&format!("{set}---\n{set}"));
         assert_eq!(
             objects.notes,
-            ["GlobalNetworkSet a of f:5 replaces that of f:1"]
+            ["GlobalNetworkSet a of f:6 replaces that of f:1"]
         );
     }
 }

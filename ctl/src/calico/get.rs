@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::calico::kind;
 use crate::calico::table::{self, Width};
 use crate::live::{self, Connection, ConnectionArgs};
+use crate::objects::metadata_text;
 use crate::output::Finding;
 
 /// Fields of metadata that belong to one cluster.
@@ -181,18 +182,14 @@ fn strip(object: &mut Value, is_export: bool) {
 
 /// Checks that an object has a name and is where its kind belongs; returns the namespace.
 pub fn place(kind: &Kind, object: &Value, namespace: &str) -> Result<Option<String>> {
-    let text = |field: &str| {
-        object["metadata"][field]
-            .as_str()
-            .filter(|text| !text.is_empty())
-    };
-    let name = text("name");
+    let name = metadata_text(object, kind.kind, "name")?;
+    let within = metadata_text(object, kind.kind, "namespace")?;
     ensure!(
         name.is_some(),
         "{}: metadata.name: \"\": an object has a name; add it",
         kind.kind
     );
-    match (kind.namespaced, text("namespace")) {
+    match (kind.namespaced, within) {
         (true, within) => Ok(Some(within.unwrap_or(namespace).to_owned())),
         (false, None) => Ok(None),
         (false, Some(within)) => bail!(

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{cell, code, root};
 
-const INTRODUCTION: &str = "<!-- Generated from operator/src/fields and the processes' arguments by `make bless`. -->
+const INTRODUCTION: &str = "<!-- Generated from api/src/fields and the processes' arguments by `make bless`. -->
 
 # Settings
 
@@ -17,7 +17,7 @@ among those that state what happens anyway: as Degraded where somebody may rely 
 beside `All objects available`.
 ";
 
-/// Tables of fields: kind, and file in operator/src/fields.
+/// Tables of fields: kind, and file in api/src/fields.
 const KINDS: [(&str, &str); 5] = [
     ("Installation", "installation"),
     ("FelixConfiguration", "felix"),
@@ -37,7 +37,7 @@ The operator sets those of typha and the agents. Each is a flag of the same mean
 pub fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     for (kind, file) in KINDS {
-        let path = root().join("operator/src/fields").join(file).with_extension("tsv");
+        let path = root().join("api/src/fields").join(file).with_extension("tsv");
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         fields(&mut page, kind, &text);
     }
