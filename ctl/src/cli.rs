@@ -88,13 +88,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to be told if the terminal is gone.
+            // There is nobody to report to if the terminal is gone.
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(ERROR)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::from(ERROR) } else { ExitCode::SUCCESS };
         }
     };
     match execute(cli.command, command) {

@@ -1,10 +1,10 @@
 //! The command line: `kubectl margay`, and `calicoctl` by its other name.
 //!
 //! Questions about policy work on a cluster in memory: [`manifest`] reads documents and [`live`] an
-//! API server, [`objects`] makes of them what policy depends on, [`cluster`] adds what an API server
-//! would and computes with the graph that typha has. [`explain`], [`diff`] and [`validate`] ask it,
-//! [`report`] and [`tree`] show answers. [`calico`] shows and changes Calico's objects, [`status`] the
-//! installation.
+//! API server, [`objects`] makes of them what policy depends on, [`cluster`] adds what an API
+//! server would and computes with the graph that typha has. [`explain`], [`diff`] and [`validate`]
+//! ask it, [`report`] and [`tree`] show answers. [`calico`] shows and changes Calico's objects,
+//! [`status`] the installation.
 
 pub mod address;
 pub mod calico;

@@ -39,11 +39,7 @@ pub struct ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            namespace,
-            name,
-        } = self;
+        let Self { kind, namespace, name } = self;
         match namespace.as_str() {
             "" => write!(f, "{kind} {name}"),
             _ => write!(f, "{kind} {namespace}/{name}"),
@@ -87,9 +83,7 @@ impl Objects {
     pub fn read(paths: &[String], namespace: &str) -> Result<Self> {
         let mut objects = Self::default();
         for path in paths {
-            manifest::read(path, &mut |document| {
-                objects.add_document(document, namespace)
-            })?;
+            manifest::read(path, &mut |document| objects.add_document(document, namespace))?;
         }
         Ok(objects)
     }
@@ -104,9 +98,7 @@ impl Objects {
 
     /// Adds an object, or all that a list holds. Kinds that policy does not depend on are left out.
     pub fn add(&mut self, origin: &Origin, mut value: Value, namespace: &str) {
-        let is_list = value["kind"]
-            .as_str()
-            .is_some_and(|kind| kind.ends_with("List"));
+        let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
         if let Some(Value::Array(items)) = value.get_mut("items").filter(|_| is_list) {
             for item in std::mem::take(items) {
                 self.add(origin, item, namespace);
@@ -115,22 +107,16 @@ impl Objects {
         }
         match parse(value, namespace) {
             Ok(Some((name, content))) => {
-                let object = Object {
-                    origin: origin.clone(),
-                    content,
-                };
+                let object = Object { origin: origin.clone(), content };
                 if let Some(former) = self.known.insert(name.clone(), object) {
-                    self.notes.push(format!(
-                        "{name} of {origin} replaces that of {}",
-                        former.origin
-                    ));
+                    self.notes
+                        .push(format!("{name} of {origin} replaces that of {}", former.origin));
                 }
             }
             Ok(None) => {}
-            Err(error) => self.unreadable.push(Unreadable {
-                origin: origin.clone(),
-                reason: format!("{error:#}"),
-            }),
+            Err(error) => self
+                .unreadable
+                .push(Unreadable { origin: origin.clone(), reason: format!("{error:#}") }),
         }
     }
 
@@ -150,11 +136,7 @@ fn parse(value: Value, namespace: &str) -> Result<Option<(ObjectName, Content)>>
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     if api_version.is_empty() || kind.is_empty() {
-        let missing = if kind.is_empty() {
-            "kind"
-        } else {
-            "apiVersion"
-        };
+        let missing = if kind.is_empty() { "kind" } else { "apiVersion" };
         bail!("{missing}: \"\": every object names its kind and the version of its API; add it");
     }
     if api_version == Mode::V1.api_version() {
@@ -169,10 +151,7 @@ fn parse(value: Value, namespace: &str) -> Result<Option<(ObjectName, Content)>>
     if (api_version.as_str(), kind.as_str()) == ("v1", "Service") {
         let (name, value) =
             identity(&value, "Service", Some(namespace)).map(|(name, _)| (name, value))?;
-        return Ok(Some((
-            name,
-            Content::Service(Box::new(serde_json::from_value(value)?)),
-        )));
+        return Ok(Some((name, Content::Service(Box::new(serde_json::from_value(value)?)))));
     }
     let Some(known) = KindName::of(&api_version, &kind) else {
         return Ok(None);
@@ -186,10 +165,7 @@ fn parse_stored(
     stored_kind: &str,
     namespace: &str,
 ) -> Result<Option<(ObjectName, Content)>> {
-    let Some(kind) = storage::kind::ALL
-        .iter()
-        .find(|kind| kind.stored_kind == stored_kind)
-    else {
+    let Some(kind) = storage::kind::ALL.iter().find(|kind| kind.stored_kind == stored_kind) else {
         return Ok(None);
     };
     if KindName::of(&Mode::V3.api_version(), kind.kind).is_none() {
@@ -271,9 +247,7 @@ mod tests {
 
     fn objects(text: &str) -> Objects {
         let mut objects = Objects::default();
-        manifest::split("f", text, &mut |document| {
-            objects.add_document(document, "here")
-        });
+        manifest::split("f", text, &mut |document| objects.add_document(document, "here"));
         objects
     }
 
@@ -282,12 +256,32 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_apart_by_group() {
+    fn kinds_are_distinguished_by_group() {
         let objects = objects(
-            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n---\n\
-             apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a, namespace: there}\nspec: {}\n---\n\
-             apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n\
-             apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: space}}\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {template: {spec: {containers: []}}}}\n",
+            r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a}
+spec: {podSelector: {}}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: a, namespace: there}
+spec: {}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: a}
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: space}}
+- apiVersion: apps/v1
+  kind: Deployment
+  metadata: {name: d}
+  spec: {template: {spec: {containers: []}}}
+"#,
         );
         assert_eq!(objects.unreadable, []);
         let wanted = [
@@ -302,8 +296,16 @@ mod tests {
     #[test]
     fn the_older_storage_is_read_too() {
         let objects = objects(
-            "apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: default.a, namespace: there}\nspec: {selector: all()}\n---\n\
-             apiVersion: crd.projectcalico.org/v1\nkind: IPAMHandle\nmetadata: {name: h}\n",
+            r#"
+apiVersion: crd.projectcalico.org/v1
+kind: NetworkPolicy
+metadata: {name: default.a, namespace: there}
+spec: {selector: all()}
+---
+apiVersion: crd.projectcalico.org/v1
+kind: IPAMHandle
+metadata: {name: h}
+"#,
         );
         assert_eq!(objects.unreadable, []);
         assert_eq!(names(&objects).len(), 1);
@@ -311,15 +313,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_told_with_its_place() {
+    fn what_is_no_object_is_reported_with_its_place() {
         let objects = objects(
-            "a: b\n---\nkind: Pod\napiVersion: v1\n---\n[]\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: n}\n",
+            "a: b\n---\nkind: Pod\napiVersion: v1\n---\n[]\n---\napiVersion: v1\nkind: Pod\n\
+             metadata: {name: n}\n",
         );
-        let found: Vec<String> = objects
-            .unreadable
-            .iter()
-            .map(|bad| format!("{} {}", bad.origin, bad.reason))
-            .collect();
+        let found: Vec<String> =
+            objects.unreadable.iter().map(|bad| format!("{} {}", bad.origin, bad.reason)).collect();
         assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found[0].starts_with("f:1 kind:"), "{found:#?}");
         // YAML 1.1 has more words for true and false.
@@ -327,19 +327,14 @@ mod tests {
             found[3].ends_with("Pod: metadata.name: false: must be text; put it into quotes"),
             "{found:#?}"
         );
-        assert!(
-            found[1].starts_with("f:3 Pod: metadata.name:"),
-            "{found:#?}"
-        );
+        assert!(found[1].starts_with("f:3 Pod: metadata.name:"), "{found:#?}");
     }
 
     #[test]
     fn the_later_of_two_counts() {
-        let set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: a}\nspec: {}\n";
+        let set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\n\
+                   metadata: {name: a}\nspec: {}\n";
         let objects = objects(&format!("{set}---\n{set}"));
-        assert_eq!(
-            objects.notes,
-            ["GlobalNetworkSet a of f:6 replaces that of f:1"]
-        );
+        assert_eq!(objects.notes, ["GlobalNetworkSet a of f:6 replaces that of f:1"]);
     }
 }

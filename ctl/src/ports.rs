@@ -28,20 +28,12 @@ impl Cuts {
         protocol: Protocol,
         addresses: &[IpAddr],
     ) {
-        for rule in rules
-            .iter()
-            .filter(|rule| rule.protocol.is_none_or(|wanted| wanted == protocol))
+        for rule in
+            rules.iter().filter(|rule| rule.protocol.is_none_or(|wanted| wanted == protocol))
         {
             let side = &rule.destination;
-            side.ports
-                .iter()
-                .chain(&side.not_ports)
-                .for_each(|range| self.add(*range));
-            let sets = side
-                .port_sets
-                .iter()
-                .chain(&side.not_port_sets)
-                .chain(&side.service_set);
+            side.ports.iter().chain(&side.not_ports).for_each(|range| self.add(*range));
+            let sets = side.port_sets.iter().chain(&side.not_port_sets).chain(&side.service_set);
             sets.for_each(|set| self.add_set(records, set, protocol, addresses));
         }
     }
@@ -72,24 +64,13 @@ impl Cuts {
         let starts = std::iter::once(1).chain(self.0.iter().copied().filter(|port| *port > 1));
         let starts: Vec<u16> = starts.collect();
         let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
-        starts
-            .iter()
-            .zip(ends)
-            .map(|(first, last)| PortRange {
-                first: *first,
-                last,
-            })
-            .collect()
+        starts.iter().zip(ends).map(|(first, last)| PortRange { first: *first, last }).collect()
     }
 }
 
 /// Rules of a policy in one direction.
 pub fn rules(policy: &PolicyRecord, is_ingress: bool) -> &[RuleRecord] {
-    if is_ingress {
-        &policy.ingress
-    } else {
-        &policy.egress
-    }
+    if is_ingress { &policy.ingress } else { &policy.egress }
 }
 
 /// Joins ranges that touch; they are in order.
@@ -128,9 +109,6 @@ mod tests {
         .map(|(a, b)| range(a, b));
         assert_eq!(cuts.ranges(), wanted);
         assert_eq!(join(&wanted), [range(1, u16::MAX)]);
-        assert_eq!(
-            join(&[range(1, 5), range(7, 8), range(9, 9)]),
-            [range(1, 5), range(7, 9)]
-        );
+        assert_eq!(join(&[range(1, 5), range(7, 8), range(9, 9)]), [range(1, 5), range(7, 9)]);
     }
 }

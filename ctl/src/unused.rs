@@ -17,13 +17,7 @@ impl Default for Schemas {
     fn default() -> Self {
         let schemas = crds::all().into_iter().filter_map(|definition| {
             let names = (definition.spec.group, definition.spec.names.kind);
-            let schema = definition
-                .spec
-                .versions
-                .into_iter()
-                .next()?
-                .schema?
-                .open_api_v3_schema?;
+            let schema = definition.spec.versions.into_iter().next()?.schema?.open_api_v3_schema?;
             let mut schema = serde_json::to_value(schema).ok()?;
             Some((names, schema["properties"]["spec"].take()))
         });
@@ -34,18 +28,10 @@ impl Default for Schemas {
 impl Schemas {
     /// Adds what an object of these kinds says without any effect. Lists are not looked into.
     pub fn find_ignored(&self, object: &Value, found: &mut BTreeSet<Ignored>) {
-        let text = |pointer: &str| {
-            object
-                .pointer(pointer)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
-        let (group, kind) = (
-            text("/apiVersion")
-                .rsplit_once('/')
-                .map_or("", |(group, _)| group),
-            text("/kind"),
-        );
+        let text =
+            |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let (group, kind) =
+            (text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group), text("/kind"));
         let name = match text("/metadata/namespace") {
             "" => format!("{kind} {}", text("/metadata/name")),
             namespace => format!("{kind} {namespace}/{}", text("/metadata/name")),
@@ -53,9 +39,7 @@ impl Schemas {
         let spec = &object["spec"];
         if group == storage::Mode::V1.group() {
             // Fields of other versions belong there; those that do nothing are in the tables.
-            let kind = storage::kind::ALL
-                .iter()
-                .find(|known| known.stored_kind == kind);
+            let kind = storage::kind::ALL.iter().find(|known| known.stored_kind == kind);
             if let Some(table) = kind.and_then(|kind| fields::table(kind.kind)) {
                 table.find_ignored(&name, spec, found);
             }
@@ -66,12 +50,7 @@ impl Schemas {
         } else if GROUPS.contains(&group) {
             let meaning =
                 "this version does not serve the kind, so the object has no effect".to_owned();
-            found.insert(Ignored {
-                is_unsafe: false,
-                object: name,
-                field: String::new(),
-                meaning,
-            });
+            found.insert(Ignored { is_unsafe: false, object: name, field: String::new(), meaning });
         } else if (group, kind) == ("networking.k8s.io", "NetworkPolicy") {
             found.extend(lost_fields(&name, object));
         }
@@ -91,7 +70,9 @@ fn lost_fields(name: &str, object: &Value) -> Vec<Ignored> {
         is_unsafe: true,
         object: name.to_owned(),
         field,
-        meaning: "there is no such field, so it has no effect; kubectl explain networkpolicy.spec lists them".to_owned(),
+        meaning: "there is no such field, so it has no effect; kubectl explain networkpolicy.spec \
+                  lists them"
+            .to_owned(),
     });
     ignored.collect()
 }
@@ -124,14 +105,13 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_is_found_by_kind() {
-        let object = |api_version: &str, kind: &str, spec: Value| json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "a"}, "spec": spec});
+        let object = |api_version: &str, kind: &str, spec: Value| {
+            let metadata = json!({"name": "a"});
+            json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec})
+        };
         let cases = [
             (
-                object(
-                    "projectcalico.org/v3",
-                    "FelixConfiguration",
-                    json!({"bpfEnabled": true}),
-                ),
+                object("projectcalico.org/v3", "FelixConfiguration", json!({"bpfEnabled": true})),
                 "FelixConfiguration a, spec.bpfEnabled is true",
             ),
             (
@@ -143,11 +123,7 @@ mod tests {
                 "FelixConfiguration a, spec.bpfEnabled is true",
             ),
             (
-                object(
-                    "projectcalico.org/v3",
-                    "GlobalNetworkPolicy",
-                    json!({"selektor": "all()"}),
-                ),
+                object("projectcalico.org/v3", "GlobalNetworkPolicy", json!({"selektor": "all()"})),
                 "GlobalNetworkPolicy a, spec.selektor is all()",
             ),
             (
@@ -170,10 +146,7 @@ mod tests {
                 ),
                 "",
             ),
-            (
-                object("projectcalico.org/v3", "Tier", json!({"order": 1})),
-                "",
-            ),
+            (object("projectcalico.org/v3", "Tier", json!({"order": 1})), ""),
             (object("v1", "ConfigMap", json!({"a": 1})), ""),
         ];
         let schemas = Schemas::default();
@@ -183,10 +156,9 @@ mod tests {
             let found: Vec<String> = found.iter().map(ToString::to_string).collect();
             match wanted {
                 "" => assert_eq!(found, [""; 0], "{object}"),
-                wanted => assert!(
-                    found.len() == 1 && found[0].starts_with(wanted),
-                    "{object}: {found:?}"
-                ),
+                wanted => {
+                    assert!(found.len() == 1 && found[0].starts_with(wanted), "{object}: {found:?}")
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Objects of which any part is something else: every command says so, and none ends by it.
+//! Objects of which any part is something else: that is reported, and no command ends by it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -20,16 +20,19 @@ fn samples() -> Vec<Value> {
         }),
         json!({
             "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "a"},
-            "spec": {"jobTemplate": {"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c"}]}}}}},
+            "spec": {"jobTemplate": {"spec": {"template": {
+                "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c"}]},
+            }}}},
         }),
-        json!({"apiVersion": "v1", "kind": "PodList", "items": [{"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "a-"}}]}),
+        json!({
+            "apiVersion": "v1", "kind": "PodList",
+            "items": [{"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "a-"}}],
+        }),
     ];
     for name in ["shop", "pods.yaml", "change.yaml"] {
         let path = folder.join(name).display().to_string();
-        manifest::read(&path, &mut |document| {
-            samples.push(document.expect("valid").1)
-        })
-        .expect("readable");
+        manifest::read(&path, &mut |document| samples.push(document.expect("valid").1))
+            .expect("readable");
     }
     samples
 }
@@ -57,27 +60,16 @@ fn parts(value: &Value, at: &str, found: &mut Vec<String>) {
 }
 
 #[test]
-fn whatever_stands_in_an_object_is_told_and_not_fatal() {
-    let (schemas, origin) = (
-        Schemas::default(),
-        Origin {
-            file: "f".to_owned(),
-            line: 1,
-        },
-    );
-    let (mut looked_at, mut told) = (0, 0);
+fn whatever_stands_in_an_object_is_reported_and_not_fatal() {
+    let (schemas, origin) = (Schemas::default(), Origin { file: "f".to_owned(), line: 1 });
+    let (mut examined, mut reported) = (0, 0);
     for sample in samples() {
         let mut pointers = Vec::new();
         parts(&sample, "", &mut pointers);
         for pointer in pointers {
-            for other in [
-                json!(null),
-                json!(true),
-                json!(-1),
-                json!("x"),
-                json!([[]]),
-                json!({"x": {}}),
-            ] {
+            for other in
+                [json!(null), json!(true), json!(-1), json!("x"), json!([[]]), json!({"x": {}})]
+            {
                 let mut object = sample.clone();
                 *object.pointer_mut(&pointer).expect("a part of it") = other;
                 let mut ignored = BTreeSet::new();
@@ -85,10 +77,11 @@ fn whatever_stands_in_an_object_is_told_and_not_fatal() {
                 let mut objects = Objects::default();
                 objects.add(&origin, object, "default");
                 let cluster = Cluster::of(&objects);
-                looked_at += 1;
-                told += usize::from(!(cluster.refused.is_empty() && cluster.unreadable.is_empty()));
+                examined += 1;
+                reported +=
+                    usize::from(!(cluster.refused.is_empty() && cluster.unreadable.is_empty()));
             }
         }
     }
-    assert!(looked_at > 1000 && told > 300, "{told} of {looked_at}");
+    assert!(examined > 1000 && reported > 300, "{reported} of {examined}");
 }

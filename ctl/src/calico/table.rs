@@ -32,16 +32,11 @@ fn columns(kind: &str) -> (Vec<Column>, &'static [&'static str]) {
         "BGPConfiguration" => {
             let log = at("LOGSEVERITY", "/spec/logSeverityScreen", "");
             let mesh = at("MESHENABLED", "/spec/nodeToNodeMeshEnabled", "");
-            (
-                vec![NAME, log, mesh, at("ASNUMBER", "/spec/asNumber", "-")],
-                &[],
-            )
+            (vec![NAME, log, mesh, at("ASNUMBER", "/spec/asNumber", "-")], &[])
         }
         "BGPPeer" => {
-            let (ip, node) = (
-                at("PEERIP", "/spec/peerIP", ""),
-                at("NODE", "/spec/node", "(global)"),
-            );
+            let (ip, node) =
+                (at("PEERIP", "/spec/peerIP", ""), at("NODE", "/spec/node", "(global)"));
             (vec![NAME, ip, node, at("ASN", "/spec/asNumber", "")], &[])
         }
         "ClusterInformation" => (
@@ -54,10 +49,7 @@ fn columns(kind: &str) -> (Vec<Column>, &'static [&'static str]) {
             ],
             &[],
         ),
-        "FelixConfiguration" => (
-            vec![NAME, at("LOGSEVERITY", "/spec/logSeverityScreen", "")],
-            &[],
-        ),
+        "FelixConfiguration" => (vec![NAME, at("LOGSEVERITY", "/spec/logSeverityScreen", "")], &[]),
         "GlobalNetworkPolicy"
         | "StagedGlobalNetworkPolicy"
         | "NetworkPolicy"
@@ -88,16 +80,9 @@ fn columns(kind: &str) -> (Vec<Column>, &'static [&'static str]) {
             ],
             &["NAME", "CIDR", "SELECTOR"],
         ),
-        "IPReservation" => (
-            vec![NAME, ("RESERVED CIDRS", Cell::List("/spec/reservedCIDRs"))],
-            &[],
-        ),
+        "IPReservation" => (vec![NAME, ("RESERVED CIDRS", Cell::List("/spec/reservedCIDRs"))], &[]),
         "Tier" => (
-            vec![
-                NAME,
-                ORDER,
-                at("DEFAULTACTION", "/spec/defaultAction", "Deny"),
-            ],
+            vec![NAME, ORDER, at("DEFAULTACTION", "/spec/defaultAction", "Deny")],
             &["NAME", "ORDER"],
         ),
         _ => (vec![NAME], &[]),
@@ -126,9 +111,7 @@ pub fn table(
     let mut shown: Vec<Column> = match width {
         Width::Usual => {
             let is_usual = |heading: &&str| usual.is_empty() || usual.contains(heading);
-            all.into_iter()
-                .filter(|(heading, _)| is_usual(heading))
-                .collect()
+            all.into_iter().filter(|(heading, _)| is_usual(heading)).collect()
         }
         Width::Wide => all,
         Width::Custom(headings) => custom(kind, &all, headings)?,
@@ -139,28 +122,16 @@ pub fn table(
     {
         shown.insert(0, NAMESPACE);
     }
-    let header = shown
-        .iter()
-        .map(|(heading, _)| (*heading).to_owned())
-        .collect();
-    let rows = objects
-        .iter()
-        .map(|object| shown.iter().map(|(_, cell)| text(*cell, object)).collect());
-    Ok(aligned(
-        &[header]
-            .into_iter()
-            .chain(rows)
-            .collect::<Vec<Vec<String>>>(),
-    ))
+    let header = shown.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+    let rows =
+        objects.iter().map(|object| shown.iter().map(|(_, cell)| text(*cell, object)).collect());
+    Ok(aligned(&[header].into_iter().chain(rows).collect::<Vec<Vec<String>>>()))
 }
 
 fn custom(kind: &Kind, all: &[Column], headings: &[String]) -> Result<Vec<Column>> {
     let find = |heading: &String| {
         let wanted = heading.to_uppercase();
-        let found = all
-            .iter()
-            .chain([&NAMESPACE])
-            .find(|(known, _)| *known == wanted);
+        let found = all.iter().chain([&NAMESPACE]).find(|(known, _)| *known == wanted);
         let Some(found) = found else {
             let known: Vec<&str> = all.iter().map(|(heading, _)| *heading).collect();
             bail!(
@@ -175,11 +146,7 @@ fn custom(kind: &Kind, all: &[Column], headings: &[String]) -> Result<Vec<Column
 }
 
 fn text(cell: Cell, object: &Value) -> String {
-    let plain = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match cell {
         Cell::At(path, absent) => match object.pointer(path) {
             None | Some(Value::Null) => absent.to_owned(),
@@ -188,12 +155,7 @@ fn text(cell: Cell, object: &Value) -> String {
         },
         Cell::List(path) => {
             let values = object.pointer(path).and_then(Value::as_array);
-            values
-                .into_iter()
-                .flatten()
-                .map(plain)
-                .collect::<Vec<_>>()
-                .join(",")
+            values.into_iter().flatten().map(plain).collect::<Vec<_>>().join(",")
         }
     }
 }
@@ -203,20 +165,13 @@ fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or_default()
-            + GAP
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default() + GAP
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let line: String = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
+        let line: String =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -226,20 +181,11 @@ fn aligned(rows: &[Vec<String>]) -> String {
 /// A table in a frame. Cells of the columns from `numbers` on are aligned to the right.
 pub fn framed(header: &[&str], rows: &[Vec<String>], numbers: usize) -> String {
     let width = |column: usize| {
-        let cells = rows
-            .iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
-        cells
-            .chain([header[column].len()])
-            .max()
-            .unwrap_or_default()
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header[column].len()]).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let rule: String = widths
-        .iter()
-        .map(|width| format!("+{}", "-".repeat(width + 2)))
-        .collect();
+    let rule: String = widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect();
     let mut text = format!("{rule}+\n");
     for (heading, width) in header.iter().zip(&widths) {
         text += &format!("| {heading:width$} ");
@@ -269,8 +215,13 @@ mod tests {
     #[test]
     fn tables_have_the_columns_of_the_kind() {
         let pools = [
-            json!({"metadata": {"name": "default-ipv4-ippool"}, "spec": {"cidr": "10.244.0.0/16", "natOutgoing": true, "vxlanMode": "Always"}}),
-            json!({"metadata": {"name": "b"}, "spec": {"cidr": "fd00::/48", "nodeSelector": "!all()"}}),
+            json!({
+                "metadata": {"name": "default-ipv4-ippool"},
+                "spec": {"cidr": "10.244.0.0/16", "natOutgoing": true, "vxlanMode": "Always"},
+            }),
+            json!({
+                "metadata": {"name": "b"}, "spec": {"cidr": "fd00::/48", "nodeSelector": "!all()"},
+            }),
         ];
         let usual = table(kind("IPPool"), &pools, &Width::Usual, true).expect("a table");
         assert_eq!(
@@ -281,27 +232,16 @@ mod tests {
         );
         let columns = Width::Custom(vec!["vxlanmode".to_owned(), "NAME".to_owned()]);
         let chosen = table(kind("IPPool"), &pools, &columns, false).expect("a table");
-        assert_eq!(
-            chosen,
-            "VXLANMODE   NAME\nAlways      default-ipv4-ippool\nNever       b\n"
-        );
-        let wrong = table(
-            kind("IPPool"),
-            &pools,
-            &Width::Custom(vec!["x".to_owned()]),
-            false,
-        );
-        assert!(
-            wrong
-                .expect_err("no such column")
-                .to_string()
-                .contains("it has NAME, CIDR")
-        );
+        assert_eq!(chosen, "VXLANMODE   NAME\nAlways      default-ipv4-ippool\nNever       b\n");
+        let wrong = table(kind("IPPool"), &pools, &Width::Custom(vec!["x".to_owned()]), false);
+        assert!(wrong.expect_err("no such column").to_string().contains("it has NAME, CIDR"));
     }
 
     #[test]
     fn namespaces_have_a_column_where_there_are_several() {
-        let policy = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"order": 10, "selector": "all()"}});
+        let policy = json!({
+            "metadata": {"name": "p", "namespace": "n"}, "spec": {"order": 10, "selector": "all()"},
+        });
         let wide = table(kind("NetworkPolicy"), &[policy], &Width::Wide, true).expect("a table");
         assert_eq!(
             wide,
@@ -313,9 +253,6 @@ mod tests {
     #[test]
     fn frames_are_drawn() {
         let text = framed(&["A", "N"], &[vec!["long".to_owned(), "1".to_owned()]], 1);
-        assert_eq!(
-            text,
-            "+------+---+\n| A    | N |\n+------+---+\n| long | 1 |\n+------+---+\n"
-        );
+        assert_eq!(text, "+------+---+\n| A    | N |\n+------+---+\n| long | 1 |\n+------+---+\n");
     }
 }

@@ -1,5 +1,5 @@
-//! `create`, `apply`, `replace`, `delete`, `patch` and `label`. What would not be enforced as written
-//! is not written.
+//! `create`, `apply`, `replace`, `delete`, `patch` and `label`. What would not be enforced as
+//! written is not written.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use margay_api::storage::Kind;
@@ -13,12 +13,7 @@ use crate::objects::{Content, Objects};
 use crate::output::Finding;
 
 /// Kinds that only programs write.
-const OF_PROGRAMS: [&str; 4] = [
-    "BlockAffinity",
-    "ClusterInformation",
-    "IPAMBlock",
-    "IPAMHandle",
-];
+const OF_PROGRAMS: [&str; 4] = ["BlockAffinity", "ClusterInformation", "IPAMBlock", "IPAMHandle"];
 
 /// Objects out of files.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,12 +41,7 @@ pub struct DeleteArgs {
     /// Names.
     pub names: Vec<String>,
     /// File or folder of manifests that name the objects; - is standard input.
-    #[arg(
-        short = 'f',
-        long = "filename",
-        value_name = "PATH",
-        conflicts_with = "kind"
-    )]
+    #[arg(short = 'f', long = "filename", value_name = "PATH", conflicts_with = "kind")]
     pub files: Vec<String>,
     /// Namespace of the objects.
     #[arg(short, long, default_value = "default")]
@@ -75,7 +65,8 @@ pub struct PatchArgs {
     #[arg(short, long)]
     pub patch: String,
     /// merge; strategic is the same for these kinds.
-    #[arg(short = 't', long = "type", default_value = "merge", value_parser = ["merge", "strategic"])]
+    #[arg(short = 't', long = "type", default_value = "merge")]
+    #[arg(value_parser = ["merge", "strategic"])]
     pub kind_of_patch: String,
     /// Namespace of the object.
     #[arg(short, long, default_value = "default")]
@@ -143,12 +134,7 @@ pub fn run(verb: Verb, args: &FileArgs) -> Result<Finding> {
 }
 
 async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> Result<String> {
-    let Written {
-        kind,
-        namespace,
-        name,
-        object,
-    } = one;
+    let Written { kind, namespace, name, object } = one;
     let subject = format!("{} {name}", kind.kind);
     let found = cluster.find(kind, namespace.as_deref(), &name).await?;
     let done = match (verb, found) {
@@ -156,17 +142,11 @@ async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> R
         (Verb::Create, Some(_)) => bail!("{subject} exists already; use apply or replace"),
         (Verb::Replace, None) => return Err(missing(kind, namespace.as_deref(), &name)),
         (_, Some(found)) => {
-            cluster
-                .replace(kind, &found, object)
-                .await
-                .with_context(|| subject.clone())?;
+            cluster.replace(kind, &found, object).await.with_context(|| subject.clone())?;
             "replaced"
         }
         (_, None) => {
-            cluster
-                .create(kind, object)
-                .await
-                .with_context(|| subject.clone())?;
+            cluster.create(kind, object).await.with_context(|| subject.clone())?;
             "created"
         }
     };
@@ -179,11 +159,7 @@ pub fn delete(args: &DeleteArgs) -> Result<Finding> {
     if let Some(kind) = &args.kind {
         let kind = writable(kind::find(kind)?)?;
         let namespace = kind.namespaced.then(|| args.namespace.clone());
-        wanted.extend(
-            args.names
-                .iter()
-                .map(|name| (kind, namespace.clone(), name.clone())),
-        );
+        wanted.extend(args.names.iter().map(|name| (kind, namespace.clone(), name.clone())));
     }
     let named = objects_of(&args.files, &args.namespace)?.into_iter();
     wanted.extend(named.map(|one| (one.kind, one.namespace, one.name)));
@@ -212,15 +188,8 @@ pub fn delete(args: &DeleteArgs) -> Result<Finding> {
 pub fn patch(args: &PatchArgs) -> Result<Finding> {
     let patch: Value = serde_saphyr::from_str(&args.patch)
         .map_err(|error| anyhow!("--patch: neither JSON nor YAML: {error}"))?;
-    ensure!(
-        patch.is_object(),
-        "--patch: must be a map of the fields to change"
-    );
-    let place = (
-        args.kind.as_str(),
-        args.namespace.as_str(),
-        args.name.as_str(),
-    );
+    ensure!(patch.is_object(), "--patch: must be a map of the fields to change");
+    let place = (args.kind.as_str(), args.namespace.as_str(), args.name.as_str());
     change(&args.connection, place, |object| {
         merge(object, &patch);
         Ok(())
@@ -229,11 +198,7 @@ pub fn patch(args: &PatchArgs) -> Result<Finding> {
 
 /// Runs `label`.
 pub fn label(args: &LabelArgs) -> Result<Finding> {
-    let place = (
-        args.kind.as_str(),
-        args.namespace.as_str(),
-        args.name.as_str(),
-    );
+    let place = (args.kind.as_str(), args.namespace.as_str(), args.name.as_str());
     change(&args.connection, place, |object| {
         set_label(object, &args.label, args.overwrite, args.remove)
     })
@@ -259,10 +224,7 @@ fn change(
             return Ok(format!("{} {name}: nothing to change\n", kind.kind));
         }
         check(
-            &Origin {
-                file: "the change".to_owned(),
-                line: 0,
-            },
+            &Origin { file: "the change".to_owned(), line: 0 },
             &object,
             namespace.unwrap_or_default(),
         )?;
@@ -275,11 +237,7 @@ fn change(
 /// Reads objects that are to be written: each is one that would be enforced as it is.
 fn read(files: &[String], namespace: &str) -> Result<Vec<Written>> {
     let written = objects_of(files, namespace)?;
-    ensure!(
-        !written.is_empty(),
-        "{}: no objects of Calico's kinds",
-        files.join(", ")
-    );
+    ensure!(!written.is_empty(), "{}: no objects of Calico's kinds", files.join(", "));
     Ok(written)
 }
 
@@ -291,11 +249,7 @@ fn objects_of(files: &[String], namespace: &str) -> Result<Vec<Written>> {
             Err(bad) => errors.push(format!("{}: {}", bad.origin, bad.reason)),
         })?;
     }
-    ensure!(
-        errors.is_empty(),
-        "nothing is written:\n{}",
-        errors.join("\n")
-    );
+    ensure!(errors.is_empty(), "nothing is written:\n{}", errors.join("\n"));
     Ok(written)
 }
 
@@ -307,9 +261,7 @@ fn add(
     written: &mut Vec<Written>,
     errors: &mut Vec<String>,
 ) {
-    let is_list = value["kind"]
-        .as_str()
-        .is_some_and(|kind| kind.ends_with("List"));
+    let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
     if let Some(Value::Array(items)) = value.get_mut("items").filter(|_| is_list) {
         for item in std::mem::take(items) {
             add(origin, item, namespace, written, errors);
@@ -329,16 +281,8 @@ fn one(origin: &Origin, mut object: Value, namespace: &str) -> Result<Written> {
         object["metadata"]["namespace"] = namespace.as_str().into();
     }
     check(origin, &object, namespace.as_deref().unwrap_or_default())?;
-    let name = object["metadata"]["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    Ok(Written {
-        kind,
-        namespace,
-        name,
-        object,
-    })
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    Ok(Written { kind, namespace, name, object })
 }
 
 fn writable(kind: &'static Kind) -> Result<&'static Kind> {
@@ -357,15 +301,12 @@ fn check(origin: &Origin, object: &Value, namespace: &str) -> Result<()> {
     if let Some(bad) = objects.unreadable.first() {
         bail!("{}", bad.reason);
     }
-    let problems = objects
-        .known
-        .iter()
-        .filter_map(|(name, object)| match &object.content {
-            Content::Ingested(ingested) if !ingested.problems.is_empty() => {
-                Some(format!("{name}: {}", ingested.problems.join("\n  ")))
-            }
-            _ => None,
-        });
+    let problems = objects.known.iter().filter_map(|(name, object)| match &object.content {
+        Content::Ingested(ingested) if !ingested.problems.is_empty() => {
+            Some(format!("{name}: {}", ingested.problems.join("\n  ")))
+        }
+        _ => None,
+    });
     match problems.collect::<Vec<_>>().as_slice() {
         [] => Ok(()),
         problems => bail!("{}", problems.join("\n")),
@@ -384,9 +325,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
     for (field, value) in fields {
         if value.is_null() {
-            target
-                .as_object_mut()
-                .and_then(|target| target.remove(field));
+            target.as_object_mut().and_then(|target| target.remove(field));
         } else {
             merge(&mut target[field], value);
         }
@@ -398,14 +337,9 @@ fn set_label(object: &mut Value, label: &str, overwrites: bool, removes: bool) -
     if !metadata["labels"].is_object() {
         metadata["labels"] = Value::Object(Map::new());
     }
-    let labels = metadata["labels"]
-        .as_object_mut()
-        .context("metadata.labels: must be a map")?;
+    let labels = metadata["labels"].as_object_mut().context("metadata.labels: must be a map")?;
     if removes {
-        ensure!(
-            labels.remove(label).is_some(),
-            "{label:?}: the object has no such label"
-        );
+        ensure!(labels.remove(label).is_some(), "{label:?}: the object has no such label");
         return Ok(());
     }
     let Some((key, value)) = label.split_once('=') else {
@@ -434,37 +368,17 @@ mod tests {
         // RFC 7396, appendix A.
         let table = [
             (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
-            (
-                json!({"a": "b"}),
-                json!({"b": "c"}),
-                json!({"a": "b", "b": "c"}),
-            ),
-            (
-                json!({"a": "b", "b": "c"}),
-                json!({"a": null}),
-                json!({"b": "c"}),
-            ),
+            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
+            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
             (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
             (
                 json!({"a": {"b": "c"}}),
                 json!({"a": {"b": "d", "c": null}}),
                 json!({"a": {"b": "d"}}),
             ),
-            (
-                json!({"a": [{"b": "c"}]}),
-                json!({"a": [1]}),
-                json!({"a": [1]}),
-            ),
-            (
-                json!({"e": null}),
-                json!({"a": 1}),
-                json!({"e": null, "a": 1}),
-            ),
-            (
-                json!({}),
-                json!({"a": {"bb": {"ccc": null}}}),
-                json!({"a": {"bb": {}}}),
-            ),
+            (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
+            (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
+            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
         ];
         for (mut target, patch, wanted) in table {
             merge(&mut target, &patch);
@@ -477,16 +391,10 @@ mod tests {
         let mut object = json!({"metadata": {"name": "a"}});
         set_label(&mut object, "a=b", false, false).expect("a new label");
         set_label(&mut object, "a=b", false, false).expect("the same again");
-        assert!(
-            set_label(&mut object, "a=c", false, false).is_err(),
-            "another value"
-        );
+        assert!(set_label(&mut object, "a=c", false, false).is_err(), "another value");
         set_label(&mut object, "a=c", true, false).expect("overwritten");
         assert_eq!(object["metadata"]["labels"], json!({"a": "c"}));
-        assert!(
-            set_label(&mut object, "b", false, true).is_err(),
-            "no such label"
-        );
+        assert!(set_label(&mut object, "b", false, true).is_err(), "no such label");
         set_label(&mut object, "a", false, true).expect("removed");
         assert_eq!(object["metadata"]["labels"], json!({}));
         assert!(set_label(&mut object, "no value", false, false).is_err());
@@ -501,7 +409,8 @@ mod tests {
             std::fs::write(&path, text).expect("written");
             read(&[path.display().to_string()], "here")
         };
-        let policy = "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {selector: all()}\n";
+        let policy = "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\n\
+                      metadata: {name: a}\nspec: {selector: all()}\n";
         let written = read_text(policy).expect("an object");
         assert_eq!(
             (written[0].name.as_str(), written[0].namespace.as_deref()),
