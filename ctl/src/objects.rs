@@ -60,7 +60,7 @@ pub struct Object {
 #[derive(Debug)]
 pub enum Content {
     /// An update, or the reasons why there is none.
-    Ingested(Ingested),
+    Ingested(Box<Ingested>),
     /// A pod, or the one that stands for those of a workload.
     Pod(Box<PodObject>),
     /// A Service, whose backends are found when all pods are known.
@@ -200,7 +200,7 @@ fn ingest(
     let mut ingested =
         ingested.map_err(|error| anyhow::anyhow!("{name}: not what its kind is: {error}"))?;
     ingested.problems.extend(problems);
-    Ok((name, Content::Ingested(ingested)))
+    Ok((name, Content::Ingested(Box::new(ingested))))
 }
 
 /// The API server labels each Namespace with its name.
