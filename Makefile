@@ -3,21 +3,23 @@
 NODES ?= 3
 SECONDS ?= 60
 STATE ?= target/cluster
-# One selection of packages and targets for everything: another one would compile the big dependencies once more, with other features.
+# One selection of packages and targets for everything: another one would compile the big
+# dependencies once more, with other features.
 BUILD = cargo build --workspace --bins --tests
 BIN = target/*/debug
-# What is shipped and measured.
+# The programs that are shipped and measured.
 RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
-# Modules whose tests make network namespaces, which takes root; and suites that do.
+# Modules and suites whose tests create network namespaces, which needs root.
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
-KERNEL = cni conformance conversations differential enforcement host lab routing spoof
+KERNEL = cni conformance connections differential enforcement host lab routing spoof
 
 .PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
   docs sbom
 
-# Format, lints, documentation, unused dependencies, and every test that needs neither root nor a cluster.
+# Format, lints, documentation, unused dependencies, and every test that needs neither root nor a
+# cluster.
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -26,14 +28,15 @@ check:
 	cargo test --workspace $(OURS) -- $(AS_ROOT:%=--skip %)
 	cargo test --workspace --test architecture --test pages
 
-# What `make check` leaves out and needs no cluster: rulesets, routes and packets in namespaces of this kernel. Needs root.
+# Tests that `make check` leaves out but that need no cluster: rulesets, routes and packets in
+# namespaces on this kernel. Needs root.
 check-kernel:
 	$(BUILD)
 	$(BIN)/margay-cluster prepare
 	cargo test --workspace $(OURS) -- $(AS_ROOT)
 	cargo test --workspace $(KERNEL:%=--test %)
 
-# All of it: also the kernel in namespaces and a real Kubernetes of three nodes. Needs root.
+# Everything, including the kernel in namespaces and a real Kubernetes of three nodes. Needs root.
 test:
 	$(BUILD)
 	$(BIN)/margay-cluster prepare
@@ -44,8 +47,9 @@ kubernetes:
 	$(BUILD)
 	$(BIN)/margay-cluster build
 
-# The kernel layers on kernels that people run, in virtual machines that need no KVM: ONLY=6.1 takes some kernels, SUITES=cni,host some suites,
-# QUICK=1 what depends on the kernel most, REFRESH=1 newer kernels than those that were fetched before. Needs root, and network once.
+# The kernel layers on kernels of distributions, in virtual machines that need no KVM: ONLY=6.1
+# selects kernels, SUITES=cni,host suites, QUICK=1 the suites that depend most on the kernel;
+# REFRESH=1 looks for newer kernels than the cached ones. Needs root, and network once.
 kernels:
 	$(BUILD)
 	$(BIN)/margay-kernels $(if $(ONLY),--only $(ONLY)) $(if $(SUITES),--suites $(SUITES)) $(if $(QUICK),--quick) $(if $(REFRESH),--refresh)
@@ -54,7 +58,7 @@ kernels:
 deny:
 	.ci/deny
 
-# Writes golden texts and generated files anew; look at the diff.
+# Rewrites golden texts and generated files; look at the diff.
 bless:
 	UPDATE_EXPECT=1 cargo test --workspace $(OURS)
 	UPDATE_EXPECT=1 cargo test --workspace --test pages
@@ -63,29 +67,31 @@ bless:
 docs:
 	$$(.ci/tool mdbook 0.5.4 --no-default-features --features search) build docs
 
-# What the image is made of, as CycloneDX.
+# The image's bill of materials, as CycloneDX.
 sbom:
 	mkdir -p target
 	$$(.ci/tool cargo-sbom 0.10.0) --cargo-package margay --output-format cyclone_dx_json_1_6 > target/sbom.json
 
-# The whole path with a running commentary. KEEP=1 leaves it up. Needs root.
+# The whole path with a running commentary. KEEP=1 leaves the cluster up. Needs root.
 demo:
 	$(BUILD)
 	$(BIN)/margay-demo $(if $(KEEP),--keep)
 
-# Figures of the release build, on a real cluster and without one, beside their anchors; ONLY=name takes some. Needs root, and a quiet machine.
+# Benchmarks of the release build, on a real cluster and without one, with their anchors; ONLY=name
+# selects some. Needs root, and an idle machine.
 bench:
 	$(RELEASE) --bin margay-bench --bin margay-probe --bin margay-pause --bin margay-shim
 	$(RELEASED)/margay-bench $(if $(ONLY),--only $(ONLY))
 
-# Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a real Kubernetes), ONLY=1,5 takes some cases,
-# ENFORCE=off|deny shows that the table can tell. Needs root.
+# Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a
+# real Kubernetes), ONLY=1,5 selects cases, ENFORCE=off|deny shows that the table can fail. Needs
+# root.
 conformance:
 	$(BUILD)
 	$(BIN)/margay-conformance --on $(or $(ON),kernel) $(if $(CASES),--cases $(CASES)) $(if $(ONLY),--only $(ONLY)) $(if $(ENFORCE),--enforce $(ENFORCE))
 
-# The NetworkPolicy cases of Kubernetes' own end-to-end suite, unmodified; the JUnit report stays in target/e2e-report. Builds the suite the first time
-# (8 minutes), and takes about 9 minutes. Needs root.
+# The NetworkPolicy cases of Kubernetes' own end-to-end suite, unmodified; the JUnit report stays in
+# target/e2e-report. Builds the suite the first time (8 minutes); takes about 9 minutes. Needs root.
 e2e-netpol:
 	$(BUILD)
 	$(BIN)/margay-e2e
@@ -106,10 +112,12 @@ cluster:
 cluster-down:
 	$(BIN)/margay-cluster down --state $(STATE)
 
-# Random policies and packets, judged in four ways, from a seed that was not tried before; what is found becomes a case in tests/data/corpus. Needs root.
+# Random policies and packets with verdicts from four sources, from a new seed; findings become
+# cases in tests/data/corpus. Needs root.
 fuzz:
 	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture
 
-# Everything that parses what others write, driven by libFuzzer for SECONDS each; what is found becomes a seed in tests/data/fuzz. TARGETS names some.
+# Every parser of outside input, driven by libFuzzer for SECONDS each; findings become seeds in
+# tests/data/fuzz. TARGETS selects some.
 fuzz-targets:
 	SECONDS_EACH=$(SECONDS) $(if $(TARGETS),TARGETS="$(TARGETS)") .ci/fuzz

@@ -21,6 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(&files, ["."])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".margay.sync.v1").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".margay.sync.v1")
+        .compile_fds(descriptors)?;
     Ok(())
 }

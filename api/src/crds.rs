@@ -59,7 +59,12 @@ fn normalise(schema: &mut JSONSchemaProps) {
     let is_known = |format: &String| !format.starts_with("uint");
     schema.format = schema.format.take().filter(is_known);
     schema.default = schema.default.take().filter(|default| !default.0.is_null());
-    for property in schema.properties.iter_mut().flatten().map(|(_, property)| property) {
+    for property in schema
+        .properties
+        .iter_mut()
+        .flatten()
+        .map(|(_, property)| property)
+    {
         property.nullable = None;
         normalise(property);
     }
@@ -76,7 +81,10 @@ fn normalise(schema: &mut JSONSchemaProps) {
 /// other versions must survive.
 pub fn stored() -> Vec<CustomResourceDefinition> {
     let ours = all();
-    kind::ALL.iter().map(|kind| stored_definition(kind, &ours)).collect()
+    kind::ALL
+        .iter()
+        .map(|kind| stored_definition(kind, &ours))
+        .collect()
 }
 
 /// Returns those definitions of `crd.projectcalico.org/v1` that a cluster may lack because its
@@ -89,15 +97,24 @@ pub fn later() -> Vec<CustomResourceDefinition> {
         };
         !kind.classic && ours.iter().any(same)
     };
-    kind::ALL.iter().filter(is_read).map(|kind| stored_definition(kind, &ours)).collect()
+    kind::ALL
+        .iter()
+        .filter(is_read)
+        .map(|kind| stored_definition(kind, &ours))
+        .collect()
 }
 
 fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomResourceDefinition {
     let same = |definition: &&CustomResourceDefinition| {
         definition.spec.group == v3::GROUP && definition.spec.names.plural == kind.plural
     };
-    let strict = ours.iter().find(same).and_then(|definition| definition.spec.versions.first());
-    let strict = strict.and_then(|version| serde_json::to_value(&version.schema).ok()).unwrap_or_default();
+    let strict = ours
+        .iter()
+        .find(same)
+        .and_then(|definition| definition.spec.versions.first());
+    let strict = strict
+        .and_then(|version| serde_json::to_value(&version.schema).ok())
+        .unwrap_or_default();
     let mut spec = loose(&strict["openAPIV3Schema"]["properties"]["spec"]);
     spec["type"] = "object".into();
     spec["x-kubernetes-preserve-unknown-fields"] = true.into();
@@ -121,7 +138,9 @@ fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomRe
                 "name": Mode::V1.version(),
                 "served": true,
                 "storage": true,
-                "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": spec } } },
+                "schema": {
+                    "openAPIV3Schema": { "type": "object", "properties": { "spec": spec } },
+                },
             }],
         },
     });
@@ -132,13 +151,20 @@ fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomRe
 const TYPES: [&str; 3] = ["type", "nullable", "x-kubernetes-int-or-string"];
 
 fn loose(schema: &Value) -> Value {
-    let kept = TYPES.iter().filter_map(|key| Some(((*key).to_owned(), schema.get(*key)?.clone())));
+    let kept = TYPES
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), schema.get(*key)?.clone())));
     let mut kept: Map<String, Value> = kept.collect();
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
-        let properties: Map<String, Value> =
-            properties.iter().map(|(name, schema)| (name.clone(), loose(schema))).collect();
+        let properties: Map<String, Value> = properties
+            .iter()
+            .map(|(name, schema)| (name.clone(), loose(schema)))
+            .collect();
         kept.insert("properties".to_owned(), Value::Object(properties));
-        kept.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
+        kept.insert(
+            "x-kubernetes-preserve-unknown-fields".to_owned(),
+            true.into(),
+        );
     }
     for inner in ["items", "additionalProperties"] {
         if let Some(schema) = schema.get(inner).filter(|schema| schema.is_object()) {

@@ -51,7 +51,8 @@ pub struct HostEndpoint {
     pub labels: Labels,
     /// Interfaces that it covers.
     pub interface: HostInterface,
-    /// Addresses of the interfaces, in order, each once; not empty with [`HostInterface::ByAddress`].
+    /// Addresses of the interfaces, in order, each once; not empty with
+    /// [`HostInterface::ByAddress`].
     pub addresses: Vec<IpAddr>,
     /// Named ports.
     pub ports: Vec<NamedPort>,

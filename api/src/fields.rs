@@ -39,15 +39,18 @@ struct Rule {
 pub struct Table(BTreeMap<&'static str, Rule>);
 
 /// Fields of Installation.
-pub static INSTALLATION: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/installation.tsv")));
+pub static INSTALLATION: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("fields/installation.tsv")));
 /// Fields of FelixConfiguration.
-pub static FELIX: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/felix.tsv")));
+pub static FELIX: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("fields/felix.tsv")));
 /// Fields of IPPool.
 pub static POOL: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/pool.tsv")));
 /// Fields of IPAMConfiguration.
 pub static IPAM: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/ipam.tsv")));
 /// Fields of KubeControllersConfiguration.
-pub static CONTROLLERS: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/controllers.tsv")));
+pub static CONTROLLERS: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("fields/controllers.tsv")));
 
 /// Returns the table of a kind; `None` for kinds all of whose fields act.
 pub fn table(kind: &str) -> Option<&'static Table> {
@@ -94,10 +97,25 @@ impl Table {
                 "unsafe" => Effect::Unsafe,
                 other => panic!("{field}: {other:?}: must be acts, idle or unsafe"),
             };
-            let harmless = harmless.split(',').filter(|value| !value.is_empty()).collect();
-            (field, Rule { effect, harmless, meaning })
+            let harmless = harmless
+                .split(',')
+                .filter(|value| !value.is_empty())
+                .collect();
+            (
+                field,
+                Rule {
+                    effect,
+                    harmless,
+                    meaning,
+                },
+            )
         };
-        Self(text.lines().filter(|line| !line.starts_with('#')).map(rule).collect())
+        Self(
+            text.lines()
+                .filter(|line| !line.starts_with('#'))
+                .map(rule)
+                .collect(),
+        )
     }
 
     /// Adds the fields of an object's spec that have no effect.
@@ -108,14 +126,32 @@ impl Table {
     /// `path` is as in the table, with `[]` for every element of a list; `shown` is the path for
     /// the user.
     fn descend(&self, look: &mut Look<'_>, path: &str, shown: &str, value: &Value) {
-        for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !is_unset(value)) {
-            let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        for (name, value) in value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, value)| !is_unset(value))
+        {
+            let below = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
             let shown = format!("{shown}.{name}");
-            if let Some(rule) = self.0.get(below.as_str()).or_else(|| self.0.get(format!("{below}.*").as_str())) {
+            if let Some(rule) = self
+                .0
+                .get(below.as_str())
+                .or_else(|| self.0.get(format!("{below}.*").as_str()))
+            {
                 look.check(rule, &shown, value);
             } else if self.has_below(&format!("{below}[].")) {
                 for (index, element) in value.as_array().into_iter().flatten().enumerate() {
-                    self.descend(look, &format!("{below}[]"), &format!("{shown}[{index}]"), element);
+                    self.descend(
+                        look,
+                        &format!("{below}[]"),
+                        &format!("{shown}[{index}]"),
+                        element,
+                    );
                 }
             } else if self.has_below(&format!("{below}.")) {
                 self.descend(look, &below, &shown, value);
@@ -134,9 +170,20 @@ impl Table {
 
     /// Returns the similar name beside this one in the table, which is probably meant.
     fn nearest(&self, path: &str, name: &str) -> Option<&'static str> {
-        let prefix = if path.is_empty() { String::new() } else { format!("{path}.") };
-        let siblings = self.0.keys().copied().filter_map(|field| field.strip_prefix(prefix.as_str()));
-        nearest(siblings.map(|rest| rest.split(['.', '[']).next().unwrap_or_default()), name)
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("{path}.")
+        };
+        let siblings = self
+            .0
+            .keys()
+            .copied()
+            .filter_map(|field| field.strip_prefix(prefix.as_str()));
+        nearest(
+            siblings.map(|rest| rest.split(['.', '[']).next().unwrap_or_default()),
+            name,
+        )
     }
 }
 
@@ -144,7 +191,9 @@ impl Table {
 fn nearest<'a>(names: impl Iterator<Item = &'a str>, name: &str) -> Option<&'a str> {
     let distance = |other: &str| strsim::osa_distance(&other.to_lowercase(), &name.to_lowercase());
     let nearest = names.map(|other| (distance(other), other)).min();
-    nearest.filter(|(edits, _)| *edits <= MISSPELT).map(|(_, other)| other)
+    nearest
+        .filter(|(edits, _)| *edits <= MISSPELT)
+        .map(|(_, other)| other)
 }
 
 /// Adds the fields of a spec that its schema (OpenAPI v3, as in a definition) does not have.
@@ -154,17 +203,31 @@ pub fn find_unknown(object: &str, schema: &Value, spec: &Value, found: &mut BTre
 
 fn descend_schema(look: &mut Look<'_>, shown: &str, schema: &Value, value: &Value) {
     for (index, element) in value.as_array().into_iter().flatten().enumerate() {
-        descend_schema(look, &format!("{shown}[{index}]"), &schema["items"], element);
+        descend_schema(
+            look,
+            &format!("{shown}[{index}]"),
+            &schema["items"],
+            element,
+        );
     }
     let Some(known) = schema["properties"].as_object() else {
         return;
     };
-    for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !is_unset(value)) {
+    for (name, value) in value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| !is_unset(value))
+    {
         let shown = format!("{shown}.{name}");
         match known.get(name) {
             Some(schema) => descend_schema(look, &shown, schema, value),
             None if schema["x-kubernetes-preserve-unknown-fields"] == true => {}
-            None => look.add_unknown(nearest(known.keys().map(String::as_str), name), &shown, value),
+            None => look.add_unknown(
+                nearest(known.keys().map(String::as_str), name),
+                &shown,
+                value,
+            ),
         }
     }
 }
@@ -178,13 +241,20 @@ struct Look<'a> {
 impl Look<'_> {
     fn check(&mut self, rule: &Rule, field: &str, value: &Value) {
         if rule.effect != Effect::Acts && !rule.harmless.contains(&text(value).as_str()) {
-            self.add(rule.effect == Effect::Unsafe, field, value, rule.meaning.to_owned());
+            self.add(
+                rule.effect == Effect::Unsafe,
+                field,
+                value,
+                rule.meaning.to_owned(),
+            );
         }
     }
 
     fn add_unknown(&mut self, nearest: Option<&str>, field: &str, value: &Value) {
         let meaning = match nearest {
-            Some(name) => format!("there is no such field, so it has no effect; did you mean {name}?"),
+            Some(name) => {
+                format!("there is no such field, so it has no effect; did you mean {name}?")
+            }
             None => "this version does not know the field, and it has no effect".to_owned(),
         };
         self.add(nearest.is_some(), field, value, meaning);
@@ -192,7 +262,12 @@ impl Look<'_> {
 
     fn add(&mut self, is_unsafe: bool, field: &str, value: &Value, meaning: String) {
         let field = format!("{field} is {}", shortened(&text(value)));
-        self.found.insert(Ignored { is_unsafe, object: self.object.to_owned(), field, meaning });
+        self.found.insert(Ignored {
+            is_unsafe,
+            object: self.object.to_owned(),
+            field,
+            meaning,
+        });
     }
 }
 
@@ -208,7 +283,9 @@ fn is_unset(value: &Value) -> bool {
 
 /// Formats a value: text as it is, everything else as JSON.
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn shortened(text: &str) -> String {

@@ -55,7 +55,10 @@ pub struct InterfacePattern(Regex);
 impl InterfacePattern {
     /// Compiles the pattern; the error is one line of text.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let compiled = RegexBuilder::new(text).unicode(false).size_limit(PATTERN_SIZE).build();
+        let compiled = RegexBuilder::new(text)
+            .unicode(false)
+            .size_limit(PATTERN_SIZE)
+            .build();
         // The regex crate draws a syntax error over many lines, of which the last has the message.
         compiled.map(Self).map_err(|error| {
             let text = error.to_string();
@@ -113,8 +116,15 @@ const INNER: [&str; 17] = [
 
 /// Returns the interfaces to report: those that lead out of the node.
 pub fn node_interfaces(all: &BTreeMap<String, BTreeSet<IpAddr>>) -> Vec<NodeInterface> {
-    let outer = all.iter().filter(|(name, _)| !INNER.iter().any(|inner| name.starts_with(inner)));
-    outer.map(|(name, addresses)| NodeInterface { name: name.clone(), addresses: addresses.clone() }).collect()
+    let outer = all
+        .iter()
+        .filter(|(name, _)| !INNER.iter().any(|inner| name.starts_with(inner)));
+    outer
+        .map(|(name, addresses)| NodeInterface {
+            name: name.clone(),
+            addresses: addresses.clone(),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -148,7 +158,10 @@ mod tests {
         for (pattern, wanted) in [
             ("eth(", "unclosed group"),
             ("*", "repetition operator missing expression"),
-            (&"(a{1000}){1000}".repeat(2), "Compiled regex exceeds size limit of 1048576 bytes."),
+            (
+                &"(a{1000}){1000}".repeat(2),
+                "Compiled regex exceeds size limit of 1048576 bytes.",
+            ),
         ] {
             assert_eq!(InterfacePattern::parse(pattern), Err(wanted.to_owned()));
         }
@@ -157,13 +170,21 @@ mod tests {
     #[test]
     fn interfaces_that_lead_out_of_a_node_are_reported_in_calicos_form() {
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let mut all: BTreeMap<String, BTreeSet<IpAddr>> =
-            INNER.iter().map(|inner| (format!("{inner}0"), BTreeSet::from([address("192.0.2.9")]))).collect();
-        all.insert("wlan0".to_owned(), [address("2001:db8::1"), address("192.0.2.1")].into());
+        let mut all: BTreeMap<String, BTreeSet<IpAddr>> = INNER
+            .iter()
+            .map(|inner| (format!("{inner}0"), BTreeSet::from([address("192.0.2.9")])))
+            .collect();
+        all.insert(
+            "wlan0".to_owned(),
+            [address("2001:db8::1"), address("192.0.2.1")].into(),
+        );
         all.insert("eth1".to_owned(), BTreeSet::new());
         let reported = node_interfaces(&all);
         let text = serde_json::to_string(&reported).expect("JSON");
-        assert_eq!(text, r#"[{"name":"eth1"},{"name":"wlan0","addresses":["192.0.2.1","2001:db8::1"]}]"#);
+        assert_eq!(
+            text,
+            r#"[{"name":"eth1"},{"name":"wlan0","addresses":["192.0.2.1","2001:db8::1"]}]"#
+        );
         let read: Vec<NodeInterface> = serde_json::from_str(&text).expect("what was written");
         assert_eq!(read, reported);
     }

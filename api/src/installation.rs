@@ -78,7 +78,11 @@ pub struct InstallationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub component_resources: Option<Vec<ComponentResource>>,
     /// Overrides of the node agent's DaemonSet.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "calicoNodeDaemonSet")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        rename = "calicoNodeDaemonSet"
+    )]
     pub calico_node_daemon_set: Option<WorkloadOverride>,
     /// Overrides of typha's Deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,7 +158,8 @@ pub struct CalicoNetworkSpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct IpPoolSpec {
-    /// Name of the IPPool object. Default `default-ipv4-ippool` and `default-ipv6-ippool` for the first pool of each IP version, else made from the CIDR.
+    /// Name of the IPPool object. Default `default-ipv4-ippool` and `default-ipv6-ippool` for the
+    /// first pool of each IP version, else made from the CIDR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Range of the pool, for example `10.244.0.0/16` or `fd00:10:244::/56`. Pods get an address of
@@ -171,11 +176,16 @@ pub struct IpPoolSpec {
     /// Selector of the nodes that use the pool. Default `all()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<String>,
-    /// Prefix length of the blocks that nodes claim: 20 to 32 for IPv4 (default 26), 116 to 128 for IPv6 (default 122).
+    /// Prefix length of the blocks that nodes claim: 20 to 32 for IPv4 (default 26), 116 to 128 for
+    /// IPv6 (default 122).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i32>,
     /// Accepted and ignored: without BGP no pool is exported.
-    #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "disableBGPExport",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub disable_bgp_export: Option<bool>,
     /// True stops allocations of new addresses from the pool. Default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -418,13 +428,22 @@ mod tests {
     fn schema_is_structural_and_preserves_the_unknown() {
         let crd = serde_json::to_value(Installation::crd()).unwrap();
         let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
-        assert_eq!(spec["x-kubernetes-preserve-unknown-fields"], true, "{spec:#}");
+        assert_eq!(
+            spec["x-kubernetes-preserve-unknown-fields"], true,
+            "{spec:#}"
+        );
         let pools = &spec["properties"]["calicoNetwork"]["properties"]["ipPools"];
         assert_eq!(pools["x-kubernetes-list-map-keys"][0], "cidr");
         assert_eq!(pools["items"]["required"][0], "cidr");
-        assert_eq!(spec["properties"]["calicoNetwork"]["properties"]["mtu"]["type"], "integer");
+        assert_eq!(
+            spec["properties"]["calicoNetwork"]["properties"]["mtu"]["type"],
+            "integer"
+        );
         assert!(spec["properties"]["calicoNodeDaemonSet"].is_object());
-        assert!(!crd.to_string().contains("\"anyOf\""), "no anyOf in a structural schema outside int-or-string");
+        assert!(
+            !crd.to_string().contains("\"anyOf\""),
+            "no anyOf in a structural schema outside int-or-string"
+        );
     }
 
     #[test]
@@ -434,7 +453,11 @@ mod tests {
             "calicoNetwork": {
                 "bgp": "Disabled", "hostPorts": "Enabled", "multiInterfaceMode": "None",
                 "nodeAddressAutodetectionV4": {"firstFound": true},
-                "ipPools": [{"cidr": "10.244.0.0/16", "encapsulation": "VXLANCrossSubnet", "disableBGPExport": false}]
+                "ipPools": [{
+                    "cidr": "10.244.0.0/16",
+                    "encapsulation": "VXLANCrossSubnet",
+                    "disableBGPExport": false,
+                }]
             },
             "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
         }))

@@ -55,8 +55,15 @@ impl Budget {
             ports += list.len();
             names += named(list);
         }
-        let ranges: usize = peers.iter().map(|peer| peer.nets.len() + peer.not_nets.len()).sum();
-        let names = if declared == PortOwner::Peer { names * peers.len() } else { names };
+        let ranges: usize = peers
+            .iter()
+            .map(|peer| peer.nets.len() + peer.not_nets.len())
+            .sum();
+        let names = if declared == PortOwner::Peer {
+            names * peers.len()
+        } else {
+            names
+        };
         let size = Size {
             entries: peers.len() * (count + ports) + ranges * count,
             references: peers.iter().map(references).sum::<usize>() + names,
@@ -66,9 +73,13 @@ impl Budget {
 
     /// Charges a single rule. False, with the problem recorded, if that exceeds a limit.
     pub(crate) fn charge_rule(&mut self, problems: &mut Problems, at: &str, rule: &Rule) -> bool {
-        let mut size = Size { entries: 1, references: 0 };
+        let mut size = Size {
+            entries: 1,
+            references: 0,
+        };
         for side in [&rule.source, &rule.destination] {
-            size.entries += side.nets.len() + side.not_nets.len() + side.ports.len() + side.not_ports.len();
+            size.entries +=
+                side.nets.len() + side.not_nets.len() + side.ports.len() + side.not_ports.len();
             size.references += references(side) + named(&side.ports) + named(&side.not_ports);
         }
         self.charge(problems, at, size)
@@ -76,8 +87,17 @@ impl Budget {
 
     /// Checks that a rule of at least so many peers and ports can fit, before they are read. False,
     /// with the problem recorded, if it cannot.
-    pub(crate) fn has_room(&self, problems: &mut Problems, at: &str, peers: usize, ports: usize) -> bool {
-        let size = Size { entries: peers.saturating_mul(ports), references: 0 };
+    pub(crate) fn has_room(
+        &self,
+        problems: &mut Problems,
+        at: &str,
+        peers: usize,
+        ports: usize,
+    ) -> bool {
+        let size = Size {
+            entries: peers.saturating_mul(ports),
+            references: 0,
+        };
         Self { used: self.used }.charge(problems, at, size)
     }
 
@@ -88,8 +108,12 @@ impl Budget {
             problems.add(
                 at,
                 format!("{entries} rules, ranges and ports up to here"),
-                format!("more than the {MAX_ENTRIES} that a policy may have; a rule counts once for each of its peers"),
-                "write several policies, give pods a common label and select them by one peer, or name ports as ranges",
+                format!(
+                    "more than the {MAX_ENTRIES} that a policy may have; a rule counts once for \
+                     each of its peers"
+                ),
+                "write several policies, give pods a common label and select them by one peer, or \
+                 name ports as ranges",
             );
             return false;
         }
@@ -98,23 +122,40 @@ impl Budget {
                 at,
                 format!("{references} selectors, Services and named ports up to here"),
                 format!(
-                    "more than the {MAX_REFERENCES} that a policy may have; a named port counts once for each peer"
+                    "more than the {MAX_REFERENCES} that a policy may have; a named port counts \
+                     once for each peer"
                 ),
-                "write several policies, give pods a common label and select them by one peer, or name ports by number",
+                "write several policies, give pods a common label and select them by one peer, or \
+                 name ports by number",
             );
             return false;
         }
-        self.used = Size { entries, references };
+        self.used = Size {
+            entries,
+            references,
+        };
         true
     }
 }
 
 fn named(ports: &[Port]) -> usize {
-    ports.iter().filter(|port| matches!(port, Port::Named(_))).count()
+    ports
+        .iter()
+        .filter(|port| matches!(port, Port::Named(_)))
+        .count()
 }
 
 fn references(side: &EntityMatch) -> usize {
-    let EntityMatch { selector, not_selector, nodes, service, .. } = side;
-    let selectors = [selector, not_selector, nodes].into_iter().flatten().count();
+    let EntityMatch {
+        selector,
+        not_selector,
+        nodes,
+        service,
+        ..
+    } = side;
+    let selectors = [selector, not_selector, nodes]
+        .into_iter()
+        .flatten()
+        .count();
     selectors + usize::from(service.is_some())
 }

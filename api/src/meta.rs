@@ -20,7 +20,10 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// Creates the name `namespace/name`.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -32,7 +35,10 @@ impl fmt::Display for NamespacedName {
 
 /// Creation time of an object, in seconds since 1970; 0: not known.
 pub(crate) fn created(metadata: &ObjectMeta) -> i64 {
-    metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+    metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(0, |time| time.0.as_second())
 }
 
 /// Label that every workload endpoint and namespaced network set carries: its namespace.
@@ -78,7 +84,8 @@ pub const ANNOTATION_VXLAN_MAC: &str = "projectcalico.org/VXLANTunnelMACAddr";
 pub const ANNOTATION_VXLAN_IPV6: &str = "projectcalico.org/IPv6VXLANTunnelAddr";
 /// Node annotation: the MAC address of the node's VXLAN device for IPv6.
 pub const ANNOTATION_VXLAN_MAC_V6: &str = "projectcalico.org/VXLANTunnelMACAddrV6";
-/// Node annotation: the node's interfaces with their addresses, as JSON; see [`NodeInterface`](crate::hosts::NodeInterface).
+/// Node annotation: the node's interfaces with their addresses, as JSON; see
+/// [`NodeInterface`](crate::hosts::NodeInterface).
 pub const ANNOTATION_NODE_INTERFACES: &str = "projectcalico.org/Interfaces";
 
 /// Labels that identify an object, and are therefore never taken from where a user can write them.
@@ -88,7 +95,9 @@ const RESERVED: [&str; 3] = [LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_
 /// service account or kind.
 pub fn without_reserved<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Labels {
     let is_reserved = |name: &str| {
-        RESERVED.contains(&name) || name.starts_with(PREFIX_NAMESPACE) || name.starts_with(PREFIX_SERVICE_ACCOUNT)
+        RESERVED.contains(&name)
+            || name.starts_with(PREFIX_NAMESPACE)
+            || name.starts_with(PREFIX_SERVICE_ACCOUNT)
     };
     labels
         .into_iter()
@@ -108,9 +117,15 @@ pub fn is_qualified_name(text: &str) -> bool {
         alphanumeric(text.chars().next()) && alphanumeric(text.chars().next_back())
     };
     let is_label = |label: &str| {
-        ends_well(label) && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        ends_well(label)
+            && label
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
-    let is_name =
-        name.len() <= 63 && ends_well(name) && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let is_name = name.len() <= 63
+        && ends_well(name)
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     is_name && prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label))
 }

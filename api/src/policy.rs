@@ -36,7 +36,9 @@ impl PolicyKind {
     pub fn is_staged(self) -> bool {
         matches!(
             self,
-            Self::StagedNetworkPolicy | Self::StagedGlobalNetworkPolicy | Self::StagedKubernetesNetworkPolicy
+            Self::StagedNetworkPolicy
+                | Self::StagedGlobalNetworkPolicy
+                | Self::StagedKubernetesNetworkPolicy
         )
     }
 
@@ -52,7 +54,9 @@ impl PolicyKind {
 
     /// Staged kind that previews policies of this kind, if there is one.
     pub fn staged(self) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.is_staged() && kind.enforced() == self)
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.is_staged() && kind.enforced() == self)
     }
 
     /// Name in the API and on the wire.

@@ -26,13 +26,23 @@ impl Problem {
         rule: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { field: field.into(), value: value.into(), rule: rule.into(), remedy: remedy.into() }
+        Self {
+            field: field.into(),
+            value: value.into(),
+            rule: rule.into(),
+            remedy: remedy.into(),
+        }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { field, value, rule, remedy } = self;
+        let Self {
+            field,
+            value,
+            rule,
+            remedy,
+        } = self;
         write!(f, "{field}: {value:?}: {rule}; {remedy}")
     }
 }
@@ -54,12 +64,19 @@ pub struct Refusal<T = Policy> {
 impl<T> Refusal<T> {
     /// A refusal without a replacement.
     pub(crate) fn without_replacement(problems: Problems) -> Self {
-        Self { problems: problems.into_vec(), closed: None, prefers_former: false }
+        Self {
+            problems: problems.into_vec(),
+            closed: None,
+            prefers_former: false,
+        }
     }
 
     /// Marks the refusal as preferring the last valid version if the condition holds.
     pub(crate) fn or_former(self, condition: bool) -> Self {
-        Self { prefers_former: self.prefers_former || condition, ..self }
+        Self {
+            prefers_former: self.prefers_former || condition,
+            ..self
+        }
     }
 }
 
@@ -105,7 +122,12 @@ impl Problems {
             value.truncate(value.floor_char_boundary(VALUE));
             value += "…";
         }
-        self.listed.push(Problem { field: field.into(), value, rule: rule.into(), remedy: remedy.into() });
+        self.listed.push(Problem {
+            field: field.into(),
+            value,
+            rule: rule.into(),
+            remedy: remedy.into(),
+        });
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -131,19 +153,36 @@ impl Problems {
 
     /// Returns the object if there are no problems, else the refusal with the replacement that
     /// `closed` makes.
-    pub(crate) fn finish<T>(self, value: T, closed: impl FnOnce(T) -> Option<T>) -> Result<T, Refusal<T>> {
+    pub(crate) fn finish<T>(
+        self,
+        value: T,
+        closed: impl FnOnce(T) -> Option<T>,
+    ) -> Result<T, Refusal<T>> {
         if self.is_empty() {
             return Ok(value);
         }
-        Err(Refusal { problems: self.into_vec(), closed: closed(value), prefers_former: false })
+        Err(Refusal {
+            problems: self.into_vec(),
+            closed: closed(value),
+            prefers_former: false,
+        })
     }
 
     /// Parses a selector; `None` if it does not parse, with the problem recorded.
     pub(crate) fn selector(&mut self, field: &str, text: &str) -> Option<Selector> {
         match Selector::parse(text) {
             Ok(selector) => Some(selector),
-            Err(SelectorError { position, rule, remedy }) => {
-                self.add(field, text, format!("not a selector: at character {position}: {rule}"), remedy);
+            Err(SelectorError {
+                position,
+                rule,
+                remedy,
+            }) => {
+                self.add(
+                    field,
+                    text,
+                    format!("not a selector: at character {position}: {rule}"),
+                    remedy,
+                );
                 None
             }
         }

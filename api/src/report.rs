@@ -26,7 +26,10 @@ pub struct Entry {
 impl Entry {
     /// Creates an entry; texts beyond the limits are cut.
     pub fn new(subject: &str, reason: &str) -> Self {
-        Self { subject: cut(subject, SUBJECT), reason: cut(reason, REASON) }
+        Self {
+            subject: cut(subject, SUBJECT),
+            reason: cut(reason, REASON),
+        }
     }
 }
 
@@ -44,11 +47,18 @@ impl Listing {
     pub fn of<T>(found: impl IntoIterator<Item = T>, entry: impl Fn(T) -> Entry) -> Self {
         let mut found = found.into_iter();
         let first: BTreeSet<Entry> = found.by_ref().take(NAMED).map(entry).collect();
-        Self { total: first.len() + found.count(), first }
+        Self {
+            total: first.len() + found.count(),
+            first,
+        }
     }
 
     fn join(&mut self, other: Self, is_same: bool) {
-        self.total = if is_same { self.total.max(other.total) } else { self.total + other.total };
+        self.total = if is_same {
+            self.total.max(other.total)
+        } else {
+            self.total + other.total
+        };
         self.first.extend(other.first);
         self.total = self.total.max(self.first.len());
     }
@@ -75,7 +85,12 @@ impl Report {
     /// Merges the reports of all replicas.
     pub fn joined(reports: impl IntoIterator<Item = Self>) -> Self {
         let mut joined = Self::default();
-        for Self { objects, records, nodes } in reports {
+        for Self {
+            objects,
+            records,
+            nodes,
+        } in reports
+        {
             joined.objects.join(objects, true);
             joined.records.join(records, false);
             joined.nodes.join(nodes, false);
@@ -102,23 +117,60 @@ mod tests {
     #[test]
     fn a_report_is_of_limited_size_whatever_it_is_about() {
         let long = "ä\n\"".repeat(10_000);
-        let listing = || Listing::of(0..5000, |number| Entry::new(&format!("{number}{long}"), &long));
-        let report = Report { objects: listing(), records: listing(), nodes: listing() };
+        let listing = || {
+            Listing::of(0..5000, |number| {
+                Entry::new(&format!("{number}{long}"), &long)
+            })
+        };
+        let report = Report {
+            objects: listing(),
+            records: listing(),
+            nodes: listing(),
+        };
         let text = serde_json::to_string(&report).expect("JSON");
         assert!(text.len() < 64 << 10, "{}", text.len());
-        assert_eq!(serde_json::from_str::<Report>(&text).expect("a report"), report);
-        assert_eq!((report.objects.total, report.objects.first.len()), (5000, NAMED));
-        assert!(report.nodes.first.iter().all(|entry| entry.reason.ends_with('…') && !entry.reason.contains('\n')));
+        assert_eq!(
+            serde_json::from_str::<Report>(&text).expect("a report"),
+            report
+        );
+        assert_eq!(
+            (report.objects.total, report.objects.first.len()),
+            (5000, NAMED)
+        );
+        assert!(
+            report
+                .nodes
+                .first
+                .iter()
+                .all(|entry| entry.reason.ends_with('…') && !entry.reason.contains('\n'))
+        );
     }
 
     #[test]
     fn replicas_see_the_same_objects_and_other_nodes() {
         let of = |subjects: &[&str]| Listing::of(subjects, |subject| Entry::new(subject, "r"));
-        let one = Report { objects: of(&["a", "b"]), records: of(&["a on n1"]), nodes: of(&["n1"]) };
-        let other = Report { objects: of(&["b", "c"]), records: of(&[]), nodes: of(&["n2", "n3"]) };
+        let one = Report {
+            objects: of(&["a", "b"]),
+            records: of(&["a on n1"]),
+            nodes: of(&["n1"]),
+        };
+        let other = Report {
+            objects: of(&["b", "c"]),
+            records: of(&[]),
+            nodes: of(&["n2", "n3"]),
+        };
         let joined = Report::joined([one, other]);
-        let names = |listing: &Listing| listing.first.iter().map(|entry| entry.subject.clone()).collect::<Vec<_>>();
-        assert_eq!((joined.objects.total, names(&joined.objects)), (3, vec!["a".into(), "b".into(), "c".into()]));
+        let names = |listing: &Listing| {
+            listing
+                .first
+                .iter()
+                .map(|entry| entry.subject.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (joined.objects.total, names(&joined.objects)),
+            (3, vec!["a".into(), "b".into(), "c".into()])
+        );
         assert_eq!((joined.records.total, joined.nodes.total), (1, 3));
         assert!(!joined.is_empty() && Report::joined([]).is_empty());
     }

@@ -37,7 +37,11 @@ impl IpVersion {
 
     /// IP version of an address.
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }
 
@@ -86,7 +90,10 @@ pub struct PortRange {
 impl PortRange {
     /// Returns the range that holds one port.
     pub fn single(port: u16) -> Self {
-        Self { first: port, last: port }
+        Self {
+            first: port,
+            last: port,
+        }
     }
 
     /// Returns true when the port is inside.

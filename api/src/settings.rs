@@ -37,7 +37,9 @@ impl FelixOverrides {
     pub fn is_for(&self, node: &str, labels: Option<&Labels>) -> bool {
         match &self.scope {
             SettingsScope::Cluster => true,
-            SettingsScope::Selected(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+            SettingsScope::Selected(selector) => {
+                labels.is_some_and(|labels| selector.matches(labels))
+            }
             SettingsScope::Node(name) => name == node,
         }
     }
@@ -84,7 +86,14 @@ impl Failsafe {
     /// Returns them in order, as lists of failsafes are.
     fn anywhere(tcp: &[u16], udp: &[u16]) -> Vec<Self> {
         let of = |protocol, ports: &[u16]| -> Vec<Self> {
-            ports.iter().map(|port| Self { protocol, port: *port, net: None }).collect()
+            ports
+                .iter()
+                .map(|port| Self {
+                    protocol,
+                    port: *port,
+                    net: None,
+                })
+                .collect()
         };
         [of(Protocol::TCP, tcp), of(Protocol::UDP, udp)].concat()
     }
@@ -134,7 +143,10 @@ impl TimeUnit {
 
 /// A text that is not a rate limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day")]
+#[error(
+    "{0:?} is not a rate; write it like 10/second, with a number from 1 to 9999 and second, \
+     minute, hour or day"
+)]
 pub struct LogRateError(String);
 
 impl FromStr for LogRate {
@@ -144,8 +156,13 @@ impl FromStr for LogRate {
         let parse = || {
             let (count, unit) = text.split_once('/')?;
             let is_plain = count.len() <= 4 && count.bytes().all(|byte| byte.is_ascii_digit());
-            let count = is_plain.then(|| count.parse().ok()).flatten().filter(|count| *count > 0)?;
-            let unit = TimeUnit::ALL.into_iter().find(|known| known.as_str() == unit)?;
+            let count = is_plain
+                .then(|| count.parse().ok())
+                .flatten()
+                .filter(|count| *count > 0)?;
+            let unit = TimeUnit::ALL
+                .into_iter()
+                .find(|known| known.as_str() == unit)?;
             Some(Self { count, unit })
         };
         parse().ok_or_else(|| LogRateError(text.to_owned()))

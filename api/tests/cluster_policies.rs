@@ -22,7 +22,10 @@ fn cluster_wide_policies() {
             "spec": spec,
         }))
         .unwrap_or_else(|error| panic!("every object decodes: {error}\n{case}"));
-        assert_eq!(cnp::key(&policy).to_string(), "KubernetesClusterNetworkPolicy p");
+        assert_eq!(
+            cnp::key(&policy).to_string(),
+            "KubernetesClusterNetworkPolicy p"
+        );
         let (title, _) = case.trim_start().split_once('\n').unwrap();
         shown += &format!("{title}\n{}\n", support::show(cnp::policy(&policy)));
     }

@@ -13,7 +13,10 @@ use serde_json::Value;
 /// Folders under deploy, each with its definitions.
 fn folders() -> [(PathBuf, Vec<CustomResourceDefinition>); 2] {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    [(deploy.join("crds"), crds::all()), (deploy.join("crds-v1"), crds::stored())]
+    [
+        (deploy.join("crds"), crds::all()),
+        (deploy.join("crds-v1"), crds::stored()),
+    ]
 }
 
 fn file_of(definition: &CustomResourceDefinition) -> String {
@@ -39,7 +42,8 @@ fn manifests_are_generated_from_the_types() {
             let found = std::fs::read_to_string(&file).unwrap_or_default();
             assert!(
                 found == manifest_of(definition),
-                "{} differs from the types; run `UPDATE_EXPECT=1 cargo test -p margay-api --test crds`",
+                "{} differs from the types; run `UPDATE_EXPECT=1 cargo test -p margay-api --test \
+                 crds`",
                 file.display()
             );
         }
@@ -72,16 +76,25 @@ fn schemas_are_structural_and_small() {
         let value = serde_json::to_value(&definition).unwrap();
         let root = &value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         visit(&name, root, &mut |path, schema| {
-            let is_open = ["x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"]
-                .iter()
-                .any(|key| schema[*key] == true);
-            assert!(schema["type"].is_string() || is_open, "{path} has no type: {schema}");
+            let is_open = [
+                "x-kubernetes-int-or-string",
+                "x-kubernetes-preserve-unknown-fields",
+            ]
+            .iter()
+            .any(|key| schema[*key] == true);
+            assert!(
+                schema["type"].is_string() || is_open,
+                "{path} has no type: {schema}"
+            );
             for key in ["anyOf", "oneOf", "$ref"] {
                 assert!(schema.get(key).is_none(), "{path} has {key}");
             }
             // The API server refuses a definition whose default breaks its own pattern.
             let is_bounded = schema.get("pattern").or(schema.get("enum")).is_some();
-            assert!(schema["default"] != "" || !is_bounded, "{path} is empty by default, which it may not be");
+            assert!(
+                schema["default"] != "" || !is_bounded,
+                "{path} is empty by default, which it may not be"
+            );
             let may_be_null = path.ends_with(".allocations[]");
             assert_eq!(schema["nullable"] == true, may_be_null, "{path}");
         });
@@ -95,11 +108,26 @@ fn schemas_are_structural_and_small() {
 fn policies_are_selectable_by_tier() {
     for definition in crds::all() {
         let plural = definition.spec.names.plural.as_str();
-        let is_policy =
-            ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"]
-                .contains(&plural);
-        let fields = definition.spec.versions[0].selectable_fields.iter().flatten();
+        let is_policy = [
+            "globalnetworkpolicies",
+            "networkpolicies",
+            "stagedglobalnetworkpolicies",
+            "stagednetworkpolicies",
+        ]
+        .contains(&plural);
+        let fields = definition.spec.versions[0]
+            .selectable_fields
+            .iter()
+            .flatten();
         let paths: Vec<&str> = fields.map(|field| field.json_path.as_str()).collect();
-        assert_eq!(paths, if is_policy { vec![".spec.tier"] } else { vec![] }, "{plural}");
+        assert_eq!(
+            paths,
+            if is_policy {
+                vec![".spec.tier"]
+            } else {
+                vec![]
+            },
+            "{plural}"
+        );
     }
 }

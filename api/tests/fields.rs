@@ -1,6 +1,6 @@
-//! Every field of the policy and node kinds has its line in `data/fields.tsv`, and the line is true: a
-//! served field changes the meaning of the object, one without effect does not, and a refused one is
-//! named in the refusal.
+//! Every field of the policy and node kinds has its line in `data/fields.tsv`, and the line is
+//! true: a served field changes the meaning of the object, one without effect does not, and a
+//! refused one is named in the refusal.
 
 #![allow(clippy::unwrap_used)]
 
@@ -64,17 +64,39 @@ fn lines() -> Vec<Line> {
     let mut lines = Vec::new();
     for text in TABLE.lines().filter(|line| !line.starts_with('#')) {
         let cells: Vec<&str> = text.split('\t').collect();
-        let [kinds, field, becomes, value, beside, why] = cells[..] else { panic!("six cells: {text:?}") };
-        for (kind, field) in kinds.split(',').flat_map(|kind| places(field).into_iter().map(move |field| (kind, field)))
+        let [kinds, field, becomes, value, beside, why] = cells[..] else {
+            panic!("six cells: {text:?}")
+        };
+        for (kind, field) in kinds
+            .split(',')
+            .flat_map(|kind| places(field).into_iter().map(move |field| (kind, field)))
         {
-            let kind = *KINDS.iter().find(|known| **known == kind).unwrap_or_else(|| panic!("{kind}: {text:?}"));
+            let kind = *KINDS
+                .iter()
+                .find(|known| **known == kind)
+                .unwrap_or_else(|| panic!("{kind}: {text:?}"));
             // The side that the field is on.
             let is_on = |side: &&str| field.split(['.', '[']).any(|part| part == *side);
-            let side = ["source", "from", "to"].into_iter().find(is_on).unwrap_or("destination");
-            let beside = if beside.is_empty() { "{}".to_owned() } else { beside.replace("SIDE", side) };
-            let beside = serde_json::from_str(&beside).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            let side = ["source", "from", "to"]
+                .into_iter()
+                .find(is_on)
+                .unwrap_or("destination");
+            let beside = if beside.is_empty() {
+                "{}".to_owned()
+            } else {
+                beside.replace("SIDE", side)
+            };
+            let beside =
+                serde_json::from_str(&beside).unwrap_or_else(|error| panic!("{text:?}: {error}"));
             let (becomes, value, why) = (becomes.to_owned(), value.to_owned(), why.to_owned());
-            lines.push(Line { kind, field, becomes, value, beside, why });
+            lines.push(Line {
+                kind,
+                field,
+                becomes,
+                value,
+                beside,
+                why,
+            });
         }
     }
     lines
@@ -84,7 +106,11 @@ fn lines() -> Vec<Line> {
 fn leaves(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
     let properties = schema["properties"].as_object();
     for (name, property) in properties.into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         leaves(&path, property, found);
     }
     if schema["items"]["properties"].is_object() {
@@ -97,13 +123,24 @@ fn leaves(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
 #[test]
 fn the_table_has_every_field_once_and_no_other() {
     for kind in KINDS {
-        let definition = crds::all().into_iter().find(|definition| definition.spec.names.kind == kind).unwrap();
+        let definition = crds::all()
+            .into_iter()
+            .find(|definition| definition.spec.names.kind == kind)
+            .unwrap();
         let mut wanted = BTreeSet::new();
         for version in &definition.spec.versions {
-            let schema = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref()).unwrap();
+            let schema = version
+                .schema
+                .as_ref()
+                .and_then(|schema| schema.open_api_v3_schema.as_ref())
+                .unwrap();
             leaves("", &serde_json::to_value(schema).unwrap(), &mut wanted);
         }
-        let found: Vec<String> = lines().into_iter().filter(|line| line.kind == kind).map(|line| line.field).collect();
+        let found: Vec<String> = lines()
+            .into_iter()
+            .filter(|line| line.kind == kind)
+            .map(|line| line.field)
+            .collect();
         let distinct: BTreeSet<String> = found.iter().cloned().collect();
         assert_eq!(distinct, wanted, "{kind}");
         assert_eq!(found.len(), distinct.len(), "{kind}: a field has two lines");
@@ -112,7 +149,9 @@ fn the_table_has_every_field_once_and_no_other() {
 
 /// Puts a value at a path; a list on the way gets one item.
 fn put(at: &mut Value, path: &str, value: Value) {
-    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    let (first, rest) = path
+        .split_once('.')
+        .map_or((path, None), |(first, rest)| (first, Some(rest)));
     let next = match first.strip_suffix("[]") {
         Some(list) if at[list].is_array() => &mut at[list][0],
         Some(list) => {
@@ -129,7 +168,9 @@ fn put(at: &mut Value, path: &str, value: Value) {
 
 fn merge(into: &mut Value, from: &Value) {
     match from {
-        Value::Object(fields) => fields.iter().for_each(|(name, value)| merge(&mut into[name], value)),
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(name, value)| merge(&mut into[name], value)),
         other => *into = other.clone(),
     }
 }
@@ -137,24 +178,37 @@ fn merge(into: &mut Value, from: &Value) {
 /// The object without the field, and with it.
 fn objects(line: &Line) -> [Value; 2] {
     let group = "projectcalico.org/v3";
-    let mut object =
-        json!({"apiVersion": group, "kind": line.kind, "metadata": {"name": "a", "namespace": "red"}, "spec": {}});
+    let mut object = json!({
+        "apiVersion": group,
+        "kind": line.kind,
+        "metadata": {"name": "a", "namespace": "red"},
+        "spec": {},
+    });
     if line.kind.ends_with("Set") {
         object["spec"]["nets"] = json!([]);
     }
-    let rules =
-        ["ingress", "egress"].into_iter().find(|direction| line.field.starts_with(&format!("spec.{direction}[]")));
+    let rules = ["ingress", "egress"]
+        .into_iter()
+        .find(|direction| line.field.starts_with(&format!("spec.{direction}[]")));
     match rules {
         Some(direction) => {
             let is_kubernetes = line.kind == "StagedKubernetesNetworkPolicy";
-            let mut rule = if is_kubernetes { json!({}) } else { json!({"action": "Deny"}) };
+            let mut rule = if is_kubernetes {
+                json!({})
+            } else {
+                json!({"action": "Deny"})
+            };
             merge(&mut rule, &line.beside);
             object["spec"][direction] = json!([rule]);
         }
         None => merge(&mut object["spec"], &line.beside),
     }
     let mut with = object.clone();
-    put(&mut with, &line.field, serde_json::from_str(&line.value).unwrap_or_else(|error| panic!("{line:?}: {error}")));
+    put(
+        &mut with,
+        &line.field,
+        serde_json::from_str(&line.value).unwrap_or_else(|error| panic!("{line:?}: {error}")),
+    );
     [object, with]
 }
 
@@ -165,24 +219,37 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
         parse: impl Fn(&K) -> Result<T, Refusal<C>>,
     ) -> Result<String, Vec<String>> {
         // The API server refuses objects that do not match the schema.
-        let typed = serde_json::from_value(object.clone()).map_err(|error| vec![format!("shape: {error}")])?;
-        let refused = |refusal: Refusal<C>| refusal.problems.into_iter().map(|problem| problem.field).collect();
-        parse(&typed).map(|meaning| format!("{meaning:?}")).map_err(refused)
+        let typed = serde_json::from_value(object.clone())
+            .map_err(|error| vec![format!("shape: {error}")])?;
+        let refused = |refusal: Refusal<C>| {
+            refusal
+                .problems
+                .into_iter()
+                .map(|problem| problem.field)
+                .collect()
+        };
+        parse(&typed)
+            .map(|meaning| format!("{meaning:?}"))
+            .map_err(refused)
     }
     match object["kind"].as_str().unwrap() {
         "NetworkPolicy" => of(object, v3::parse::policy::network_policy),
         "GlobalNetworkPolicy" => of(object, v3::parse::policy::global_network_policy),
         "StagedNetworkPolicy" => of(object, v3::parse::staged::staged_network_policy),
         "StagedGlobalNetworkPolicy" => of(object, v3::parse::staged::staged_global_network_policy),
-        "StagedKubernetesNetworkPolicy" => of(object, v3::parse::staged::staged_kubernetes_network_policy),
+        "StagedKubernetesNetworkPolicy" => {
+            of(object, v3::parse::staged::staged_kubernetes_network_policy)
+        }
         "Tier" => of(object, v3::parse::tier::tier),
         "NetworkSet" => of(object, v3::parse::netset::network_set),
         "GlobalNetworkSet" => of(object, v3::parse::netset::global_network_set),
         "HostEndpoint" => of(object, v3::parse::host::host_endpoint),
-        "KubeControllersConfiguration" => of(object, |settings: &v3::KubeControllersConfiguration| {
-            let hosts = v3::parse::controllers::host_endpoints(settings)?;
-            Ok::<_, Refusal<_>>((hosts, v3::parse::controllers::leak_grace(settings)))
-        }),
+        "KubeControllersConfiguration" => {
+            of(object, |settings: &v3::KubeControllersConfiguration| {
+                let hosts = v3::parse::controllers::host_endpoints(settings)?;
+                Ok::<_, Refusal<_>>((hosts, v3::parse::controllers::leak_grace(settings)))
+            })
+        }
         "IPReservation" => of(object, reservation),
         other => panic!("{other} is not in KINDS"),
     }
@@ -190,17 +257,32 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
 
 /// Returns the reserved ranges; reservations are read all at once.
 fn reservation(object: &v3::IPReservation) -> Result<Limits, Refusal<()>> {
-    let (limits, problems) = Limits::new(None, &BTreeMap::from([("a".to_owned(), object.spec.clone())]), None);
+    let (limits, problems) = Limits::new(
+        None,
+        &BTreeMap::from([("a".to_owned(), object.spec.clone())]),
+        None,
+    );
     let of_field = |problem: &String| Problem::new("spec.reservedCIDRs", problem.as_str(), "", "");
     let problems: Vec<Problem> = problems.iter().map(of_field).collect();
-    if problems.is_empty() { Ok(limits) } else { Err(Refusal { problems, closed: None, prefers_former: false }) }
+    if problems.is_empty() {
+        Ok(limits)
+    } else {
+        Err(Refusal {
+            problems,
+            closed: None,
+            prefers_former: false,
+        })
+    }
 }
 
 #[test]
 fn every_field_behaves_as_its_line_states() {
     for line in lines() {
         if line.becomes == "status" {
-            assert!(line.field.starts_with("status.") && !line.why.is_empty(), "{line:?}");
+            assert!(
+                line.field.starts_with("status.") && !line.why.is_empty(),
+                "{line:?}"
+            );
             continue;
         }
         let [without, with] = objects(&line).map(|object| (meaning(&object), object));
@@ -220,7 +302,10 @@ fn every_field_behaves_as_its_line_states() {
                 let fields = with.0.expect_err(&context);
                 assert!(!line.why.is_empty(), "{context}");
                 // The problem may be reported for the parent of the field.
-                assert!(fields.iter().any(|field| named.starts_with(field.as_str())), "{context}");
+                assert!(
+                    fields.iter().any(|field| named.starts_with(field.as_str())),
+                    "{context}"
+                );
             }
             other => panic!("{other:?} is none of served, without effect, refused, status"),
         }

@@ -14,7 +14,8 @@ use support::show;
 /// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk(spec: &str) -> NetworkPolicy {
     let spec: Value = serde_yaml_ng::from_str(spec).unwrap();
-    serde_json::from_value(json!({ "metadata": { "name": "p", "namespace": "ns" }, "spec": spec })).unwrap()
+    serde_json::from_value(json!({ "metadata": { "name": "p", "namespace": "ns" }, "spec": spec }))
+        .unwrap()
 }
 
 fn check(cases: &[(&str, Expect)]) {
@@ -34,7 +35,9 @@ fn pods_and_directions() {
         "#]],
         ),
         (
-            "{podSelector: {matchLabels: {b: y, a: x}, matchExpressions: [{key: c, operator: In, values: [v, u]}, {key: d, operator: NotIn, values: [w]}, {key: e, operator: Exists}, {key: f, operator: DoesNotExist}]}, policyTypes: [Ingress]}",
+            "{podSelector: {matchLabels: {b: y, a: x}, matchExpressions: [{key: c, operator: In, \
+             values: [v, u]}, {key: d, operator: NotIn, values: [w]}, {key: e, operator: Exists}, \
+             {key: f, operator: DoesNotExist}]}, policyTypes: [Ingress]}",
             expect![[r#"
             default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s" && a == "x" && b == "y" && c in {"u", "v"} && d not in {"w"} && has(e) && !has(f))
             ingress
@@ -98,7 +101,8 @@ fn peers() {
         "#]],
         ),
         (
-            "{ingress: [{from: [{namespaceSelector: {matchLabels: {a: b}}, podSelector: {matchExpressions: [{key: c, operator: DoesNotExist}]}}]}]}",
+            "{ingress: [{from: [{namespaceSelector: {matchLabels: {a: b}}, podSelector: \
+             {matchExpressions: [{key: c, operator: DoesNotExist}]}}]}]}",
             expect![[r#"
             default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
             ingress
@@ -106,7 +110,8 @@ fn peers() {
         "#]],
         ),
         (
-            "{egress: [{to: [{ipBlock: {cidr: 10.0.0.1/8, except: [10.1.0.0/16, 10.2.3.4/32]}}, {ipBlock: {cidr: 'fd00::/8'}}]}]}",
+            "{egress: [{to: [{ipBlock: {cidr: 10.0.0.1/8, except: [10.1.0.0/16, 10.2.3.4/32]}}, \
+             {ipBlock: {cidr: 'fd00::/8'}}]}]}",
             expect![[r#"
             default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
             ingress
@@ -122,7 +127,8 @@ fn peers() {
 fn ports() {
     check(&[
         (
-            "{ingress: [{ports: [{port: 80}, {port: http, protocol: TCP}, {port: 53, protocol: UDP}, {port: 1000, endPort: 2000}, {protocol: SCTP}]}]}",
+            "{ingress: [{ports: [{port: 80}, {port: http, protocol: TCP}, {port: 53, protocol: \
+             UDP}, {port: 1000, endPort: 2000}, {protocol: SCTP}]}]}",
             expect![[r#"
             default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
             ingress
@@ -140,7 +146,8 @@ fn ports() {
         "#]],
         ),
         (
-            "{egress: [{to: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 1}, {port: 2, protocol: UDP}]}]}",
+            "{egress: [{to: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 1}, \
+             {port: 2, protocol: UDP}]}]}",
             expect![[r#"
             default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
             ingress
@@ -215,7 +222,8 @@ fn invalid_rules_are_left_out_and_the_rest_stays() {
         "#]],
         ),
         (
-            "{ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: x}]}}]}]}",
+            "{ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: \
+             x}]}}]}]}",
             expect![[r#"
             spec.ingress[0].from[0].namespaceSelector.matchExpressions[0].operator: "x": not an operator; use In, NotIn, Exists or DoesNotExist
             instead: default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
@@ -223,7 +231,8 @@ fn invalid_rules_are_left_out_and_the_rest_stays() {
         "#]],
         ),
         (
-            "{ingress: [{ports: [{port: 0}, {port: 65536}, {port: 5, endPort: 4}, {port: a, endPort: 5}, {endPort: 5}, {port: NOT_A_NAME}, {port: 1, protocol: ICMP}]}]}",
+            "{ingress: [{ports: [{port: 0}, {port: 65536}, {port: 5, endPort: 4}, {port: a, \
+             endPort: 5}, {endPort: 5}, {port: NOT_A_NAME}, {port: 1, protocol: ICMP}]}]}",
             expect![[r#"
             spec.ingress[0].ports[0].port: "0": not a port; use a number from 1 to 65535, with an endPort that is not smaller, or a port name without endPort
             spec.ingress[0].ports[1].port: "65536": not a port; use a number from 1 to 65535, with an endPort that is not smaller, or a port name without endPort

@@ -13,7 +13,11 @@ use support::show;
 
 /// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk_namespaced(spec: &str) -> NetworkPolicy {
-    mk("NetworkPolicy", json!({ "name": "p", "namespace": "ns" }), spec)
+    mk(
+        "NetworkPolicy",
+        json!({ "name": "p", "namespace": "ns" }),
+        spec,
+    )
 }
 
 fn mk_global(spec: &str) -> GlobalNetworkPolicy {
@@ -201,7 +205,8 @@ fn sides_of_rules_reach_only_the_namespaces_that_they_select() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, source: {namespaceSelector: 'has(a) && !all()', selector: 'b == \"c\" && has(d)'}}]}",
+            "{ingress: [{action: Allow, source: {namespaceSelector: 'has(a) && !all()', selector: \
+             'b == \"c\" && has(d)'}}]}",
             namespaced,
             expect![[r#"
             default None projectcalico.org/namespace == "ns"
@@ -210,7 +215,8 @@ fn sides_of_rules_reach_only_the_namespaces_that_they_select() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, source: {serviceAccounts: {names: [b, a], selector: has(x)}, selector: has(y)}}]}",
+            "{ingress: [{action: Allow, source: {serviceAccounts: {names: [b, a], selector: \
+             has(x)}, selector: has(y)}}]}",
             namespaced,
             expect![[r#"
             default None projectcalico.org/namespace == "ns"
@@ -219,7 +225,8 @@ fn sides_of_rules_reach_only_the_namespaces_that_they_select() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, source: {nets: [10.1.2.3/8, 10.0.0.1], notNets: [10.2.0.0/16]}, destination: {ports: [80]}, protocol: tcp}]}",
+            "{ingress: [{action: Allow, source: {nets: [10.1.2.3/8, 10.0.0.1], notNets: \
+             [10.2.0.0/16]}, destination: {ports: [80]}, protocol: tcp}]}",
             namespaced,
             expect![[r#"
             default None projectcalico.org/namespace == "ns"
@@ -279,7 +286,8 @@ fn sides_of_rules_reach_only_the_namespaces_that_they_select() {
 fn protocols_ports_and_icmp() {
     check(&[
         (
-            "{ingress: [{action: Deny, protocol: UDPLite, ipVersion: 6}, {action: Log, notProtocol: 47}]}",
+            "{ingress: [{action: Deny, protocol: UDPLite, ipVersion: 6}, {action: Log, \
+             notProtocol: 47}]}",
             namespaced,
             expect![[r#"
             default None projectcalico.org/namespace == "ns"
@@ -289,7 +297,8 @@ fn protocols_ports_and_icmp() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, protocol: 6, source: {ports: [1, '2:3', name-x]}, destination: {notPorts: ['4']}}]}",
+            "{ingress: [{action: Allow, protocol: 6, source: {ports: [1, '2:3', name-x]}, \
+             destination: {notPorts: ['4']}}]}",
             namespaced,
             expect![[r#"
             default None projectcalico.org/namespace == "ns"
@@ -307,7 +316,8 @@ fn protocols_ports_and_icmp() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, protocol: ICMP, icmp: {type: 8, code: 0}}, {action: Allow, protocol: ICMPv6, notICMP: {type: 128}}]}",
+            "{ingress: [{action: Allow, protocol: ICMP, icmp: {type: 8, code: 0}}, {action: Allow, \
+             protocol: ICMPv6, notICMP: {type: 128}}]}",
             namespaced,
             expect![[r#"
             default None projectcalico.org/namespace == "ns"
@@ -370,7 +380,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{selector: has(x), ingress: [{action: Allow}, {action: Deny, source: {selector: '!'}}], egress: [{action: Allow}]}",
+            "{selector: has(x), ingress: [{action: Allow}, {action: Deny, source: {selector: \
+             '!'}}], egress: [{action: Allow}]}",
             namespaced,
             expect![[r#"
             spec.ingress[1].source.selector: "!": not a selector: at character 2: expected a label, `has(label)`, `all()`, `global()`, `!` or `(`, found the end; label names have letters, digits, `_`, `.`, `/` and `-`; values are in quotes
@@ -420,7 +431,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, destination: {ports: [80]}}, {action: Allow, protocol: ICMP, destination: {ports: [a]}}]}",
+            "{ingress: [{action: Allow, destination: {ports: [80]}}, {action: Allow, protocol: \
+             ICMP, destination: {ports: [a]}}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0].destination.ports[0]: "80": ports need a protocol that has them; set protocol to TCP, UDP or SCTP
@@ -430,7 +442,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, protocol: TCP, destination: {ports: ['2:1', 70000, -1, 'a b', '']}}]}",
+            "{ingress: [{action: Allow, protocol: TCP, destination: {ports: ['2:1', 70000, -1, 'a \
+             b', '']}}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0].destination.ports[0]: "2:1": not a port; use a number from 0 to 65535, a range like 8000:8080, or a port name
@@ -443,7 +456,9 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, icmp: {type: 8}}, {action: Allow, protocol: ICMP, ipVersion: 6, icmp: {code: 1}}, {action: Allow, protocol: ICMP, icmp: {type: 255, code: 256}}]}",
+            "{ingress: [{action: Allow, icmp: {type: 8}}, {action: Allow, protocol: ICMP, \
+             ipVersion: 6, icmp: {code: 1}}, {action: Allow, protocol: ICMP, icmp: {type: 255, \
+             code: 256}}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0].icmp: "icmp": ICMP types need the protocol; set protocol to ICMP or ICMPv6
@@ -456,7 +471,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, source: {nets: [10.0.0.0/8]}, destination: {notNets: ['fd00::/8']}}, {action: Allow, ipVersion: 6, source: {nets: [10.0.0.0/8]}}]}",
+            "{ingress: [{action: Allow, source: {nets: [10.0.0.0/8]}, destination: {notNets: \
+             ['fd00::/8']}}, {action: Allow, ipVersion: 6, source: {nets: [10.0.0.0/8]}}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0]: "10.0.0.0/8 and fd00::/8": IPv4 and IPv6 in one rule; write one rule for each
@@ -475,7 +491,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, ipVersion: 5}, {action: Allow, protocol: 0}, {action: Allow, protocol: 256}]}",
+            "{ingress: [{action: Allow, ipVersion: 5}, {action: Allow, protocol: 0}, {action: \
+             Allow, protocol: 256}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0].ipVersion: "5": not an IP version; use 4 or 6
@@ -486,7 +503,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, source: {selector: global()}}, {action: Allow, source: {namespaceSelector: 'global() && has(a)'}}]}",
+            "{ingress: [{action: Allow, source: {selector: global()}}, {action: Allow, source: \
+             {namespaceSelector: 'global() && has(a)'}}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0].source.selector: "global()": global() is only for namespace selectors; use it alone in namespaceSelector
@@ -496,7 +514,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{ingress: [{action: Allow, destination: {services: {name: s}}}, {action: Allow, source: {services: {name: ''}, selector: has(a)}}]}",
+            "{ingress: [{action: Allow, destination: {services: {name: s}}}, {action: Allow, \
+             source: {services: {name: ''}, selector: has(a)}}]}",
             namespaced,
             expect![[r#"
             spec.ingress[0].destination.services: "s": not allowed on this side of the rule; use Services in the source of ingress rules and the destination of egress rules
@@ -507,7 +526,8 @@ fn refusals_name_everything_and_never_open() {
         "#]],
         ),
         (
-            "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [80]}}]}",
+            "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: \
+             [80]}}]}",
             global,
             expect![[r#"
             spec.egress[0].destination.services: "s": combined with ports, which the Service determines; remove ports and notPorts
@@ -534,9 +554,10 @@ fn refusals_name_everything_and_never_open() {
 
 #[test]
 fn an_entity_that_restricts_nothing_is_empty() {
-    let parsed =
-        v3::parse::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
-            .unwrap();
+    let parsed = v3::parse::policy::network_policy(&mk_namespaced(
+        "{ingress: [{action: Allow, source: {}, destination: {}}]}",
+    ))
+    .unwrap();
     assert_eq!(parsed.ingress, [Rule::any(Action::Allow)]);
 }
 

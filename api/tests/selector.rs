@@ -54,16 +54,36 @@ const VERDICTS: &[(&str, &[&str], &[&str])] = &[
     ("a startswith 'b'", &["a=b"], &["a=cb"]),
     ("a ends with 'b'", &["a=cb"], &["", "a=bc"]),
     ("a endswith\t'b'", &["a=b"], &["a=bc"]),
-    ("a == 'a' && b == 'b'", &["a=a b=b"], &["", "a=a", "b=b", "a=a b=c"]),
+    (
+        "a == 'a' && b == 'b'",
+        &["a=a b=b"],
+        &["", "a=a", "b=b", "a=a b=c"],
+    ),
     ("a == 'a' || b == 'b'", &["a=a", "b=b"], &["", "a=b"]),
-    ("has(a)&&has(b)||has(c)", &["c=1", "a=1 b=1"], &["a=1", "b=1"]),
-    ("has(a) || has(b) && has(c)", &["a=1", "b=1 c=1"], &["b=1", "c=1"]),
-    ("(has(a) || has(b)) && has(c)", &["a=1 c=1"], &["a=1", "c=1"]),
+    (
+        "has(a)&&has(b)||has(c)",
+        &["c=1", "a=1 b=1"],
+        &["a=1", "b=1"],
+    ),
+    (
+        "has(a) || has(b) && has(c)",
+        &["a=1", "b=1 c=1"],
+        &["b=1", "c=1"],
+    ),
+    (
+        "(has(a) || has(b)) && has(c)",
+        &["a=1 c=1"],
+        &["a=1", "c=1"],
+    ),
     ("!(has(a) || has(b))", &["", "c=1"], &["a=1", "b=1"]),
     ("((has(a)))", &["a=1"], &[""]),
     ("in in {'in'}", &["in=in"], &["in=x", "a=in"]),
     ("has == 'all'", &["has=all"], &[""]),
-    ("all == 'x' && global == 'y'", &["all=x global=y"], &["all=x"]),
+    (
+        "all == 'x' && global == 'y'",
+        &["all=x global=y"],
+        &["all=x"],
+    ),
     ("contains contains 'x'", &["contains=xx"], &[""]),
     ("-a_./0 == 'b'", &["-a_./0=b"], &[""]),
     ("a == 'x\\'", &["a=x\\"], &["a=x"]),
@@ -75,10 +95,16 @@ fn verdicts() {
     for (text, matching, others) in VERDICTS {
         let selector = parse(text);
         for labels in *matching {
-            assert!(selector.matches(&mk_labels(labels)), "{text:?} must match {labels:?}");
+            assert!(
+                selector.matches(&mk_labels(labels)),
+                "{text:?} must match {labels:?}"
+            );
         }
         for labels in *others {
-            assert!(!selector.matches(&mk_labels(labels)), "{text:?} must not match {labels:?}");
+            assert!(
+                !selector.matches(&mk_labels(labels)),
+                "{text:?} must not match {labels:?}"
+            );
         }
     }
 }
@@ -133,7 +159,8 @@ fn invalid_text_is_refused_at_the_right_place() {
     let error = Selector::parse("a == b").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "at character 6: expected a quoted value, found 'b'; put values in single or double quotes; there are no escapes"
+        "at character 6: expected a quoted value, found 'b'; put values in single or double \
+         quotes; there are no escapes"
     );
 }
 
@@ -179,10 +206,22 @@ fn the_api_server_accepts_exactly_what_the_parser_accepts() {
     for depth in [1, 7, 8, 9, 20, MAX_DEPTH] {
         let (open, close) = ("(".repeat(depth), ")".repeat(depth));
         assert!(admission.takes(&format!("{open}has(a){close}")), "{depth}");
-        assert!(admission.takes(&format!("({open}has(a){close} || !{open}a == '(('{close})")), "{depth}");
-        assert!(!admission.takes(&format!("{open}has(a){close})")), "{depth}");
-        assert!(!admission.takes(&format!("({open}has(a){close}")), "{depth}");
-        assert!(!admission.takes(&format!("has(a)) && ({open}has(a){close}")), "{depth}");
+        assert!(
+            admission.takes(&format!("({open}has(a){close} || !{open}a == '(('{close})")),
+            "{depth}"
+        );
+        assert!(
+            !admission.takes(&format!("{open}has(a){close})")),
+            "{depth}"
+        );
+        assert!(
+            !admission.takes(&format!("({open}has(a){close}")),
+            "{depth}"
+        );
+        assert!(
+            !admission.takes(&format!("has(a)) && ({open}has(a){close}")),
+            "{depth}"
+        );
     }
     for (length, takes) in [(MAX_LABEL, true), (MAX_LABEL + 1, false)] {
         let label = "a".repeat(length);
@@ -192,9 +231,16 @@ fn the_api_server_accepts_exactly_what_the_parser_accepts() {
             format!("{label} in {{'b'}}"),
             format!("!({label}=='b')"),
         ] {
-            assert_eq!((Selector::parse(&text).is_ok(), admission.takes(&text)), (takes, takes), "{length}");
+            assert_eq!(
+                (Selector::parse(&text).is_ok(), admission.takes(&text)),
+                (takes, takes),
+                "{length}"
+            );
         }
-        assert!(admission.takes(&format!("a == '{label}' && b contains \"{label}\"")), "a value is no label");
+        assert!(
+            admission.takes(&format!("a == '{label}' && b contains \"{label}\"")),
+            "a value is no label"
+        );
     }
 }
 
@@ -244,17 +290,24 @@ fn written() -> impl Strategy<Value = String> {
         "a  contains ')'",
         "in in {}",
     ]);
-    let sound = operand.prop_map(str::to_owned).prop_recursive(5, 24, 3, |inner| {
-        prop_oneof![
-            inner.clone().prop_map(|inner| format!("!{inner}")),
-            inner.clone().prop_map(|inner| format!("( {inner})")),
-            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a}&& {b}")),
-            (inner.clone(), inner).prop_map(|(a, b)| format!("{a} ||{b}")),
-        ]
-    });
+    let sound = operand
+        .prop_map(str::to_owned)
+        .prop_recursive(5, 24, 3, |inner| {
+            prop_oneof![
+                inner.clone().prop_map(|inner| format!("!{inner}")),
+                inner.clone().prop_map(|inner| format!("( {inner})")),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a}&& {b}")),
+                (inner.clone(), inner).prop_map(|(a, b)| format!("{a} ||{b}")),
+            ]
+        });
     let piece = prop::sample::select(SYMBOLS.to_vec());
-    let spoilt =
-        (sound.clone(), any::<prop::sample::Index>(), piece.clone(), 0..3_usize).prop_map(|(text, at, piece, cut)| {
+    let spoilt = (
+        sound.clone(),
+        any::<prop::sample::Index>(),
+        piece.clone(),
+        0..3_usize,
+    )
+        .prop_map(|(text, at, piece, cut)| {
             let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
             let at = starts[at.index(starts.len())];
             let rest: String = text[at..].chars().skip(cut).collect();
@@ -265,11 +318,20 @@ fn written() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_api_server_and_the_parser_agree_on_any_text(text in written()) {
-        prop_assert_eq!(Admission::new().takes(&text), Selector::parse(&text).is_ok(), "{:?}", text);
+        prop_assert_eq!(
+            Admission::new().takes(&text),
+            Selector::parse(&text).is_ok(),
+            "{:?}",
+            text,
+        );
     }
 }
 
@@ -284,10 +346,19 @@ const CANONICAL: &[(&str, &str)] = &[
     ("a != 'b\"'", "a != 'b\"'"),
     ("a in {'c','b' , 'c',}", "a in {\"b\", \"c\"}"),
     ("a notin {}", "a not in {}"),
-    ("a startswith 'x' && b endswith 'y'", "(a starts with \"x\" && b ends with \"y\")"),
+    (
+        "a startswith 'x' && b endswith 'y'",
+        "(a starts with \"x\" && b ends with \"y\")",
+    ),
     ("((a contains 'x'))", "a contains \"x\""),
-    ("has(a) || has(b) && !has(c)", "(has(a) || (has(b) && !has(c)))"),
-    ("has(a) && (has(b) && has(c))", "(has(a) && (has(b) && has(c)))"),
+    (
+        "has(a) || has(b) && !has(c)",
+        "(has(a) || (has(b) && !has(c)))",
+    ),
+    (
+        "has(a) && (has(b) && has(c))",
+        "(has(a) && (has(b) && has(c)))",
+    ),
     ("!(has(a) || has(b))", "!(has(a) || has(b))"),
     ("!(!has(a))", "has(a)"),
 ];
@@ -301,17 +372,24 @@ fn canonical_text() {
 
 #[test]
 fn ids_are_calicos() {
-    assert_eq!(Selector::all().id(), "s:5y5I3VdRZfDU01O--xXAPx2yxCQQqMf0M6IWug");
-    assert_eq!(parse("a in {'x','y'}").id(), parse(" a in { \"y\",'x' }").id());
+    assert_eq!(
+        Selector::all().id(),
+        "s:5y5I3VdRZfDU01O--xXAPx2yxCQQqMf0M6IWug"
+    );
+    assert_eq!(
+        parse("a in {'x','y'}").id(),
+        parse(" a in { \"y\",'x' }").id()
+    );
     assert_ne!(parse("has(a)").id(), parse("has(b)").id());
 }
 
 #[test]
 fn prefixes_reach_every_label() {
-    let text = "has(a) && b == 'v' && !(c in {'v'} || d not in {'v'}) && e != 'v' && f contains 'v' \
-        && g starts with 'v' && h ends with 'v' && all() && global()";
-    let prefixed = "(has(p.a) && p.b == \"v\" && !(p.c in {\"v\"} || p.d not in {\"v\"}) && p.e != \"v\" \
-        && p.f contains \"v\" && p.g starts with \"v\" && p.h ends with \"v\" && all() && global())";
+    let text = "has(a) && b == 'v' && !(c in {'v'} || d not in {'v'}) && e != 'v' && f contains \
+                'v' && g starts with 'v' && h ends with 'v' && all() && global()";
+    let prefixed = "(has(p.a) && p.b == \"v\" && !(p.c in {\"v\"} || p.d not in {\"v\"}) && p.e != \
+                    \"v\" && p.f contains \"v\" && p.g starts with \"v\" && p.h ends with \"v\" && \
+                    all() && global())";
     assert_eq!(parse(text).with_prefix("p.").to_string(), prefixed);
 }
 
@@ -322,7 +400,10 @@ fn conjunctions_are_flat_and_without_duplicates() {
     assert_eq!(and(&["all()", ""]), "all()");
     assert_eq!(and(&["all()", "has(a)"]), "has(a)");
     assert_eq!(and(&["has(a)", "has(b) && has(a)"]), "(has(a) && has(b))");
-    assert_eq!(and(&["has(a)", "has(b) || has(c)"]), "(has(a) && (has(b) || has(c)))");
+    assert_eq!(
+        and(&["has(a)", "has(b) || has(c)"]),
+        "(has(a) && (has(b) || has(c)))"
+    );
 }
 
 /// Selector and its restrictions of labels: `+` present, `-` absent, else the values.
@@ -337,9 +418,15 @@ const RESTRICTIONS: &[(&str, &[(&str, &str)])] = &[
     ("a in {}", &[("a", "")]),
     ("a not in {'x'}", &[]),
     ("!a not in {'x'}", &[("a", "x")]),
-    ("a contains 'x' && b starts with 'y' && c ends with 'z'", &[("a", "+"), ("b", "+"), ("c", "+")]),
+    (
+        "a contains 'x' && b starts with 'y' && c ends with 'z'",
+        &[("a", "+"), ("b", "+"), ("c", "+")],
+    ),
     ("!a contains 'x'", &[]),
-    ("has(a) && a in {'x', 'y'} && a in {'y', 'z'}", &[("a", "y")]),
+    (
+        "has(a) && a in {'x', 'y'} && a in {'y', 'z'}",
+        &[("a", "y")],
+    ),
     ("has(a) && !has(a)", &[("a", "")]),
     ("a == 'x' || a == 'y'", &[("a", "x y")]),
     ("a == 'x' || has(a)", &[("a", "+")]),
@@ -347,7 +434,10 @@ const RESTRICTIONS: &[(&str, &[(&str, &str)])] = &[
     ("a == 'x' || b == 'y'", &[]),
     ("a == 'x' || b in {}", &[("a", "x")]),
     ("b in {} || a == 'x'", &[("a", "x")]),
-    ("(a == 'x' && b == 'y') || (a == 'z' && c == 'y')", &[("a", "x z")]),
+    (
+        "(a == 'x' && b == 'y') || (a == 'z' && c == 'y')",
+        &[("a", "x z")],
+    ),
     ("!(has(a) || b != 'x')", &[("a", "-"), ("b", "x")]),
     ("!(has(a) && has(b))", &[]),
     ("!(has(a) && has(a))", &[("a", "-")]),
@@ -362,7 +452,9 @@ fn restrictions() {
                 let demand = match *demand {
                     "+" => Restriction::Present,
                     "-" => Restriction::Absent,
-                    values => Restriction::OneOf(values.split_whitespace().map(str::to_owned).collect()),
+                    values => {
+                        Restriction::OneOf(values.split_whitespace().map(str::to_owned).collect())
+                    }
                 };
                 ((*label).to_owned(), demand)
             })
@@ -373,8 +465,10 @@ fn restrictions() {
 }
 
 fn arb_node() -> impl Strategy<Value = Node> {
-    let label = || prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
-    let value = || prop::sample::select(vec!["", "x", "xy", "it's", "\"", " && "]).prop_map(str::to_owned);
+    let label =
+        || prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
+    let value =
+        || prop::sample::select(vec!["", "x", "xy", "it's", "\"", " && "]).prop_map(str::to_owned);
     let values = move || prop::collection::btree_set(value(), 0..3);
     let leaf = prop_oneof![
         Just(Node::All),
@@ -394,12 +488,17 @@ fn arb_node() -> impl Strategy<Value = Node> {
             Node::Not(operand) => *operand,
             node => Node::Not(Box::new(node)),
         });
-        prop_oneof![not, list.clone().prop_map(Node::And), list.prop_map(Node::Or)]
+        prop_oneof![
+            not,
+            list.clone().prop_map(Node::And),
+            list.prop_map(Node::Or)
+        ]
     })
 }
 
 fn arb_labels() -> impl Strategy<Value = Labels> {
-    let label = prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
+    let label =
+        prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
     let value = prop::sample::select(vec!["", "x", "xy", "xyz", "it's"]).prop_map(str::to_owned);
     prop::collection::btree_map(label, value, 0..4)
 }
@@ -428,7 +527,10 @@ proptest! {
     }
 
     #[test]
-    fn conjunction_means_all_parts(nodes in prop::collection::vec(arb_node(), 0..4), labels in arb_labels()) {
+    fn conjunction_means_all_parts(
+        nodes in prop::collection::vec(arb_node(), 0..4),
+        labels in arb_labels(),
+    ) {
         let parts: Vec<Selector> = nodes.into_iter().map(Selector::from).collect();
         let wanted = parts.iter().all(|part| part.matches(&labels));
         prop_assert_eq!(Selector::and(parts).matches(&labels), wanted);
@@ -437,7 +539,10 @@ proptest! {
     #[test]
     fn prefixed_selector_sees_prefixed_labels(root in arb_node(), labels in arb_labels()) {
         let selector = Selector { root };
-        let prefixed = labels.iter().map(|(name, value)| (format!("p.{name}"), value.clone())).collect();
+        let prefixed = labels
+            .iter()
+            .map(|(name, value)| (format!("p.{name}"), value.clone()))
+            .collect();
         prop_assert_eq!(selector.with_prefix("p.").matches(&prefixed), selector.matches(&labels));
     }
 
@@ -450,7 +555,13 @@ proptest! {
 
     #[test]
     fn labels_of_sets_are_sorted(values in prop::collection::vec("[a-z]{0,3}", 0..5)) {
-        let text = format!("a in {{{}}}", values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(","));
-        prop_assert_eq!(parse(&text).root, Node::In("a".to_owned(), values.into_iter().collect::<BTreeSet<_>>()));
+        let text = format!(
+            "a in {{{}}}",
+            values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(","),
+        );
+        prop_assert_eq!(
+            parse(&text).root,
+            Node::In("a".to_owned(), values.into_iter().collect::<BTreeSet<_>>()),
+        );
     }
 }

@@ -16,7 +16,10 @@ use margay_calc::update::Update;
 
 fn main() {
     // Names select parts; without names all parts run.
-    let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     let parts: [(&str, fn()); 5] = [
         ("cluster", cluster),
         ("endpoint", endpoint_updates),
@@ -24,7 +27,10 @@ fn main() {
         ("selector", selector_additions),
         ("limits", beside_large_policies),
     ];
-    for (_, part) in parts.iter().filter(|(name, _)| named.is_empty() || named.iter().any(|part| part == name)) {
+    for (_, part) in parts
+        .iter()
+        .filter(|(name, _)| named.is_empty() || named.iter().any(|part| part == name))
+    {
         part();
     }
 }
@@ -43,13 +49,21 @@ fn cluster() {
     };
     apply(&mut graph, default_tier());
     for number in 0..NAMESPACES {
-        let labels =
-            labels(&[("kubernetes.io/metadata.name", &namespace(number)), ("team", &format!("t{}", number % 500))]);
-        apply(&mut graph, Update::Namespace(namespace(number), Some(labels)));
+        let labels = labels(&[
+            ("kubernetes.io/metadata.name", &namespace(number)),
+            ("team", &format!("t{}", number % 500)),
+        ]);
+        apply(
+            &mut graph,
+            Update::Namespace(namespace(number), Some(labels)),
+        );
     }
     for number in 0..NAMESPACES {
         for (name, policy) in policies(number) {
-            apply(&mut graph, Update::Policy(policy_key(&namespace(number), name), Some(policy)));
+            apply(
+                &mut graph,
+                Update::Policy(policy_key(&namespace(number), name), Some(policy)),
+            );
         }
     }
     for number in 0..4 * NAMESPACES {
@@ -63,7 +77,11 @@ fn cluster() {
     drop(flush);
     println!("25k namespaces, 100k pods, 75k policies on 1000 nodes ({records} records)");
     println!("  apply {worked:.2?}, flush {flushed:.2?}   [budget 3 s; Antrea 6 s]");
-    println!("  with making the objects {:.2?}, of CPU time {:.2?}", started.elapsed(), cpu_time() - used);
+    println!(
+        "  with making the objects {:.2?}, of CPU time {:.2?}",
+        started.elapsed(),
+        cpu_time() - used
+    );
     println!(
         "  memory {} MB with the flush, {} MB without   [budget 400 MB; Antrea 1500 to 1700 MB]",
         (held - before) >> 20,
@@ -80,14 +98,23 @@ fn changes(graph: &mut Graph) {
     });
     println!("  digests of one node's view: {view:.2?}");
     let change = timed(200, |iteration| {
-        graph.apply(pod(&namespace(iteration), 4 * iteration, ["db", "web"][iteration % 2]));
+        graph.apply(pod(
+            &namespace(iteration),
+            4 * iteration,
+            ["db", "web"][iteration % 2],
+        ));
         graph.flush();
     });
     println!("  one pod's labels change, flushed: {change:.2?}");
     let policy = timed(200, |iteration| {
         let name = namespace(iteration);
         let policy = Policy {
-            ingress: vec![allow(selector(&format!("projectcalico.org/namespace == '{name}' && app == 'job'")), 99)],
+            ingress: vec![allow(
+                selector(&format!(
+                    "projectcalico.org/namespace == '{name}' && app == 'job'"
+                )),
+                99,
+            )],
             ..isolate(&name, "app == 'db'")
         };
         graph.apply(Update::Policy(policy_key(&name, "ingress"), Some(policy)));
@@ -98,13 +125,23 @@ fn changes(graph: &mut Graph) {
 
 /// An endpoint whose labels change, against live selectors.
 fn endpoint_updates() {
-    println!("endpoint update against 10 / 100 / 1k / 10k selectors   [Felix 12 us / 31 us / 287 us / 8.36 ms]");
+    println!(
+        "endpoint update against 10 / 100 / 1k / 10k selectors   [Felix 12 us / 31 us / 287 us / \
+         8.36 ms]"
+    );
     type Shape = fn(usize) -> String;
     let shapes: [(&str, Shape); 3] = [
-        ("of other namespaces", |number| format!("projectcalico.org/namespace == 'other{number}' && app == 'web'")),
-        ("of other values", |number| format!("app == 'app{number}' && tier == 'front'")),
+        ("of other namespaces", |number| {
+            format!("projectcalico.org/namespace == 'other{number}' && app == 'web'")
+        }),
+        ("of other values", |number| {
+            format!("app == 'app{number}' && tier == 'front'")
+        }),
         ("that all look at it, half select it", |number| {
-            format!("has(app) && app != 'app{}'", if number % 2 == 0 { 1 } else { number })
+            format!(
+                "has(app) && app != 'app{}'",
+                if number % 2 == 0 { 1 } else { number }
+            )
         }),
     ];
     for (name, shape) in shapes {
@@ -138,21 +175,34 @@ fn namespace_updates() {
 
 /// A selector that becomes live.
 fn selector_additions() {
-    println!("selector added with 100 / 1k / 10k / 100k endpoints   [Felix 19 us / 168 us / 1.81 ms / 24 ms]");
+    println!(
+        "selector added with 100 / 1k / 10k / 100k endpoints   [Felix 19 us / 168 us / 1.81 ms / \
+         24 ms]"
+    );
     type Shape = fn(usize) -> String;
     let shapes: [(&str, Shape); 3] = [
-        ("of one namespace", |number| format!("projectcalico.org/namespace == 'n{number}' && app == 'web'")),
-        ("of one value in 64", |number| format!("app == 'app{}' && zone != '{number}'", number % 64)),
+        ("of one namespace", |number| {
+            format!("projectcalico.org/namespace == 'n{number}' && app == 'web'")
+        }),
+        ("of one value in 64", |number| {
+            format!("app == 'app{}' && zone != '{number}'", number % 64)
+        }),
         ("that selects all", |number| format!("zone != '{number}'")),
     ];
     for (name, shape) in shapes {
         let times = [100, 1_000, 10_000, 100_000].map(|count| {
             let mut graph = watched(0, shape);
             for number in 0..count {
-                graph.apply(pod(&format!("n{}", number / 64), number, &format!("app{}", number % 64)));
+                graph.apply(pod(
+                    &format!("n{}", number / 64),
+                    number,
+                    &format!("app{}", number % 64),
+                ));
             }
             graph.flush();
-            timed(8, |iteration| graph.apply(watch(iteration, &[shape(iteration)])))
+            timed(8, |iteration| {
+                graph.apply(watch(iteration, &[shape(iteration)]))
+            })
         });
         println!("  {name}: {times:.2?}");
     }
@@ -171,9 +221,14 @@ fn beside_large_policies() {
     let change = |graph: &mut Graph| {
         let mut times: Vec<Duration> = (0..2000_u16)
             .map(|iteration| {
-                let ingress =
-                    vec![allow(selector("projectcalico.org/namespace == 'small' && app == 'job'"), 1 + iteration)];
-                let policy = Policy { ingress, ..isolate("small", "app == 'web'") };
+                let ingress = vec![allow(
+                    selector("projectcalico.org/namespace == 'small' && app == 'job'"),
+                    1 + iteration,
+                )];
+                let policy = Policy {
+                    ingress,
+                    ..isolate("small", "app == 'web'")
+                };
                 let started = Instant::now();
                 graph.apply(Update::Policy(policy_key("small", "p"), Some(policy)));
                 graph.flush();
@@ -184,23 +239,46 @@ fn beside_large_policies() {
         times[times.len() * 99 / 100]
     };
     let (alone, before, started) = (change(&mut graph), resident(), Instant::now());
-    let ports: Arc<[Port]> = (0..300).map(|number| Port::Named(format!("p{number}"))).collect();
+    let ports: Arc<[Port]> = (0..300)
+        .map(|number| Port::Named(format!("p{number}")))
+        .collect();
     for number in 0..LARGE {
         let rule = |peer: usize| Rule {
-            destination: EntityMatch { ports: ports.clone(), ..EntityMatch::default() },
+            destination: EntityMatch {
+                ports: ports.clone(),
+                ..EntityMatch::default()
+            },
             ..allow(
-                selector(&format!("projectcalico.org/namespace == 'large' && app == 'a{}'", 200 * number + peer)),
+                selector(&format!(
+                    "projectcalico.org/namespace == 'large' && app == 'a{}'",
+                    200 * number + peer
+                )),
                 1,
             )
         };
-        let policy = Policy { ingress: (0..200).map(rule).collect(), ..isolate("large", "app == 'web'") };
-        graph.apply(Update::Policy(policy_key("large", &format!("p{number}")), Some(policy)));
+        let policy = Policy {
+            ingress: (0..200).map(rule).collect(),
+            ..isolate("large", "app == 'web'")
+        };
+        graph.apply(Update::Policy(
+            policy_key("large", &format!("p{number}")),
+            Some(policy),
+        ));
     }
     graph.flush();
-    let (took, grown, beside) = (started.elapsed(), resident().saturating_sub(before) >> 20, change(&mut graph));
-    println!("{LARGE} policies of 200 peers x 300 named ports: {took:.2?}, {grown} MB   [budget 50 MB]");
+    let (took, grown, beside) = (
+        started.elapsed(),
+        resident().saturating_sub(before) >> 20,
+        change(&mut graph),
+    );
+    println!(
+        "{LARGE} policies of 200 peers x 300 named ports: {took:.2?}, {grown} MB   [budget 50 MB]"
+    );
     let ratio = beside.as_secs_f64() / alone.as_secs_f64();
-    println!("  a small policy's change beside them, p99: {beside:.2?}, {ratio:.2} x without   [budget 1.2 x]");
+    println!(
+        "  a small policy's change beside them, p99: {beside:.2?}, {ratio:.2} x without   [budget \
+         1.2 x]"
+    );
 }
 
 /// A graph with one pod whose policy refers to this many selectors.
@@ -215,7 +293,10 @@ fn watched(count: usize, shape: fn(usize) -> String) -> Graph {
 
 fn watch(number: usize, selectors: &[String]) -> Update {
     let policy = Policy {
-        ingress: selectors.iter().map(|text| allow(selector(text), 80)).collect(),
+        ingress: selectors
+            .iter()
+            .map(|text| allow(selector(text), 80))
+            .collect(),
         ..isolate("watch", "app == 'watcher'")
     };
     Update::Policy(policy_key("watch", &format!("watch{number}")), Some(policy))
@@ -239,7 +320,13 @@ fn cpu_time() -> Duration {
     let status = std::fs::read_to_string("/proc/self/stat").expect("the kernel reports CPU time");
     // Fields after the name in parentheses: user and system time are the 12th and 13th, in
     // hundredths of a second (proc(5)).
-    let fields = status.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
+    let fields = status
+        .rsplit(") ")
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .skip(11)
+        .take(2);
     let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_millis(10 * ticks)
 }
@@ -247,12 +334,18 @@ fn cpu_time() -> Duration {
 /// Resident memory of this process, in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/statm").expect("the kernel reports memory");
-    let pages = status.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    let pages = status
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<usize>().ok());
     pages.expect("the second field is the resident size in pages") * 4096
 }
 
 fn default_tier() -> Update {
-    let tier = Tier { order: Order(Some(1_000_000.0)), default_action: Action::Deny };
+    let tier = Tier {
+        order: Order(Some(1_000_000.0)),
+        default_action: Action::Deny,
+    };
     Update::Tier(String::from("default"), Some(tier))
 }
 
@@ -261,7 +354,10 @@ fn namespace(number: usize) -> String {
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 fn selector(text: &str) -> Selector {
@@ -269,7 +365,11 @@ fn selector(text: &str) -> Selector {
 }
 
 fn policy_key(namespace: &str, name: &str) -> PolicyKey {
-    PolicyKey { kind: PolicyKind::KubernetesNetworkPolicy, namespace: namespace.to_owned(), name: name.to_owned() }
+    PolicyKey {
+        kind: PolicyKind::KubernetesNetworkPolicy,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 fn pod(namespace: &str, number: usize, app: &str) -> Update {
@@ -288,7 +388,11 @@ fn pod(namespace: &str, number: usize, app: &str) -> Update {
             ]),
             service_account: String::from("default"),
             addresses: vec![std::net::IpAddr::from([10, a, b, c])],
-            ports: vec![NamedPort { name: String::from("http"), protocol: Protocol::TCP, port: 8080 }],
+            ports: vec![NamedPort {
+                name: String::from("http"),
+                protocol: Protocol::TCP,
+                port: 8080,
+            }],
             uid: String::new(),
             interface: format!("cali{number:011x}"),
         }),
@@ -300,7 +404,8 @@ fn isolate(namespace: &str, pods: &str) -> Policy {
         tier: String::from("default"),
         order: Order(Some(1000.0)),
         selector: selector(&format!(
-            "projectcalico.org/namespace == '{namespace}' && projectcalico.org/orchestrator == 'k8s' && {pods}"
+            "projectcalico.org/namespace == '{namespace}' && projectcalico.org/orchestrator == \
+             'k8s' && {pods}"
         )),
         traffic: Traffic::Normal,
         applies_ingress: true,
@@ -314,8 +419,14 @@ fn allow(from: Selector, port: u16) -> Rule {
     let ports = [Port::Range(PortRange::single(port))].into();
     Rule {
         protocol: Some(Protocol::TCP),
-        source: EntityMatch { selector: Some(from), ..EntityMatch::default() },
-        destination: EntityMatch { ports, ..EntityMatch::default() },
+        source: EntityMatch {
+            selector: Some(from),
+            ..EntityMatch::default()
+        },
+        destination: EntityMatch {
+            ports,
+            ..EntityMatch::default()
+        },
         ..Rule::any(Action::Allow)
     }
 }
@@ -325,7 +436,8 @@ fn allow(from: Selector, port: u16) -> Rule {
 fn policies(number: usize) -> [(&'static str, Policy); 3] {
     let name = namespace(number);
     let own = selector(&format!(
-        "projectcalico.org/namespace == '{name}' && projectcalico.org/orchestrator == 'k8s' && app == 'web'"
+        "projectcalico.org/namespace == '{name}' && projectcalico.org/orchestrator == 'k8s' && app \
+         == 'web'"
     ));
     let other = selector(&format!(
         "pcns.kubernetes.io/metadata.name == '{}' && projectcalico.org/orchestrator == 'k8s'",
@@ -337,7 +449,19 @@ fn policies(number: usize) -> [(&'static str, Policy); 3] {
     ));
     [
         ("isolate", isolate(&name, "has(app)")),
-        ("ingress", Policy { ingress: vec![allow(own, 5432)], ..isolate(&name, "app == 'db'") }),
-        ("others", Policy { ingress: vec![allow(other, 80), allow(team, 443)], ..isolate(&name, "app == 'web'") }),
+        (
+            "ingress",
+            Policy {
+                ingress: vec![allow(own, 5432)],
+                ..isolate(&name, "app == 'db'")
+            },
+        ),
+        (
+            "others",
+            Policy {
+                ingress: vec![allow(other, 80), allow(team, 443)],
+                ..isolate(&name, "app == 'web'")
+            },
+        ),
     ]
 }

@@ -40,16 +40,19 @@ pub enum BlockRefusal {
 impl fmt::Display for BlockRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unpooled => {
-                f.write_str("no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it")
-            }
+            Self::Unpooled => f.write_str(
+                "no IPPool has this range, so other nodes have no route to it; create such a pool, \
+                 or delete the block once no pod uses it",
+            ),
             Self::Size { wanted, pool } => write!(
                 f,
-                "IPPool {pool} is divided into blocks of /{wanted}, and this is not one of them, so it gets no route; delete it, and find out what created it"
+                "IPPool {pool} is divided into blocks of /{wanted}, and this is not one of them, \
+                 so it gets no route; delete it, and find out what created it"
             ),
             Self::Overlaps(other) => write!(
                 f,
-                "it overlaps the older block {other}, so it gets no route; delete it, and recreate its pods"
+                "it overlaps the older block {other}, so it gets no route; delete it, and recreate \
+                 its pods"
             ),
         }
     }
@@ -70,7 +73,9 @@ pub struct Excess {
 
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { is_borrowed, count, .. } = self;
+        let Self {
+            is_borrowed, count, ..
+        } = self;
         let version = match self.version {
             IpVersion::V4 => "IPv4",
             IpVersion::V6 => "IPv6",
@@ -78,13 +83,15 @@ impl fmt::Display for Excess {
         match is_borrowed {
             false => write!(
                 f,
-                "it has {count} IPAMBlocks of {version}, of which the {MAX_PER_NODE} oldest are accepted and the others get no routes; delete unused \
-                 ones, and find out what created them"
+                "it has {count} IPAMBlocks of {version}, of which the {MAX_PER_NODE} oldest are \
+                 accepted and the others get no routes; delete unused ones, and find out what \
+                 created them"
             ),
             true => write!(
                 f,
-                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the first {MAX_PER_NODE} are accepted and the others get no \
-                 routes; release unused ones, and find out what took them"
+                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the \
+                 first {MAX_PER_NODE} are accepted and the others get no routes; release unused \
+                 ones, and find out what took them"
             ),
         }
     }
@@ -113,7 +120,13 @@ impl Default for Blocks {
 impl Blocks {
     fn new(most: usize) -> Self {
         let (pools, infos, lengths) = Default::default();
-        Self { pools, infos, lengths, owned: Quota::new(most), borrowed: Quota::new(most) }
+        Self {
+            pools,
+            infos,
+            lengths,
+            owned: Quota::new(most),
+            borrowed: Quota::new(most),
+        }
     }
 
     /// Sets or removes a pool. Returns the blocks that may become accepted or refused by that.
@@ -122,8 +135,15 @@ impl Blocks {
             Some(pool) => self.pools.insert(name, pool),
             None => self.pools.remove(&name),
         };
-        let ranges: Vec<IpNet> = former.iter().chain(&pool).map(|pool| pool.cidr.trunc()).collect();
-        ranges.into_iter().flat_map(|range| self.within(range)).collect()
+        let ranges: Vec<IpNet> = former
+            .iter()
+            .chain(&pool)
+            .map(|pool| pool.cidr.trunc())
+            .collect();
+        ranges
+            .into_iter()
+            .flat_map(|range| self.within(range))
+            .collect()
     }
 
     /// Sets or removes a block. Returns the blocks that may become accepted or refused by that, or
@@ -149,19 +169,37 @@ impl Blocks {
     /// Charges the block to its node, and borrowed addresses to their nodes, instead of the former
     /// value. Returns other blocks that moved into or out of a quota, and blocks with borrowed
     /// addresses that did.
-    fn charge(&mut self, range: IpNet, former: Option<&BlockInfo>) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
-        let Self { infos, owned, borrowed, .. } = self;
-        let (before, after) = (former.map(Charges::new), infos.get(&range).map(Charges::new));
+    fn charge(
+        &mut self,
+        range: IpNet,
+        former: Option<&BlockInfo>,
+    ) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
+        let Self {
+            infos,
+            owned,
+            borrowed,
+            ..
+        } = self;
+        let (before, after) = (
+            former.map(Charges::new),
+            infos.get(&range).map(Charges::new),
+        );
         let version = IpVersion::of(range.addr());
         let mut moved = BTreeSet::new();
-        let [had, has] = [&before, &after].map(|charges| charges.as_ref().and_then(|charges| charges.owner));
+        let [had, has] =
+            [&before, &after].map(|charges| charges.as_ref().and_then(|charges| charges.owner));
         if had != has {
-            let had = had.and_then(|(node, created)| owned.remove(&(node.to_owned(), version), &(created, range)));
-            let has = has.and_then(|(node, created)| owned.add((node.to_owned(), version), (created, range)));
+            let had = had.and_then(|(node, created)| {
+                owned.remove(&(node.to_owned(), version), &(created, range))
+            });
+            let has = has.and_then(|(node, created)| {
+                owned.add((node.to_owned(), version), (created, range))
+            });
             moved.extend(had.into_iter().chain(has).map(|(_, range)| range));
         }
         let mut lent = BTreeSet::new();
-        let [had, has] = [before, after].map(|charges| charges.map(|charges| charges.borrowed).unwrap_or_default());
+        let [had, has] = [before, after]
+            .map(|charges| charges.map(|charges| charges.borrowed).unwrap_or_default());
         for (address, node) in had.difference(&has) {
             let next = borrowed.remove(&((*node).to_owned(), version), &(range, *address));
             lent.extend(next.map(|(block, _)| block));
@@ -200,14 +238,17 @@ impl Blocks {
         }
         let mut info = info.clone();
         let holder = |node: &String| (node.clone(), IpVersion::of(range.addr()));
-        info.borrowed.retain(|(address, node)| self.borrowed.is_within(&holder(node), &(*range, *address)));
+        info.borrowed
+            .retain(|(address, node)| self.borrowed.is_within(&holder(node), &(*range, *address)));
         Some(info)
     }
 
     /// Accepted blocks that contain the address.
     pub fn containing(&self, address: IpAddr) -> impl Iterator<Item = &BlockInfo> {
         let blocks = self.blocks_around(IpNet::from(address));
-        blocks.filter(move |(range, info)| self.is_accepted(*range, info)).map(|(_, info)| info)
+        blocks
+            .filter(move |(range, info)| self.is_accepted(*range, info))
+            .map(|(_, info)| info)
     }
 
     /// Nodes that exceed their quota.
@@ -220,12 +261,17 @@ impl Blocks {
                 count,
             }
         };
-        self.owned.exceeded().map(excess(false)).chain(self.borrowed.exceeded().map(excess(true)))
+        self.owned
+            .exceeded()
+            .map(excess(false))
+            .chain(self.borrowed.exceeded().map(excess(true)))
     }
 
     /// Blocks that are refused for reasons other than the quota, with the reason.
     pub fn refused(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, BlockRefusal)> {
-        self.infos.iter().filter_map(move |(range, info)| Some((*range, info, self.check(*range, info).err()?)))
+        self.infos
+            .iter()
+            .filter_map(move |(range, info)| Some((*range, info, self.check(*range, info).err()?)))
     }
 
     fn is_accepted(&self, range: IpNet, info: &BlockInfo) -> bool {
@@ -234,7 +280,10 @@ impl Blocks {
 
     /// Returns true if the block is within its node's quota.
     fn is_within(&self, range: IpNet, info: &BlockInfo) -> bool {
-        let holder = info.node.clone().map(|node| (node, IpVersion::of(range.addr())));
+        let holder = info
+            .node
+            .clone()
+            .map(|node| (node, IpVersion::of(range.addr())));
         holder.is_none_or(|holder| self.owned.is_within(&holder, &(info.created, range)))
     }
 
@@ -243,12 +292,19 @@ impl Blocks {
         // Ties are broken by range, so that every replica refuses the same block.
         let rank = |range: IpNet, info: &BlockInfo| (info.created, range);
         let own = rank(range, info);
-        let within = self.within(range).into_iter().filter_map(|other| self.infos.get_key_value(&other));
-        let others = self.blocks_around(range).chain(within.map(|(range, info)| (*range, info)));
+        let within = self
+            .within(range)
+            .into_iter()
+            .filter_map(|other| self.infos.get_key_value(&other));
+        let others = self
+            .blocks_around(range)
+            .chain(within.map(|(range, info)| (*range, info)));
         let earlier = others.filter(|(other, _)| *other != range);
-        let may_be_accepted =
-            |other: IpNet, info: &BlockInfo| self.in_pool(other, info).is_ok() && self.is_within(other, info);
-        let earlier = earlier.filter(|(other, info)| rank(*other, info) < own && may_be_accepted(*other, info));
+        let may_be_accepted = |other: IpNet, info: &BlockInfo| {
+            self.in_pool(other, info).is_ok() && self.is_within(other, info)
+        };
+        let earlier = earlier
+            .filter(|(other, info)| rank(*other, info) < own && may_be_accepted(*other, info));
         match earlier.map(|(other, _)| other).min() {
             Some(other) => Err(BlockRefusal::Overlaps(other)),
             None => Ok(()),
@@ -258,32 +314,47 @@ impl Blocks {
     /// A block older than the pool belongs to an earlier pool of that range, which may have been
     /// divided differently: its pods keep their routes.
     fn in_pool(&self, range: IpNet, info: &BlockInfo) -> Result<(), BlockRefusal> {
-        let around = || self.pools.iter().filter(move |(_, pool)| pool.cidr.contains(&range));
-        let fits = |pool: &Pool| pool.block_size == range.prefix_len() || info.created < pool.created;
+        let around = || {
+            self.pools
+                .iter()
+                .filter(move |(_, pool)| pool.cidr.contains(&range))
+        };
+        let fits =
+            |pool: &Pool| pool.block_size == range.prefix_len() || info.created < pool.created;
         if around().any(|(_, pool)| fits(pool)) {
             return Ok(());
         }
         match around().next() {
-            Some((name, pool)) => Err(BlockRefusal::Size { wanted: pool.block_size, pool: name.clone() }),
+            Some((name, pool)) => Err(BlockRefusal::Size {
+                wanted: pool.block_size,
+                pool: name.clone(),
+            }),
             None => Err(BlockRefusal::Unpooled),
         }
     }
 
     /// Blocks that contain the range, including itself.
     fn blocks_around(&self, range: IpNet) -> impl Iterator<Item = (IpNet, &BlockInfo)> {
-        let is_wider =
-            move |(is_v4, length): &&(bool, u8)| *is_v4 == range.addr().is_ipv4() && *length <= range.prefix_len();
-        self.lengths.keys().filter(is_wider).filter_map(move |(_, length)| {
-            let wider = IpNet::new(range.addr(), *length).ok()?.trunc();
-            self.infos.get(&wider).map(|info| (wider, info))
-        })
+        let is_wider = move |(is_v4, length): &&(bool, u8)| {
+            *is_v4 == range.addr().is_ipv4() && *length <= range.prefix_len()
+        };
+        self.lengths
+            .keys()
+            .filter(is_wider)
+            .filter_map(move |(_, length)| {
+                let wider = IpNet::new(range.addr(), *length).ok()?.trunc();
+                self.infos.get(&wider).map(|info| (wider, info))
+            })
     }
 
     /// Blocks within the range, including itself. Ranges are ordered by their first address.
     fn within(&self, range: IpNet) -> Vec<IpNet> {
         let first = IpNet::new(range.network(), 0).unwrap_or(range);
         let blocks = self.infos.range(first..=IpNet::from(range.broadcast()));
-        blocks.map(|(block, _)| *block).filter(|block| range.contains(block)).collect()
+        blocks
+            .map(|(block, _)| *block)
+            .filter(|block| range.contains(block))
+            .collect()
     }
 }
 
@@ -297,177 +368,14 @@ impl<'a> Charges<'a> {
     fn new(info: &'a BlockInfo) -> Self {
         Self {
             owner: info.node.as_deref().map(|node| (node, info.created)),
-            borrowed: info.borrowed.iter().map(|(address, node)| (*address, node.as_str())).collect(),
+            borrowed: info
+                .borrowed
+                .iter()
+                .map(|(address, node)| (*address, node.as_str()))
+                .collect(),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use margay_api::network::Encapsulation;
-
-    fn mk_pool(cidr: &str, block_size: u8, created: i64) -> Pool {
-        let cidr = cidr.parse().expect("a range");
-        Pool { cidr, encapsulation: Encapsulation::Vxlan, nat_outgoing: false, block_size, created }
-    }
-
-    fn mk_block(node: &str, created: i64) -> BlockInfo {
-        BlockInfo { node: Some(node.to_owned()), created, ..BlockInfo::default() }
-    }
-
-    fn net(text: &str) -> IpNet {
-        text.parse().expect("a range")
-    }
-
-    /// Refusals of a block made at second 20, beside the pool 10.0.0.0/16 of second 10 and the
-    /// block 10.0.0.0/26 of second 15.
-    #[test]
-    fn a_block_is_accepted_if_a_pool_is_divided_into_it_and_no_older_one_overlaps() {
-        let mut blocks = Blocks::default();
-        blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 26, 10)));
-        blocks.set_block(net("10.0.0.0/26"), Some(mk_block("n1", 15)));
-        let size = || Some(BlockRefusal::Size { wanted: 26, pool: "main".to_owned() });
-        let table = [
-            ("10.0.0.64/26", 20, None),
-            ("10.0.0.5/32", 20, size()),
-            ("10.0.0.0/25", 20, size()),
-            ("10.0.0.0/16", 20, size()),
-            ("10.0.1.0/27", 5, None),
-            ("10.0.0.32/27", 5, None),
-            ("0.0.0.0/0", 20, Some(BlockRefusal::Unpooled)),
-            ("8.8.8.8/32", 20, Some(BlockRefusal::Unpooled)),
-            ("fd00::/122", 20, Some(BlockRefusal::Unpooled)),
-        ];
-        for (range, created, wanted) in table {
-            let range = net(range);
-            blocks.set_block(range, Some(mk_block("n9", created)));
-            let refused: BTreeMap<IpNet, BlockRefusal> = blocks.refused().map(|(range, _, why)| (range, why)).collect();
-            assert_eq!(refused.get(&range), wanted.as_ref(), "{range}");
-            // The older block loses only to one that is older still.
-            assert_eq!(refused.contains_key(&net("10.0.0.0/26")), range == net("10.0.0.32/27"), "{range}");
-            blocks.set_block(range, None);
-        }
-        blocks.set_pool("main".to_owned(), None);
-        assert_eq!(blocks.get(&net("10.0.0.0/26")), None, "its pool is gone");
-    }
-
-    fn range() -> impl Strategy<Value = IpNet> {
-        let v4 = (0..32_u8, 26..=32_u8).prop_map(|(host, length)| IpNet::new([10, 0, 0, host].into(), length));
-        let v6 = (0..32_u16, 122..=128_u8)
-            .prop_map(|(host, length)| IpNet::new([0xfd00, 0, 0, 0, 0, 0, 0, host].into(), length));
-        prop_oneof![v4, v6].prop_map(|range| range.expect("a length of its family").trunc())
-    }
-
-    /// A block of one of two nodes, with addresses borrowed by both.
-    fn info(range: IpNet) -> impl Strategy<Value = BlockInfo> {
-        let borrowed = proptest::collection::btree_map(0..4_usize, 0..2_u8, 0..3);
-        (0..2_u8, 0..4_i64, borrowed).prop_map(move |(node, created, borrowed)| {
-            let loan = |(nth, node): (usize, u8)| Some((range.hosts().nth(nth)?, format!("n{node}")));
-            let borrowed = borrowed.into_iter().filter_map(loan).collect();
-            BlockInfo { borrowed, ..mk_block(&format!("n{node}"), created) }
-        })
-    }
-
-    fn step() -> impl Strategy<Value = (IpNet, Option<BlockInfo>)> {
-        range().prop_flat_map(|range| (Just(range), proptest::option::of(info(range))))
-    }
-
-    /// Accepted blocks of these in pools of /28 and /124 made at second 2, computed from all of
-    /// them.
-    fn accepted_blocks(all: &BTreeMap<IpNet, BlockInfo>, most: usize) -> BTreeMap<IpNet, BlockInfo> {
-        let is_v4 = |range: &IpNet| range.addr().is_ipv4();
-        let fits = |range: &IpNet, info: &BlockInfo| {
-            info.created < 2 || range.prefix_len() == if is_v4(range) { 28 } else { 124 }
-        };
-        let is_within = |range: &IpNet, info: &BlockInfo| {
-            let own = all.iter().filter(|(other, them)| them.node == info.node && is_v4(other) == is_v4(range));
-            own.filter(|(other, them)| (them.created, *other) < (info.created, range)).count() < most
-        };
-        let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-        let may = |range: &IpNet, info: &BlockInfo| fits(range, info) && is_within(range, info);
-        let is_first = |range: &IpNet, info: &BlockInfo| {
-            let others = all.iter().filter(|(other, them)| overlap(range, other) && may(other, them));
-            others.filter(|(other, them)| (them.created, *other) < (info.created, range)).count() == 0
-        };
-        let loans = |node: &str, range: &IpNet| {
-            let blocks = all.iter().filter(|(other, _)| is_v4(other) == is_v4(range));
-            let mut loans: Vec<(IpNet, IpAddr)> = blocks
-                .flat_map(|(block, info)| info.borrowed.iter().map(move |(address, by)| (*block, *address, by)))
-                .filter(|(_, _, by)| *by == node)
-                .map(|(block, address, _)| (block, address))
-                .collect();
-            loans.sort();
-            loans.truncate(most);
-            loans
-        };
-        let good = all.iter().filter(|(range, info)| may(range, info) && is_first(range, info));
-        good.map(|(range, info)| {
-            let mut info = info.clone();
-            info.borrowed.retain(|(address, node)| loans(node, range).contains(&(*range, *address)));
-            (*range, info)
-        })
-        .collect()
-    }
-
-    proptest! {
-        /// After any sequence of changes the accepted blocks equal those that a check of all blocks
-        /// finds, and every block whose state changed is returned.
-        #[test]
-        fn every_change_is_returned(steps in proptest::collection::vec(step(), 0..40), most in 1..6_usize) {
-            let mut blocks = Blocks::new(most);
-            blocks.set_pool("a".to_owned(), Some(mk_pool("10.0.0.0/24", 28, 2)));
-            blocks.set_pool("b".to_owned(), Some(mk_pool("fd00::/112", 124, 2)));
-            let mut all: BTreeMap<IpNet, BlockInfo> = BTreeMap::new();
-            for (range, info) in steps {
-                let before = accepted_blocks(&all, most);
-                match info.clone() {
-                    Some(info) => all.insert(range, info),
-                    None => all.remove(&range),
-                };
-                let touched = blocks.set_block(range, info);
-                let after = accepted_blocks(&all, most);
-                for other in before.keys().chain(after.keys()) {
-                    let is_same = before.get(other) == after.get(other);
-                    prop_assert!(is_same || touched.contains(other), "{} is not returned", other);
-                }
-                for range in all.keys() {
-                    prop_assert_eq!(blocks.get(range), after.get(range).cloned(), "{}", range);
-                }
-                let found: BTreeSet<_> = blocks.containing(range.addr()).map(|info| (&info.node, info.created)).collect();
-                let around = after.iter().filter(|(around, _)| around.contains(&range.addr()));
-                let wanted: BTreeSet<_> = around.map(|(_, info)| (&info.node, info.created)).collect();
-                prop_assert_eq!(found, wanted);
-            }
-        }
-    }
-
-    #[test]
-    fn blocks_and_borrowed_addresses_of_a_node_are_limited_and_the_rest_is_reported() {
-        let mut blocks = Blocks::new(2);
-        blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 28, 0)));
-        let lent = |by: &str, addresses: [&str; 3]| BlockInfo {
-            borrowed: addresses.map(|address| (address.parse().expect("an address"), by.to_owned())).into(),
-            ..mk_block("n1", 1)
-        };
-        blocks.set_block(net("10.0.1.0/28"), Some(lent("n9", ["10.0.1.3", "10.0.1.1", "10.0.1.2"])));
-        for (range, created) in [("10.0.0.0/28", 7), ("10.0.0.16/28", 9), ("10.0.0.32/28", 8)] {
-            blocks.set_block(net(range), Some(mk_block("n9", created)));
-        }
-        assert!(blocks.get(&net("10.0.0.32/28")).is_some());
-        assert_eq!(blocks.get(&net("10.0.0.16/28")), None, "it is the youngest");
-        assert_eq!(blocks.refused().count(), 0, "refused for its quota only");
-        let borrowed = blocks.get(&net("10.0.1.0/28")).expect("accepted").borrowed;
-        assert_eq!(
-            borrowed.iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>(),
-            ["10.0.1.1", "10.0.1.2"]
-        );
-        let excess = |is_borrowed| Excess { node: "n9".to_owned(), version: IpVersion::V4, is_borrowed, count: 3 };
-        assert_eq!(blocks.excesses().collect::<Vec<_>>(), [excess(false), excess(true)]);
-        let touched = blocks.set_block(net("10.0.0.0/28"), None);
-        assert!(touched.contains(&net("10.0.0.16/28")) && blocks.get(&net("10.0.0.16/28")).is_some());
-        assert_eq!(blocks.excesses().collect::<Vec<_>>(), [excess(true)]);
-    }
-}
+mod tests;

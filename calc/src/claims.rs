@@ -44,7 +44,12 @@ pub(crate) struct RejectedClaim {
 impl Claims {
     /// Sets or removes a node. Returns the nodes whose claims may become accepted or rejected by
     /// that.
-    pub(crate) fn set(&mut self, name: &str, former: Option<&NodeInfo>, info: Option<&NodeInfo>) -> BTreeSet<String> {
+    pub(crate) fn set(
+        &mut self,
+        name: &str,
+        former: Option<&NodeInfo>,
+        info: Option<&NodeInfo>,
+    ) -> BTreeSet<String> {
         let mut touched = BTreeSet::from([name.to_owned()]);
         for (claim, rank) in former.into_iter().flat_map(|info| ranks(name, info)) {
             if let Some(claimants) = self.by_address.get_mut(&claim) {
@@ -67,7 +72,10 @@ impl Claims {
     pub(crate) fn within(&self, range: IpNet) -> impl Iterator<Item = &String> {
         let claims = [Claim::Own, Claim::Tunnel]
             .into_iter()
-            .flat_map(move |claim| self.by_address.range(claim(range.network())..=claim(range.broadcast())));
+            .flat_map(move |claim| {
+                self.by_address
+                    .range(claim(range.network())..=claim(range.broadcast()))
+            });
         claims.flat_map(|(_, claimants)| claimants.iter().map(|(_, _, name)| name))
     }
 
@@ -82,14 +90,25 @@ impl Claims {
                 Claim::Tunnel(IpAddr::V6(_)) => info.vtep6 = None,
             }
         }
-        NodeInfo { standing: Default::default(), ..info }
+        NodeInfo {
+            standing: Default::default(),
+            ..info
+        }
     }
 
     /// Rejected claims of the node.
-    pub(crate) fn rejected(&self, name: &str, info: &NodeInfo, blocks: &Blocks) -> Vec<RejectedClaim> {
+    pub(crate) fn rejected(
+        &self,
+        name: &str,
+        info: &NodeInfo,
+        blocks: &Blocks,
+    ) -> Vec<RejectedClaim> {
         let rejected = ranks(name, info).filter_map(|(claim, _)| {
             let winner = self.winner(claim, blocks);
-            (winner != Some(name)).then(|| RejectedClaim { claim, winner: winner.map(str::to_owned) })
+            (winner != Some(name)).then(|| RejectedClaim {
+                claim,
+                winner: winner.map(str::to_owned),
+            })
         });
         rejected.collect()
     }
@@ -100,29 +119,50 @@ impl Claims {
             Claim::Own(address) => !is_unreported || may_have(blocks, address, name),
             Claim::Tunnel(address) => may_have(blocks, address, name),
         };
-        claimants.find(is_eligible).map(|(_, _, name)| name.as_str())
+        claimants
+            .find(is_eligible)
+            .map(|(_, _, name)| name.as_str())
     }
 }
 
 /// Returns true if the node, or its tunnel, may have the address, according to the blocks; an
-/// address outside of all blocks is not restricted.
-fn may_have(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
+/// address outside of all blocks is not restricted. What a node lends out of its block is not its
+/// own.
+pub(crate) fn may_have(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
     blocks.containing(address).all(|block| {
-        let is_under_handle = block.tunnels.iter().any(|(end, of)| *end == address && of == node);
-        is_under_handle || block.node.as_deref() == Some(node)
+        let is_under_handle = block
+            .tunnels
+            .iter()
+            .any(|(end, of)| *end == address && of == node);
+        let is_lent = block
+            .borrowed
+            .iter()
+            .any(|(lent, user)| *lent == address && user != node);
+        is_under_handle || block.node.as_deref() == Some(node) && !is_lent
     })
 }
 
 fn ranks<'a>(name: &'a str, info: &'a NodeInfo) -> impl Iterator<Item = (Claim, Rank)> + 'a {
     let standing = info.standing;
     let own = [
-        info.ipv4.map(|net| (IpAddr::from(net.addr()), standing.ipv4_reported)),
-        info.ipv6.map(|net| (IpAddr::from(net.addr()), standing.ipv6_reported)),
+        info.ipv4
+            .map(|net| (IpAddr::from(net.addr()), standing.ipv4_reported)),
+        info.ipv6
+            .map(|net| (IpAddr::from(net.addr()), standing.ipv6_reported)),
     ];
-    let tunnels = [info.vtep.map(|vtep| IpAddr::from(vtep.address)), info.vtep6.map(|vtep| vtep.address.into())];
+    let tunnels = [
+        info.vtep.map(|vtep| IpAddr::from(vtep.address)),
+        info.vtep6.map(|vtep| vtep.address.into()),
+    ];
     let rank = move |is_reported: bool| (!is_reported, standing.created, name.to_owned());
-    let own = own.into_iter().flatten().map(move |(address, reported)| (Claim::Own(address), rank(reported)));
+    let own = own
+        .into_iter()
+        .flatten()
+        .map(move |(address, reported)| (Claim::Own(address), rank(reported)));
     // Kubelet reports no tunnel addresses, so only age counts.
-    let tunnels = tunnels.into_iter().flatten().map(move |address| (Claim::Tunnel(address), rank(true)));
+    let tunnels = tunnels
+        .into_iter()
+        .flatten()
+        .map(move |address| (Claim::Tunnel(address), rank(true)));
     own.chain(tunnels)
 }

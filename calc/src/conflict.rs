@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::ipam::names;
-use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
+use margay_api::meta::{
+    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
+};
 use margay_api::policy::PolicyKey;
 
 use crate::blocks::{BlockRefusal, Excess};
@@ -55,6 +57,15 @@ pub enum Conflict {
         /// The node that has it, if any.
         winner: Option<String>,
     },
+    /// An address of an automatic host endpoint that a block gives to a pod or to another node.
+    HostAddressRejected {
+        /// The host endpoint.
+        endpoint: String,
+        /// Its node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Conflict {
@@ -63,31 +74,55 @@ impl Conflict {
         match self {
             Self::TierMissing { policy, .. } => policy.to_string(),
             Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
-            Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
+            Self::NodeMissing { endpoint, .. } | Self::HostAddressRejected { endpoint, .. } => {
+                format!("HostEndpoint {endpoint}")
+            }
             Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
-            Self::AddressRejected { node, .. } | Self::Excess(Excess { node, .. }) => format!("Node {node}"),
+            Self::AddressRejected { node, .. } | Self::Excess(Excess { node, .. }) => {
+                format!("Node {node}")
+            }
         }
     }
 
     /// Explains the conflict: field, value, rule and remedy.
     pub fn reason(&self) -> String {
         match self {
-            Self::TierMissing { tier, .. } => format!(
-                "spec.tier: {tier:?}: there is no such tier, so the policy comes after all tiers and denies what it does \
-                 not allow; create the tier or correct the name"
-            ),
-            Self::PoolShadowed { winner, .. } => {
-                format!("spec.cidr: IPPool {winner} has the same range and is used instead; delete one of them")
+            Self::TierMissing { tier, .. } => {
+                format!(
+                    "spec.tier: {tier:?}: there is no such tier, so the policy comes after all \
+                     tiers and denies what it does not allow; create the tier or correct the name"
+                )
             }
-            Self::NodeMissing { node, .. } => format!(
-                "spec.node: {node:?}: there is no such node, so it is not enforced; correct the name or delete the host \
-                 endpoint"
-            ),
+            Self::PoolShadowed { winner, .. } => {
+                format!(
+                    "spec.cidr: IPPool {winner} has the same range and is used instead; delete one \
+                     of them"
+                )
+            }
+            Self::NodeMissing { node, .. } => {
+                format!(
+                    "spec.node: {node:?}: there is no such node, so it is not enforced; correct \
+                     the name or delete the host endpoint"
+                )
+            }
             Self::BlockRefused { range, node, why } => {
-                format!("spec.cidr: {range} of {}: {why}", node.as_deref().unwrap_or("no node"))
+                format!(
+                    "spec.cidr: {range} of {}: {why}",
+                    node.as_deref().unwrap_or("no node")
+                )
             }
             Self::Excess(excess) => excess.to_string(),
-            Self::AddressRejected { address, is_tunnel, winner, .. } => {
+            Self::HostAddressRejected { node, address, .. } => format!(
+                "spec.expectedIPs: {address}: it is in an IPAMBlock, and neither under the handle of node {node}'s tunnel nor \
+                 reported by its kubelet, so policies do not take it for the node's; if the node has changed, restart its agent; \
+                 else find out what wrote it into the annotations of Node {node}"
+            ),
+            Self::AddressRejected {
+                address,
+                is_tunnel,
+                winner,
+                ..
+            } => {
                 let annotations = match (is_tunnel, address) {
                     (true, IpAddr::V4(_)) => ANNOTATION_VXLAN_IPV4,
                     (true, IpAddr::V6(_)) => ANNOTATION_VXLAN_IPV6,
@@ -96,13 +131,14 @@ impl Conflict {
                 };
                 let why = match winner {
                     Some(winner) => format!("node {winner} has that address"),
-                    None => {
-                        "it is in a block of another node, and not under the handle of this node's tunnel".to_owned()
-                    }
+                    None => "it is in a block of another node, and not under the handle of this \
+                             node's tunnel"
+                        .to_owned(),
                 };
                 format!(
-                    "{annotations}: {address}: {why}, so other nodes do not use it for this node; if the node has \
-                     changed, delete the annotation and restart its agent; else find out what wrote it"
+                    "{annotations}: {address}: {why}, so other nodes do not use it for this node; \
+                     if the node has changed, delete the annotation and restart its agent; else \
+                     find out what wrote it"
                 )
             }
         }

@@ -20,8 +20,8 @@ use margay_api::settings::{Digested, EndpointToHostAction, Failsafe, FelixSettin
 use sha2::{Digest, Sha256};
 
 use crate::model::{
-    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
-    RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord,
+    PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
 /// Number of buckets: 2 KB of hello, and 1/256 of the view to resend for one difference.
@@ -232,12 +232,18 @@ impl DigestEncoder {
     fn put_record(&mut self, record: &Record) {
         match record {
             Record::Settings(settings) => self.put_settings(settings),
-            Record::Pool(PoolRecord { nat_outgoing, encapsulation }) => {
+            Record::Pool(PoolRecord {
+                nat_outgoing,
+                encapsulation,
+            }) => {
                 self.put_byte(u8::from(*nat_outgoing));
                 self.put_encapsulation(*encapsulation);
             }
             Record::Node(node) => self.put_node(node),
-            Record::Route(RouteRecord { node, encapsulation }) => {
+            Record::Route(RouteRecord {
+                node,
+                encapsulation,
+            }) => {
                 self.put_text(node);
                 self.put_encapsulation(*encapsulation);
             }
@@ -254,7 +260,11 @@ impl DigestEncoder {
 
     fn put_settings(&mut self, settings: &FelixSettings) {
         let settings = settings.fields();
-        let of = |group: Digested| settings.iter().filter(move |setting| setting.digested == group);
+        let of = |group: Digested| {
+            settings
+                .iter()
+                .filter(move |setting| setting.digested == group)
+        };
         of(Digested::Always).for_each(|setting| self.put_setting(setting.value));
         for setting in of(Digested::IfSet).filter(|setting| !setting.is_default) {
             self.put_text(setting.name);
@@ -284,14 +294,25 @@ impl DigestEncoder {
     }
 
     fn put_failsafe(&mut self, failsafe: &Failsafe) {
-        let Failsafe { protocol, port, net } = failsafe;
+        let Failsafe {
+            protocol,
+            port,
+            net,
+        } = failsafe;
         self.put_byte(protocol.0);
         self.0.update(port.to_be_bytes());
         self.put_option(net.as_ref(), Self::put_net);
     }
 
     fn put_node(&mut self, node: &NodeInfo) {
-        let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = node;
+        let NodeInfo {
+            ipv4,
+            ipv6,
+            vtep,
+            vtep6,
+            labels,
+            standing: _,
+        } = node;
         self.put_option(*ipv4, |encoder, net| encoder.put_net(&IpNet::V4(net)));
         self.put_option(*ipv6, |encoder, net| encoder.put_net(&IpNet::V6(net)));
         self.put_option(vtep.as_ref(), |encoder, vtep| {
@@ -312,7 +333,16 @@ impl DigestEncoder {
     }
 
     fn put_rule(&mut self, rule: &RuleRecord) {
-        let RuleRecord { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
+        let RuleRecord {
+            action,
+            ip_version,
+            protocol,
+            not_protocol,
+            icmp,
+            not_icmp,
+            source,
+            destination,
+        } = rule;
         self.put_action(*action);
         self.put_option(*ip_version, |encoder, version| {
             encoder.put_byte(match version {
@@ -321,7 +351,9 @@ impl DigestEncoder {
             });
         });
         self.put_option(*protocol, |encoder, protocol| encoder.put_byte(protocol.0));
-        self.put_option(*not_protocol, |encoder, protocol| encoder.put_byte(protocol.0));
+        self.put_option(*not_protocol, |encoder, protocol| {
+            encoder.put_byte(protocol.0)
+        });
         self.put_option(*icmp, Self::put_icmp);
         self.put_option(*not_icmp, Self::put_icmp);
         self.put_side(source);
@@ -334,8 +366,17 @@ impl DigestEncoder {
     }
 
     fn put_side(&mut self, side: &SideMatch) {
-        let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
-            side;
+        let SideMatch {
+            nets,
+            not_nets,
+            sets,
+            not_sets,
+            ports,
+            port_sets,
+            not_ports,
+            not_port_sets,
+            service_set,
+        } = side;
         let set = |encoder: &mut Self, set: &SetId| encoder.put_text(&set.0);
         self.put_list(nets, Self::put_net);
         self.put_list(not_nets, Self::put_net);
@@ -354,7 +395,13 @@ impl DigestEncoder {
     }
 
     fn put_endpoint(&mut self, endpoint: &EndpointRecord) {
-        let EndpointRecord { interface, uid, addresses, tiers, unmatched } = endpoint;
+        let EndpointRecord {
+            interface,
+            uid,
+            addresses,
+            tiers,
+            unmatched,
+        } = endpoint;
         self.put_text(interface);
         // Omitted if empty, so that records from and for versions without uids keep their digest.
         if !uid.is_empty() {
@@ -366,7 +413,14 @@ impl DigestEncoder {
     }
 
     fn put_host_endpoint(&mut self, endpoint: &HostEndpointRecord) {
-        let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = endpoint;
+        let HostEndpointRecord {
+            interfaces,
+            normal,
+            forward,
+            pre_dnat,
+            untracked,
+            unmatched,
+        } = endpoint;
         match interfaces {
             HostInterfaces::All => self.put_byte(0),
             HostInterfaces::Named(name) => {
@@ -376,7 +430,9 @@ impl DigestEncoder {
             HostInterfaces::WithAddress(addresses) => {
                 self.put_byte(2);
                 self.put_number(addresses.len() as u64);
-                addresses.iter().for_each(|address| self.put_address(address));
+                addresses
+                    .iter()
+                    .for_each(|address| self.put_address(address));
             }
         }
         for tiers in [normal, forward, pre_dnat, untracked] {
@@ -386,7 +442,12 @@ impl DigestEncoder {
     }
 
     fn put_tier(&mut self, tier: &TierBinding) {
-        let TierBinding { name, default_action, ingress, egress } = tier;
+        let TierBinding {
+            name,
+            default_action,
+            ingress,
+            egress,
+        } = tier;
         self.put_text(name);
         self.put_action(*default_action);
         self.put_list(ingress, Self::put_policy_key);

@@ -15,8 +15,8 @@ use margay_api::rule::{Action, Icmp, IpVersion, Protocol};
 use margay_api::settings::{Failsafe, FelixSettings};
 
 use crate::model::{
-    EndpointRecord, HostEndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,
-    SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId,
+    RuleRecord, SetId, SideMatch, TierBinding,
 };
 
 /// First packet of a connection, or one that belongs to none.
@@ -126,12 +126,18 @@ impl Records for BTreeMap<RecordId, Record> {
 }
 
 /// Verdict of an endpoint's policies on a packet that passes it.
-pub fn evaluate(records: &impl Records, endpoint: &EndpointKey, direction: Direction, packet: &Packet) -> Verdict {
+pub fn evaluate(
+    records: &impl Records,
+    endpoint: &EndpointKey,
+    direction: Direction,
+    packet: &Packet,
+) -> Verdict {
     let mut trace = Vec::new();
-    let action = decide(records, endpoint, direction, packet, &mut trace).unwrap_or_else(|missing| {
-        trace.push(Step::Missing(missing));
-        Action::Deny
-    });
+    let action =
+        decide(records, endpoint, direction, packet, &mut trace).unwrap_or_else(|missing| {
+            trace.push(Step::Missing(missing));
+            Action::Deny
+        });
     Verdict { action, trace }
 }
 
@@ -144,14 +150,22 @@ pub fn evaluate_host(
     packet: &Packet,
 ) -> Verdict {
     if is_failsafe(records, stage, direction, packet) {
-        let action = if stage == HostStage::Normal { Action::Allow } else { Action::Pass };
-        return Verdict { action, trace: vec![Step::Failsafe(action)] };
+        let action = if stage == HostStage::Normal {
+            Action::Allow
+        } else {
+            Action::Pass
+        };
+        return Verdict {
+            action,
+            trace: vec![Step::Failsafe(action)],
+        };
     }
     let mut trace = Vec::new();
-    let action = decide_host(records, endpoint, stage, direction, packet, &mut trace).unwrap_or_else(|missing| {
-        trace.push(Step::Missing(missing));
-        Action::Deny
-    });
+    let action = decide_host(records, endpoint, stage, direction, packet, &mut trace)
+        .unwrap_or_else(|missing| {
+            trace.push(Step::Missing(missing));
+            Action::Deny
+        });
     Verdict { action, trace }
 }
 
@@ -164,10 +178,15 @@ pub fn connect(
     protocol: Protocol,
     port: u16,
 ) -> Option<Connection> {
-    let addresses =
-        |key: &EndpointKey| endpoint_record(records, key).ok().map(|endpoint| endpoint.into_owned().addresses);
+    let addresses = |key: &EndpointKey| {
+        endpoint_record(records, key)
+            .ok()
+            .map(|endpoint| endpoint.into_owned().addresses)
+    };
     let (from, to) = (addresses(source)?, addresses(destination)?);
-    let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+    let pairs = from
+        .iter()
+        .flat_map(|from| to.iter().map(move |to| (*from, *to)));
     let (from, to) = { pairs }.find(|(from, to)| from.is_ipv4() == to.is_ipv4())?;
     let packet = Packet {
         source: from,
@@ -220,7 +239,11 @@ fn decide_host(
         HostStage::Forward => (&endpoint.forward, Action::Allow),
     };
     for tier in tiers {
-        let end = if unmatched == Action::Pass { Action::Pass } else { tier.default_action };
+        let end = if unmatched == Action::Pass {
+            Action::Pass
+        } else {
+            tier.default_action
+        };
         match in_tier(records, tier, end, direction, packet, trace)? {
             Action::Pass | Action::Log => {}
             decided => return Ok(decided),
@@ -232,7 +255,12 @@ fn decide_host(
 
 /// Returns true for failsafe ports. Before connection tracking replies cannot be recognised, so
 /// both directions are exempt there.
-fn is_failsafe(records: &impl Records, stage: HostStage, direction: Direction, packet: &Packet) -> bool {
+fn is_failsafe(
+    records: &impl Records,
+    stage: HostStage,
+    direction: Direction,
+    packet: &Packet,
+) -> bool {
     let settings = records.record(&RecordId::Settings);
     let built_in = FelixSettings::default();
     let settings = match settings.as_deref() {
@@ -240,9 +268,17 @@ fn is_failsafe(records: &impl Records, stage: HostStage, direction: Direction, p
         _ => &built_in,
     };
     let spares = |failsafes: &[Failsafe], port: u16, other: IpAddr| {
-        failsafes.iter().any(|Failsafe { protocol, port: spared, net }| {
-            *protocol == packet.protocol && *spared == port && net.is_none_or(|net| net.contains(&other))
-        })
+        failsafes.iter().any(
+            |Failsafe {
+                 protocol,
+                 port: spared,
+                 net,
+             }| {
+                *protocol == packet.protocol
+                    && *spared == port
+                    && net.is_none_or(|net| net.contains(&other))
+            },
+        )
     };
     let (inbound, outbound) = (&settings.failsafe_inbound, &settings.failsafe_outbound);
     let (asked, answered, other) = match direction {
@@ -253,7 +289,8 @@ fn is_failsafe(records: &impl Records, stage: HostStage, direction: Direction, p
         HostStage::Forward => false,
         HostStage::PreDnat | HostStage::Normal => spares(asked, packet.destination_port, other),
         HostStage::Untracked => {
-            spares(asked, packet.destination_port, other) || spares(answered, packet.source_port, other)
+            spares(asked, packet.destination_port, other)
+                || spares(answered, packet.source_port, other)
         }
     }
 }
@@ -295,11 +332,18 @@ fn in_tier(
             }
         }
     }
-    trace.push(Step::TierEnd { tier: tier.name.clone(), action: end });
+    trace.push(Step::TierEnd {
+        tier: tier.name.clone(),
+        action: end,
+    });
     Ok(end)
 }
 
-fn matches_rule(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result<bool, MissingRecord> {
+fn matches_rule(
+    records: &impl Records,
+    rule: &RuleRecord,
+    packet: &Packet,
+) -> Result<bool, MissingRecord> {
     let version = match packet.destination {
         IpAddr::V4(_) => IpVersion::V4,
         IpAddr::V6(_) => IpVersion::V6,
@@ -311,13 +355,24 @@ fn matches_rule(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> R
     };
     let header = rule.ip_version.is_none_or(|wanted| wanted == version)
         && rule.protocol.is_none_or(|wanted| wanted == packet.protocol)
-        && rule.not_protocol.is_none_or(|unwanted| unwanted != packet.protocol)
+        && rule
+            .not_protocol
+            .is_none_or(|unwanted| unwanted != packet.protocol)
         && rule.icmp.is_none_or(is_icmp)
         && !rule.not_icmp.is_some_and(is_icmp);
-    let source = PacketSide { address: packet.source, port: packet.source_port, protocol: packet.protocol };
-    let destination =
-        PacketSide { address: packet.destination, port: packet.destination_port, protocol: packet.protocol };
-    Ok(header && source.matches(records, &rule.source)? && destination.matches(records, &rule.destination)?)
+    let source = PacketSide {
+        address: packet.source,
+        port: packet.source_port,
+        protocol: packet.protocol,
+    };
+    let destination = PacketSide {
+        address: packet.destination,
+        port: packet.destination_port,
+        protocol: packet.protocol,
+    };
+    Ok(header
+        && source.matches(records, &rule.source)?
+        && destination.matches(records, &rule.destination)?)
 }
 
 /// One side of a packet.
@@ -329,8 +384,17 @@ struct PacketSide {
 
 impl PacketSide {
     fn matches(&self, records: &impl Records, side: &SideMatch) -> Result<bool, MissingRecord> {
-        let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
-            side;
+        let SideMatch {
+            nets,
+            not_nets,
+            sets,
+            not_sets,
+            ports,
+            port_sets,
+            not_ports,
+            not_port_sets,
+            service_set,
+        } = side;
         let is_within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&self.address));
         let has_port = |ports: &[margay_api::rule::PortRange]| {
             self.protocol.has_ports() && ports.iter().any(|range| range.contains(self.port))
@@ -378,7 +442,10 @@ impl PacketSide {
     }
 }
 
-fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<Cow<'a, EndpointRecord>, MissingRecord> {
+fn endpoint_record<'a>(
+    records: &'a impl Records,
+    key: &EndpointKey,
+) -> Result<Cow<'a, EndpointRecord>, MissingRecord> {
     let id = RecordId::Endpoint(key.clone());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Endpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
@@ -387,7 +454,10 @@ fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<C
     }
 }
 
-fn host_record<'a>(records: &'a impl Records, name: &str) -> Result<Cow<'a, HostEndpointRecord>, MissingRecord> {
+fn host_record<'a>(
+    records: &'a impl Records,
+    name: &str,
+) -> Result<Cow<'a, HostEndpointRecord>, MissingRecord> {
     let id = RecordId::HostEndpoint(name.to_owned());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::HostEndpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
@@ -396,7 +466,10 @@ fn host_record<'a>(records: &'a impl Records, name: &str) -> Result<Cow<'a, Host
     }
 }
 
-fn policy_record<'a>(records: &'a impl Records, key: &PolicyKey) -> Result<Cow<'a, PolicyRecord>, MissingRecord> {
+fn policy_record<'a>(
+    records: &'a impl Records,
+    key: &PolicyKey,
+) -> Result<Cow<'a, PolicyRecord>, MissingRecord> {
     let id = RecordId::Policy(key.clone());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Policy(policy))) => Ok(Cow::Borrowed(policy)),

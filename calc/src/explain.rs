@@ -7,7 +7,9 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::network::NodeInfo;
 use margay_api::rule::{Action, Protocol};
 
-use crate::evaluate::{Direction, HostStage, Packet, Records, Step, Verdict, evaluate, evaluate_host};
+use crate::evaluate::{
+    Direction, HostStage, Packet, Records, Step, Verdict, evaluate, evaluate_host,
+};
 use crate::graph::Graph;
 use crate::model::{HostInterfaces, Record, RecordId};
 use crate::text;
@@ -96,16 +98,33 @@ impl EndVerdict {
     fn steps(&self) -> Vec<String> {
         let name = self.direction_name();
         let lines = |verdict, place: String| {
-            text::verdict(verdict).lines().map(|line| format!("{name} {place}: {line}")).collect()
+            text::verdict(verdict)
+                .lines()
+                .map(|line| format!("{name} {place}: {line}"))
+                .collect()
         };
         match &self.place {
             Place::Outside => {
-                vec![format!("{name}: neither a pod nor a node with host endpoints, so no policy applies")]
+                vec![format!(
+                    "{name}: neither a pod nor a node with host endpoints, so no policy applies"
+                )]
             }
             Place::Pod(pod, verdict) => lines(verdict, format!("of {pod}")),
-            Place::Host { name, is_certain, stage, verdict } => {
-                let certainty = if *is_certain { "" } else { ", if it is this one's interface" };
-                lines(verdict, format!("at host endpoint {name}{certainty}: {stage:?}"))
+            Place::Host {
+                name,
+                is_certain,
+                stage,
+                verdict,
+            } => {
+                let certainty = if *is_certain {
+                    ""
+                } else {
+                    ", if it is this one's interface"
+                };
+                lines(
+                    verdict,
+                    format!("at host endpoint {name}{certainty}: {stage:?}"),
+                )
             }
         }
     }
@@ -143,7 +162,9 @@ impl fmt::Display for ExplainError {
         match self {
             Self::Invalid(text) => f.write_str(text),
             Self::NoEndpoint { field, key } => write!(f, "{field}.pod: there is no endpoint {key}"),
-            Self::NoCommonVersion => f.write_str("the ends have no addresses of one IP version yet"),
+            Self::NoCommonVersion => {
+                f.write_str("the ends have no addresses of one IP version yet")
+            }
         }
     }
 }
@@ -158,7 +179,9 @@ pub fn explain(graph: &Graph, question: &Question) -> Result<Explanation, Explai
     Ok(Explanation {
         packet,
         enforced: evaluate_both_ends(graph, &from, &to, &packet),
-        staged: graph.staged_view().map(|staged| evaluate_both_ends(&staged, &from, &to, &packet)),
+        staged: graph
+            .staged_view()
+            .map(|staged| evaluate_both_ends(&staged, &from, &to, &packet)),
     })
 }
 
@@ -180,8 +203,16 @@ struct HostCandidate {
 }
 
 /// Evaluates a packet with these records.
-fn evaluate_both_ends(records: &impl Records, from: &PacketEnd, to: &PacketEnd, packet: &Packet) -> Outcome {
-    let mut outcome = Outcome { is_allowed: true, ends: Vec::new() };
+fn evaluate_both_ends(
+    records: &impl Records,
+    from: &PacketEnd,
+    to: &PacketEnd,
+    packet: &Packet,
+) -> Outcome {
+    let mut outcome = Outcome {
+        is_allowed: true,
+        ends: Vec::new(),
+    };
     for (end, direction) in [(from, Direction::Egress), (to, Direction::Ingress)] {
         let mut add = |place| outcome.ends.push(EndVerdict { direction, place });
         let Some(pod) = &end.pod else {
@@ -215,7 +246,12 @@ fn evaluate_at_host(
         let action = verdict.action;
         if verdict.trace != [Step::Unmatched(Action::Pass)] {
             let HostCandidate { name, is_certain } = host.clone();
-            add(Place::Host { name, is_certain, stage, verdict });
+            add(Place::Host {
+                name,
+                is_certain,
+                stage,
+                verdict,
+            });
         }
         if action != Action::Pass {
             return action == Action::Allow;
@@ -224,28 +260,38 @@ fn evaluate_at_host(
     true
 }
 
-fn find_end(graph: &Graph, field: &'static str, party: Option<&Party>) -> Result<PacketEnd, ExplainError> {
+fn find_end(
+    graph: &Graph,
+    field: &'static str,
+    party: Option<&Party>,
+) -> Result<PacketEnd, ExplainError> {
     match party {
         Some(Party::Pod(name)) => find_pod(graph, field, name),
         Some(Party::Address(text)) => {
-            let address = text
-                .parse()
-                .map_err(|_| ExplainError::Invalid(format!("{field}.address: {text:?} is not an IP address")))?;
+            let address = text.parse().map_err(|_| {
+                ExplainError::Invalid(format!("{field}.address: {text:?} is not an IP address"))
+            })?;
             Ok(find_by_address(graph, address))
         }
-        None => Err(ExplainError::Invalid(format!("{field}: missing; give pod \"NAMESPACE/NAME\" or address"))),
+        None => Err(ExplainError::Invalid(format!(
+            "{field}: missing; give pod \"NAMESPACE/NAME\" or address"
+        ))),
     }
 }
 
 fn find_pod(graph: &Graph, field: &'static str, name: &str) -> Result<PacketEnd, ExplainError> {
     let Some((namespace, name)) = name.split_once('/') else {
-        return Err(ExplainError::Invalid(format!("{field}.pod: {name:?} must be NAMESPACE/NAME")));
+        return Err(ExplainError::Invalid(format!(
+            "{field}.pod: {name:?} must be NAMESPACE/NAME"
+        )));
     };
     let key = EndpointKey::new(namespace, name);
     match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
-        Some(Record::Endpoint(endpoint)) => {
-            Ok(PacketEnd { pod: Some(key), hosts: Vec::new(), addresses: endpoint.addresses.clone() })
-        }
+        Some(Record::Endpoint(endpoint)) => Ok(PacketEnd {
+            pod: Some(key),
+            hosts: Vec::new(),
+            addresses: endpoint.addresses.clone(),
+        }),
         _ => Err(ExplainError::NoEndpoint { field, key }),
     }
 }
@@ -253,15 +299,34 @@ fn find_pod(graph: &Graph, field: &'static str, name: &str) -> Result<PacketEnd,
 /// Finds the pod or node with the address.
 fn find_by_address(graph: &Graph, address: IpAddr) -> PacketEnd {
     let pod = graph.pod_at(address);
-    let node = graph.nodes().find(|(_, node)| has_address(node, address)).map(|(name, _)| name);
-    let hosts = node.filter(|_| pod.is_none()).map(|node| host_candidates(graph, node, address)).unwrap_or_default();
-    PacketEnd { pod, hosts, addresses: vec![address] }
+    let node = graph
+        .nodes()
+        .find(|(_, node)| has_address(node, address))
+        .map(|(name, _)| name);
+    let hosts = node
+        .filter(|_| pod.is_none())
+        .map(|node| host_candidates(graph, node, address))
+        .unwrap_or_default();
+    PacketEnd {
+        pod,
+        hosts,
+        addresses: vec![address],
+    }
 }
 
 fn has_address(node: &NodeInfo, address: IpAddr) -> bool {
-    let own = [node.ipv4.map(|net| net.addr().into()), node.ipv6.map(|net| net.addr().into())];
-    let tunnels = [node.vtep.map(|vtep| vtep.address.into()), node.vtep6.map(|vtep| vtep.address.into())];
-    own.into_iter().chain(tunnels).flatten().any(|known: IpAddr| known == address)
+    let own = [
+        node.ipv4.map(|net| net.addr().into()),
+        node.ipv6.map(|net| net.addr().into()),
+    ];
+    let tunnels = [
+        node.vtep.map(|vtep| vtep.address.into()),
+        node.vtep6.map(|vtep| vtep.address.into()),
+    ];
+    own.into_iter()
+        .chain(tunnels)
+        .flatten()
+        .any(|known: IpAddr| known == address)
 }
 
 /// Host endpoints of a node; only those with the address, if there are any.
@@ -269,15 +334,22 @@ fn host_candidates(graph: &Graph, node: &str, address: IpAddr) -> Vec<HostCandid
     let (mut with_address, mut all, mut others) = (Vec::new(), Vec::new(), 0);
     for (id, _) in graph.view(node).host_endpoints() {
         let record = graph.record(&id);
-        let (RecordId::HostEndpoint(name), Some(Record::HostEndpoint(host))) = (&id, record.as_deref()) else {
+        let (RecordId::HostEndpoint(name), Some(Record::HostEndpoint(host))) =
+            (&id, record.as_deref())
+        else {
             continue;
         };
         match &host.interfaces {
             HostInterfaces::WithAddress(addresses) if addresses.contains(&address) => {
-                with_address.push(HostCandidate { name: name.clone(), is_certain: true });
+                with_address.push(HostCandidate {
+                    name: name.clone(),
+                    is_certain: true,
+                });
             }
             HostInterfaces::WithAddress(_) => others += 1,
-            HostInterfaces::All | HostInterfaces::Named(_) => all.push((name.clone(), host.interfaces.clone())),
+            HostInterfaces::All | HostInterfaces::Named(_) => {
+                all.push((name.clone(), host.interfaces.clone()))
+            }
         }
     }
     let is_alone = all.len() + others == 1;
@@ -285,17 +357,36 @@ fn host_candidates(graph: &Graph, node: &str, address: IpAddr) -> Vec<HostCandid
         let is_certain = is_alone && interfaces == HostInterfaces::All;
         HostCandidate { name, is_certain }
     });
-    if with_address.is_empty() { all.collect() } else { with_address }
+    if with_address.is_empty() {
+        all.collect()
+    } else {
+        with_address
+    }
 }
 
-fn build_packet(from: &PacketEnd, to: &PacketEnd, question: &Question) -> Result<Packet, ExplainError> {
-    let mut pairs = from.addresses.iter().flat_map(|from| to.addresses.iter().map(move |to| (*from, *to)));
+fn build_packet(
+    from: &PacketEnd,
+    to: &PacketEnd,
+    question: &Question,
+) -> Result<Packet, ExplainError> {
+    let mut pairs = from
+        .addresses
+        .iter()
+        .flat_map(|from| to.addresses.iter().map(move |to| (*from, *to)));
     let pair = pairs.find(|(from, to)| from.is_ipv4() == to.is_ipv4());
     let (source, destination) = pair.ok_or(ExplainError::NoCommonVersion)?;
-    let port = u16::try_from(question.port)
-        .map_err(|_| ExplainError::Invalid(format!("port: {} is not within 0..=65535", question.port)))?;
+    let port = u16::try_from(question.port).map_err(|_| {
+        ExplainError::Invalid(format!("port: {} is not within 0..=65535", question.port))
+    })?;
     let protocol = parse_protocol(&question.protocol, source.is_ipv4())?;
-    Ok(Packet { source, destination, protocol, source_port: SOURCE_PORT, destination_port: port, icmp: PING })
+    Ok(Packet {
+        source,
+        destination,
+        protocol,
+        source_port: SOURCE_PORT,
+        destination_port: port,
+        icmp: PING,
+    })
 }
 
 fn parse_protocol(text: &str, is_ipv4: bool) -> Result<Protocol, ExplainError> {
@@ -306,7 +397,9 @@ fn parse_protocol(text: &str, is_ipv4: bool) -> Result<Protocol, ExplainError> {
         "icmp" if is_ipv4 => Ok(Protocol::ICMP),
         "icmp" | "icmpv6" => Ok(Protocol::ICMPV6),
         number => number.parse().map(Protocol).map_err(|_| {
-            ExplainError::Invalid(format!("protocol: {text:?} is not tcp, udp, sctp, icmp or a number below 256"))
+            ExplainError::Invalid(format!(
+                "protocol: {text:?} is not tcp, udp, sctp, icmp or a number below 256"
+            ))
         }),
     }
 }

@@ -59,7 +59,10 @@ impl IntoIterator for NodeSet {
     type IntoIter = std::iter::Map<std::vec::IntoIter<Arc<str>>, fn(Arc<str>) -> String>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_vec().into_iter().map(|node| node.as_ref().to_owned())
+        self.0
+            .into_vec()
+            .into_iter()
+            .map(|node| node.as_ref().to_owned())
     }
 }
 

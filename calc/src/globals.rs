@@ -1,13 +1,14 @@
 //! Global records, which every node holds: settings, pools, nodes and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::settings::FelixOverrides;
 
 use crate::blocks::{BlockRefusal, Blocks, Excess};
-use crate::claims::{Claims, RejectedClaim};
+use crate::claims::{self, Claims, RejectedClaim};
 use crate::digest::{self, Buckets};
 use crate::flush::Flush;
 use crate::model::{PoolRecord, Record, RecordId, RouteRecord};
@@ -24,6 +25,15 @@ enum RouteReason {
 
 /// Change of a node's accepted addresses and labels: before and after.
 pub(crate) type NodeChange = (Option<NodeInfo>, Option<NodeInfo>);
+
+/// Effect of a pool or block.
+#[derive(Debug, Default)]
+pub(crate) struct BlockChange {
+    /// Nodes whose accepted addresses changed.
+    pub(crate) nodes: Vec<NodeChange>,
+    /// Blocks that are accepted, changed or refused by it.
+    pub(crate) ranges: Vec<IpNet>,
+}
 
 /// Objects that every node needs, and the records made of them.
 #[derive(Debug)]
@@ -64,10 +74,10 @@ impl Default for Globals {
 }
 
 impl Globals {
-    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> Vec<NodeChange> {
+    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> BlockChange {
         let before = self.blocks.pools().get(&name);
         if before == pool.as_ref() {
-            return Vec::new();
+            return BlockChange::default();
         }
         for pool in before.into_iter().chain(&pool) {
             self.dirty.insert(RecordId::Pool(pool.cidr.trunc()));
@@ -81,7 +91,8 @@ impl Globals {
     pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) -> Vec<NodeChange> {
         // Before the node is replaced: claims and settings need the former value.
         let touched = self.claims.set(&name, self.nodes.get(&name), node.as_ref());
-        self.settings.update_node(self.nodes.get(&name), node.as_ref());
+        self.settings
+            .update_node(self.nodes.get(&name), node.as_ref());
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
@@ -89,23 +100,26 @@ impl Globals {
         self.update_accepted(touched)
     }
 
-    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> Vec<NodeChange> {
+    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> BlockChange {
         let touched = self.blocks.set_block(net, block);
         self.update_routes(touched)
     }
 
-    /// Updates the routes of blocks that may have been accepted or refused. Returns the nodes that
-    /// changed by that.
-    fn update_routes(&mut self, blocks: BTreeSet<IpNet>) -> Vec<NodeChange> {
-        let mut touched = BTreeSet::new();
+    /// Updates the routes of blocks that may have been accepted or refused.
+    fn update_routes(&mut self, blocks: BTreeSet<IpNet>) -> BlockChange {
+        let (mut touched, mut ranges) = (BTreeSet::new(), Vec::new());
         for net in blocks {
             let block = self.blocks.get(&net);
             if self.routed.get(&net) != block.as_ref() {
                 self.set_routes(net, block);
                 touched.extend(self.claims.within(net).cloned());
+                ranges.push(net);
             }
         }
-        self.update_accepted(touched)
+        BlockChange {
+            nodes: self.update_accepted(touched),
+            ranges,
+        }
     }
 
     /// Updates nodes whose claims may have been accepted or rejected. Returns those that changed.
@@ -127,7 +141,12 @@ impl Globals {
     }
 
     fn set_routes(&mut self, net: IpNet, block: Option<BlockInfo>) {
-        for (destination, reason, _) in self.routed.remove(&net).iter().flat_map(|block| routes(net, block)) {
+        for (destination, reason, _) in self
+            .routed
+            .remove(&net)
+            .iter()
+            .flat_map(|block| routes(net, block))
+        {
             let reasons = self.routes.entry(destination).or_default();
             reasons.remove(&reason);
             if reasons.is_empty() {
@@ -136,7 +155,11 @@ impl Globals {
             self.dirty.insert(RecordId::Route(destination));
         }
         for (destination, reason, node) in block.iter().flat_map(|block| routes(net, block)) {
-            self.routes.entry(destination).or_default().entry(reason).or_insert(node);
+            self.routes
+                .entry(destination)
+                .or_default()
+                .entry(reason)
+                .or_insert(node);
             self.dirty.insert(RecordId::Route(destination));
         }
         self.routed.extend(block.map(|block| (net, block)));
@@ -155,21 +178,46 @@ impl Globals {
                 continue;
             }
             let had = held.map(|held| held.digest);
-            had.into_iter().for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
-            let has = record.map(|record| Digested { digest: digest::digest(&id, &record), record });
-            has.iter().for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
-            flush.records.insert(id.clone(), change_for_all(had.is_some(), has.is_some()));
+            had.into_iter()
+                .for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
+            let has = record.map(|record| Digested {
+                digest: digest::digest(&id, &record),
+                record,
+            });
+            has.iter()
+                .for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
+            flush
+                .records
+                .insert(id.clone(), change_for_all(had.is_some(), has.is_some()));
             match has {
                 Some(has) => self.held.insert(id, has),
                 None => self.held.remove(&id),
             };
         }
-        flush.records.extend(self.settings.flush(&self.nodes).map(|change| (RecordId::Settings, change)));
+        flush.records.extend(
+            self.settings
+                .flush(&self.nodes)
+                .map(|change| (RecordId::Settings, change)),
+        );
     }
 
     /// Nodes by name, without rejected addresses.
     pub(crate) fn accepted_nodes(&self) -> &BTreeMap<String, NodeInfo> {
         &self.accepted
+    }
+
+    /// Returns true if an automatic host endpoint of the node may have the address: kubelet reports
+    /// it for the node, or no block gives it to somebody else.
+    pub(crate) fn may_have(&self, node: &str, address: IpAddr) -> bool {
+        let is_reported = self.nodes.get(node).is_some_and(|info| {
+            let (ipv4, ipv6) = (
+                info.ipv4.map(|net| IpAddr::from(net.addr())),
+                info.ipv6.map(|net| net.addr().into()),
+            );
+            ipv4 == Some(address) && info.standing.ipv4_reported
+                || ipv6 == Some(address) && info.standing.ipv6_reported
+        });
+        is_reported || claims::may_have(&self.blocks, address, node)
     }
 
     /// Ids of the records except settings, as of the last flush.
@@ -183,7 +231,9 @@ impl Globals {
 
     /// Settings of a node, as of the last flush.
     pub(crate) fn settings(&self, node: &str) -> Option<(&Record, u64)> {
-        self.settings.get(node).map(|held| (&held.record, held.digest))
+        self.settings
+            .get(node)
+            .map(|held| (&held.record, held.digest))
     }
 
     /// Digests of these records per bucket, without settings.
@@ -195,7 +245,9 @@ impl Globals {
     pub(crate) fn shadowed_pools(&self) -> impl Iterator<Item = (&String, &String)> {
         let pools = self.blocks.pools();
         pools.iter().filter_map(move |(name, pool)| {
-            let (winner, _) = pools.iter().find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
+            let (winner, _) = pools
+                .iter()
+                .find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
             (winner != name).then_some((name, winner))
         })
     }
@@ -213,20 +265,33 @@ impl Globals {
     /// Addresses that nodes claim and do not have.
     pub(crate) fn rejected_claims(&self) -> impl Iterator<Item = (&String, RejectedClaim)> {
         self.nodes.iter().flat_map(move |(name, info)| {
-            self.claims.rejected(name, info, &self.blocks).into_iter().map(move |rejected| (name, rejected))
+            self.claims
+                .rejected(name, info, &self.blocks)
+                .into_iter()
+                .map(move |rejected| (name, rejected))
         })
     }
 
     fn compute(&self, id: &RecordId) -> Option<Record> {
         match id {
             RecordId::Pool(net) => {
-                let pool = self.blocks.pools().values().find(|pool| pool.cidr.trunc() == *net)?;
-                Some(Record::Pool(PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation }))
+                let pool = self
+                    .blocks
+                    .pools()
+                    .values()
+                    .find(|pool| pool.cidr.trunc() == *net)?;
+                Some(Record::Pool(PoolRecord {
+                    nat_outgoing: pool.nat_outgoing,
+                    encapsulation: pool.encapsulation,
+                }))
             }
             RecordId::Node(name) => Some(Record::Node(self.accepted.get(name)?.clone())),
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
-                Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))
+                Some(Record::Route(RouteRecord {
+                    node: node.clone(),
+                    encapsulation: self.encapsulation(net),
+                }))
             }
             RecordId::Settings
             | RecordId::IpSet(_)
@@ -239,7 +304,12 @@ impl Globals {
     /// Encapsulation of the smallest pool around the destination; among equal ones the first by
     /// name.
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
-        let covering = self.blocks.pools().values().rev().filter(|pool| pool.cidr.contains(net));
+        let covering = self
+            .blocks
+            .pools()
+            .values()
+            .rev()
+            .filter(|pool| pool.cidr.contains(net));
         let smallest = covering.max_by_key(|pool| pool.cidr.prefix_len());
         smallest.map_or(Encapsulation::None, |pool| pool.encapsulation)
     }
@@ -247,10 +317,16 @@ impl Globals {
 
 /// Routes of a block: the block itself, and addresses that other nodes borrow from it.
 fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, RouteReason, String)> {
-    let own = block.node.clone().map(|node| (net.trunc(), RouteReason::Block(net), node));
-    let borrowed = block
-        .borrowed
-        .iter()
-        .map(move |(address, node)| (IpNet::from(*address), RouteReason::Borrowed(net), node.clone()));
+    let own = block
+        .node
+        .clone()
+        .map(|node| (net.trunc(), RouteReason::Block(net), node));
+    let borrowed = block.borrowed.iter().map(move |(address, node)| {
+        (
+            IpNet::from(*address),
+            RouteReason::Borrowed(net),
+            node.clone(),
+        )
+    });
     own.into_iter().chain(borrowed)
 }

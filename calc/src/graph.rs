@@ -23,6 +23,7 @@ use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
+use crate::auto_hosts::AutoHosts;
 use crate::claims::{Claim, RejectedClaim};
 use crate::conflict::Conflict;
 use crate::digest;
@@ -68,6 +69,7 @@ pub struct Graph {
     pub(crate) port_names: PortNames,
     pub(crate) services: Map<NamePair, ServiceEntry>,
     pub(crate) node_sets: NodeSets,
+    pub(crate) auto_hosts: AutoHosts,
     pub(crate) globals: Globals,
 }
 
@@ -86,6 +88,7 @@ impl Default for Graph {
             port_names: PortNames::default(),
             services: Map::default(),
             node_sets: NodeSets::default(),
+            auto_hosts: AutoHosts::default(),
             globals: Globals::default(),
         }
     }
@@ -105,7 +108,9 @@ impl Graph {
             Update::Endpoint(name, endpoint) => self.apply_endpoint(&name, endpoint),
             Update::HostEndpoint(name, endpoint) => self.apply_host_endpoint(&name, endpoint),
             Update::Namespace(name, labels) => self.apply_namespace(&name, labels.as_ref()),
-            Update::ServiceAccount(name, labels) => self.apply_service_account(&name, labels.as_ref()),
+            Update::ServiceAccount(name, labels) => {
+                self.apply_service_account(&name, labels.as_ref())
+            }
             Update::Policy(name, policy) => self.apply_policy(&name, policy),
             Update::Staged(name, staged) => self.apply_staged(&name, staged),
             Update::Tier(name, tier) => {
@@ -118,16 +123,17 @@ impl Graph {
                 self.update_service(name, backends.unwrap_or_default());
             }
             Update::Node(name, node) => {
-                let changes = self.globals.set_node(name, node);
+                let changes = self.globals.set_node(name.clone(), node);
                 self.update_nodes(changes);
+                self.update_auto_hosts_on(&name);
             }
             Update::Pool(name, pool) => {
-                let changes = self.globals.set_pool(name, pool);
-                self.update_nodes(changes);
+                let change = self.globals.set_pool(name, pool);
+                self.update_blocks(change);
             }
             Update::Block(net, block) => {
-                let changes = self.globals.set_block(net, block);
-                self.update_nodes(changes);
+                let change = self.globals.set_block(net, block);
+                self.update_blocks(change);
             }
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
         }
@@ -157,13 +163,22 @@ impl Graph {
     /// [`RecordId::Settings`] only.
     pub fn record_for(&self, node: &str, id: &RecordId) -> Option<Cow<'_, Record>> {
         match id {
-            RecordId::Settings => self.globals.settings(node).map(|(record, _)| Cow::Borrowed(record)),
-            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
-                self.globals.record(id).map(|(record, _)| Cow::Borrowed(record))
-            }
-            RecordId::IpSet(set) => self.sets.record(self.interner.find(&set.0)?).map(Cow::Borrowed),
+            RecordId::Settings => self
+                .globals
+                .settings(node)
+                .map(|(record, _)| Cow::Borrowed(record)),
+            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => self
+                .globals
+                .record(id)
+                .map(|(record, _)| Cow::Borrowed(record)),
+            RecordId::IpSet(set) => self
+                .sets
+                .record(self.interner.find(&set.0)?)
+                .map(Cow::Borrowed),
             RecordId::Policy(name) => {
-                let policy = self.policies.record(self.policy_key(name)?, &self.sets, &self.interner)?;
+                let policy =
+                    self.policies
+                        .record(self.policy_key(name)?, &self.sets, &self.interner)?;
                 Some(Cow::Owned(Record::Policy(policy)))
             }
             RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
@@ -190,7 +205,9 @@ impl Graph {
             }
             RecordId::IpSet(set) => self.sets.digest(self.interner.find(&set.0)?),
             RecordId::Policy(name) => Some(self.policies.sent(self.policy_key(name)?)?.digest),
-            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => Some(self.items.sent(self.endpoint_name(id)?)?.1),
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
+                Some(self.items.sent(self.endpoint_name(id)?)?.1)
+            }
         }
     }
 
@@ -202,15 +219,22 @@ impl Graph {
                 self.globals.record(id).map(|_| Audience::All)
             }
             RecordId::IpSet(set) => {
-                let nodes = self.interner.find(&set.0).and_then(|set| self.sets.nodes(set));
+                let nodes = self
+                    .interner
+                    .find(&set.0)
+                    .and_then(|set| self.sets.nodes(set));
                 nodes.map(|nodes| audience(nodes.nodes(), &self.interner))
             }
             RecordId::Policy(name) => {
-                let sent = self.policy_key(name).and_then(|key| self.policies.sent(key));
+                let sent = self
+                    .policy_key(name)
+                    .and_then(|key| self.policies.sent(key));
                 sent.map(|sent| audience(sent.nodes.iter().copied(), &self.interner))
             }
             RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
-                let sent = self.endpoint_name(id).and_then(|name| self.items.sent(name));
+                let sent = self
+                    .endpoint_name(id)
+                    .and_then(|name| self.items.sent(name));
                 sent.map(|(node, _)| audience([node], &self.interner))
             }
         };
@@ -221,28 +245,45 @@ impl Graph {
     /// memory proportional to their number.
     pub fn ids(&self) -> Vec<RecordId> {
         let settings = self.globals.settings("").map(|_| RecordId::Settings);
-        let sets = self.sets.ids().map(|set| RecordId::IpSet(SetId(self.interner.get(set).to_owned())));
-        let policies = self.policies.keys().map(|policy| RecordId::Policy(policies::key(policy, &self.interner)));
+        let sets = self
+            .sets
+            .ids()
+            .map(|set| RecordId::IpSet(SetId(self.interner.get(set).to_owned())));
+        let policies = self
+            .policies
+            .keys()
+            .map(|policy| RecordId::Policy(policies::key(policy, &self.interner)));
         let endpoints = self.items.names().map(|name| name.id(&self.interner));
         let globals = self.globals.ids().cloned();
-        let mut ids: Vec<_> =
-            settings.into_iter().chain(globals).chain(sets).chain(policies).chain(endpoints).collect();
+        let mut ids: Vec<_> = settings
+            .into_iter()
+            .chain(globals)
+            .chain(sets)
+            .chain(policies)
+            .chain(endpoints)
+            .collect();
         ids.sort_unstable();
         ids
     }
 
     /// The pod that has the address; of several, the first by name.
     pub fn pod_at(&self, address: IpAddr) -> Option<EndpointKey> {
-        let pods = self.items.pods_at(address).filter_map(|name| match name.id(&self.interner) {
-            RecordId::Endpoint(key) => Some(key),
-            _ => None,
-        });
+        let pods = self
+            .items
+            .pods_at(address)
+            .filter_map(|name| match name.id(&self.interner) {
+                RecordId::Endpoint(key) => Some(key),
+                _ => None,
+            });
         pods.min()
     }
 
     /// Nodes by name, without rejected addresses.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeInfo)> {
-        self.globals.accepted_nodes().iter().map(|(name, node)| (name.as_str(), node))
+        self.globals
+            .accepted_nodes()
+            .iter()
+            .map(|(name, node)| (name.as_str(), node))
     }
 
     /// View of a node: the records that it must hold.
@@ -257,41 +298,101 @@ impl Graph {
 
     /// Objects that have no effect as written, in order.
     pub fn conflicts(&self) -> BTreeSet<Conflict> {
-        let staged = self.staged.policies().map(|policy| (policy.key, policy.binding.tier));
+        let staged = self
+            .staged
+            .policies()
+            .map(|policy| (policy.key, policy.binding.tier));
         let staged = staged.filter(|(_, tier)| !self.policies.has_tier(*tier));
-        let tiers = self.policies.without_tier().chain(staged).map(|(policy, tier)| Conflict::TierMissing {
-            policy: policies::key(policy, &self.interner),
-            tier: self.interner.get(tier).to_owned(),
-        });
+        let tiers = self
+            .policies
+            .without_tier()
+            .chain(staged)
+            .map(|(policy, tier)| Conflict::TierMissing {
+                policy: policies::key(policy, &self.interner),
+                tier: self.interner.get(tier).to_owned(),
+            });
         let pools = self
             .globals
             .shadowed_pools()
-            .map(|(pool, winner)| Conflict::PoolShadowed { pool: pool.clone(), winner: winner.clone() });
-        let is_known = |node: Symbol| self.globals.accepted_nodes().contains_key(self.interner.get(node));
-        let hosts = self.items.hosts_not_on(is_known).map(|(endpoint, node)| Conflict::NodeMissing {
-            endpoint: self.interner.get(endpoint).to_owned(),
-            node: self.interner.get(node).to_owned(),
-        });
-        tiers.chain(pools).chain(hosts).chain(self.rejected_claims()).collect()
+            .map(|(pool, winner)| Conflict::PoolShadowed {
+                pool: pool.clone(),
+                winner: winner.clone(),
+            });
+        let is_known = |node: Symbol| {
+            self.globals
+                .accepted_nodes()
+                .contains_key(self.interner.get(node))
+        };
+        let hosts =
+            self.items
+                .hosts_not_on(is_known)
+                .map(|(endpoint, node)| Conflict::NodeMissing {
+                    endpoint: self.interner.get(endpoint).to_owned(),
+                    node: self.interner.get(node).to_owned(),
+                });
+        tiers
+            .chain(pools)
+            .chain(hosts)
+            .chain(self.rejected_claims())
+            .collect()
     }
 
     /// Blocks and addresses that agents wrote and that contradict other objects.
     fn rejected_claims(&self) -> impl Iterator<Item = Conflict> {
         let blocks = self.globals.refused_blocks();
-        let blocks = blocks.map(|(range, info, why)| Conflict::BlockRefused { range, node: info.node.clone(), why });
-        let addresses = self.globals.rejected_claims().map(|(node, RejectedClaim { claim, winner })| {
-            let (address, is_tunnel) = match claim {
-                Claim::Own(address) => (address, false),
-                Claim::Tunnel(address) => (address, true),
-            };
-            Conflict::AddressRejected { node: node.clone(), address, is_tunnel, winner }
+        let blocks = blocks.map(|(range, info, why)| Conflict::BlockRefused {
+            range,
+            node: info.node.clone(),
+            why,
         });
-        blocks.chain(self.globals.excesses().map(Conflict::Excess)).chain(addresses)
+        let addresses =
+            self.globals
+                .rejected_claims()
+                .map(|(node, RejectedClaim { claim, winner })| {
+                    let (address, is_tunnel) = match claim {
+                        Claim::Own(address) => (address, false),
+                        Claim::Tunnel(address) => (address, true),
+                    };
+                    Conflict::AddressRejected {
+                        node: node.clone(),
+                        address,
+                        is_tunnel,
+                        winner,
+                    }
+                });
+        let hosts = self.auto_hosts.iter().flat_map(move |(endpoint, written)| {
+            let is_rejected =
+                move |address: &&IpAddr| !self.globals.may_have(&written.node, **address);
+            written
+                .addresses
+                .iter()
+                .filter(is_rejected)
+                .map(move |address| Conflict::HostAddressRejected {
+                    endpoint: endpoint.clone(),
+                    node: written.node.clone(),
+                    address: *address,
+                })
+        });
+        blocks
+            .chain(self.globals.excesses().map(Conflict::Excess))
+            .chain(addresses)
+            .chain(hosts)
     }
 
     /// Drops symbols that no object uses any more. A flush calls this when it is worth its cost.
     pub fn sweep(&mut self) {
-        let Self { interner, index, selectors, items, policies, staged, sets, port_names, services, .. } = self;
+        let Self {
+            interner,
+            index,
+            selectors,
+            items,
+            policies,
+            staged,
+            sets,
+            port_names,
+            services,
+            ..
+        } = self;
         interner.sweep(|marks| {
             index.mark(marks);
             selectors.mark(marks);
@@ -300,14 +401,17 @@ impl Graph {
             staged.mark(marks);
             sets.mark(marks);
             port_names.mark(marks);
-            services.keys().for_each(|(namespace, name)| marks.mark_all([*namespace, *name]));
+            services
+                .keys()
+                .for_each(|(namespace, name)| marks.mark_all([*namespace, *name]));
         });
     }
 
     /// Policies that apply to an endpoint, in no order.
     pub(crate) fn policies_of(&self, item: u32, endpoint: &Endpoint) -> impl Iterator<Item = u32> {
         let selectors = self.index.selectors_of(item).iter();
-        let policies = selectors.flat_map(|selector| self.selectors.users(*selector).subjects.iter().copied());
+        let policies =
+            selectors.flat_map(|selector| self.selectors.users(*selector).subjects.iter().copied());
         let subject = endpoint.subject();
         policies.filter(move |policy| self.policies.get(*policy).applies_to(subject))
     }
@@ -332,32 +436,48 @@ impl Graph {
 
     fn endpoint_name(&self, id: &RecordId) -> Option<EndpointName> {
         match id {
-            RecordId::Endpoint(name) => {
-                self.interner.find_pair(&name.namespace, &name.name).map(|(a, b)| EndpointName::Pod(a, b))
-            }
+            RecordId::Endpoint(name) => self
+                .interner
+                .find_pair(&name.namespace, &name.name)
+                .map(|(a, b)| EndpointName::Pod(a, b)),
             RecordId::HostEndpoint(name) => self.interner.find(name).map(EndpointName::Host),
             _ => None,
         }
     }
 
     fn compute_endpoint(&self, item: u32, endpoint: &Endpoint) -> Record {
-        let policies = self.policies_of(item, endpoint).map(|policy| self.policies.get(policy)).collect();
+        let policies = self
+            .policies_of(item, endpoint)
+            .map(|policy| self.policies.get(policy))
+            .collect();
         self.build_endpoint(endpoint, policies)
     }
 
     /// Builds the record of an endpoint to which these policies apply.
-    pub(crate) fn build_endpoint(&self, endpoint: &Endpoint, policies: Vec<&StoredPolicy>) -> Record {
+    pub(crate) fn build_endpoint(
+        &self,
+        endpoint: &Endpoint,
+        policies: Vec<&StoredPolicy>,
+    ) -> Record {
         match (&endpoint.attachment, endpoint.name) {
-            (Attachment::Host(host), _) => Record::HostEndpoint(self.build_host_endpoint(host, &policies)),
+            (Attachment::Host(host), _) => {
+                Record::HostEndpoint(self.build_host_endpoint(host, &policies))
+            }
             (Attachment::Pod(interface, uid), name) => {
-                let has_profile =
-                    matches!(name, EndpointName::Pod(namespace, _) if self.index.is_parent((namespace, None)));
+                let has_profile = matches!(
+                    name,
+                    EndpointName::Pod(namespace, _) if self.index.is_parent((namespace, None)),
+                );
                 Record::Endpoint(EndpointRecord {
                     interface: interface.to_string(),
                     uid: uid.to_string(),
                     addresses: endpoint.addresses.to_vec(),
                     tiers: self.policies.bindings(policies, &self.interner),
-                    unmatched: if has_profile { Action::Allow } else { Action::Deny },
+                    unmatched: if has_profile {
+                        Action::Allow
+                    } else {
+                        Action::Deny
+                    },
                 })
             }
         }
@@ -365,7 +485,10 @@ impl Graph {
 
     fn build_host_endpoint(&self, host: &Host, policies: &[&StoredPolicy]) -> HostEndpointRecord {
         let tiers = |kinds: &[Traffic]| {
-            let of_kind = policies.iter().copied().filter(|policy| kinds.contains(&policy.binding.traffic));
+            let of_kind = policies
+                .iter()
+                .copied()
+                .filter(|policy| kinds.contains(&policy.binding.traffic));
             self.policies.bindings(of_kind.collect(), &self.interner)
         };
         HostEndpointRecord {

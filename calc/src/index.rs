@@ -100,8 +100,16 @@ impl Index {
     }
 
     /// Sets labels and parents (without duplicates) of an item. Returns true if they changed.
-    pub(crate) fn place_item(&mut self, item: u32, labels: LabelList, parents: &[ParentName]) -> bool {
-        let parents: Box<[u32]> = parents.iter().map(|name| self.find_or_add_parent(*name)).collect();
+    pub(crate) fn place_item(
+        &mut self,
+        item: u32,
+        labels: LabelList,
+        parents: &[ParentName],
+    ) -> bool {
+        let parents: Box<[u32]> = parents
+            .iter()
+            .map(|name| self.find_or_add_parent(*name))
+            .collect();
         if self.items[item].labels == labels && self.items[item].parents == parents {
             return false;
         }
@@ -116,14 +124,22 @@ impl Index {
                 index_label(&mut self.items_by_label, *key, *value, item);
             }
         }
-        for parent in before.parents.iter().filter(|parent| !parents.contains(parent)) {
+        for parent in before
+            .parents
+            .iter()
+            .filter(|parent| !parents.contains(parent))
+        {
             self.parents[*parent].items.remove(&item);
             self.free_parent(*parent);
         }
         for parent in &parents {
             self.parents[*parent].items.insert(item);
         }
-        self.items[item] = Item { labels, parents, selectors: before.selectors };
+        self.items[item] = Item {
+            labels,
+            parents,
+            selectors: before.selectors,
+        };
         true
     }
 
@@ -138,7 +154,10 @@ impl Index {
         lookup(IndexKey::Any);
         // A host endpoint is in no namespace: this looks up that of its first profile, which costs
         // a lookup and matches nothing.
-        let namespace = entry.parents.first().map(|parent| self.parents[*parent].name.0);
+        let namespace = entry
+            .parents
+            .first()
+            .map(|parent| self.parents[*parent].name.0);
         if let Some(namespace) = namespace {
             lookup(IndexKey::In(namespace));
         }
@@ -168,7 +187,10 @@ impl Index {
     ) -> Vec<(u32, MatchDelta)> {
         let parent = self.find_or_add_parent(name);
         let before = self.parents[parent].labels.take();
-        let (old, new) = (before.as_deref().unwrap_or_default(), labels.as_deref().unwrap_or_default());
+        let (old, new) = (
+            before.as_deref().unwrap_or_default(),
+            labels.as_deref().unwrap_or_default(),
+        );
         let removed = old.iter().filter(|label| !new.contains(label));
         let added = new.iter().filter(|label| !old.contains(label));
         let changed = removed.clone().chain(added.clone());
@@ -179,8 +201,11 @@ impl Index {
             1..=64 => Affected::These(users.into_iter().flatten().copied().collect()),
             _ => Affected::Many,
         };
-        removed.for_each(|(key, value)| unindex_label(&mut self.parents_by_label, *key, *value, parent));
-        added.for_each(|(key, value)| index_label(&mut self.parents_by_label, *key, *value, parent));
+        removed.for_each(|(key, value)| {
+            unindex_label(&mut self.parents_by_label, *key, *value, parent)
+        });
+        added
+            .for_each(|(key, value)| index_label(&mut self.parents_by_label, *key, *value, parent));
         self.parents[parent].labels = labels;
         let mut differ = Vec::new();
         for item in &self.parents[parent].items {
@@ -200,17 +225,25 @@ impl Index {
     /// Items of a namespace or service account.
     pub(crate) fn children(&self, name: ParentName) -> impl Iterator<Item = u32> {
         let parent = self.parent_by_name.get(&name);
-        parent.into_iter().flat_map(|parent| self.parents[*parent].items.iter().copied())
+        parent
+            .into_iter()
+            .flat_map(|parent| self.parents[*parent].items.iter().copied())
     }
 
     /// Returns true if the namespace or service account exists as an object.
     pub(crate) fn is_parent(&self, name: ParentName) -> bool {
-        self.parent_by_name.get(&name).is_some_and(|parent| self.parents[*parent].labels.is_some())
+        self.parent_by_name
+            .get(&name)
+            .is_some_and(|parent| self.parents[*parent].labels.is_some())
     }
 
     /// Adds a selector, which is not live.
     pub(crate) fn add_selector(&mut self, test: Test) -> u32 {
-        self.selectors.insert(IndexedSelector { test, items: BTreeSet::new(), is_live: false })
+        self.selectors.insert(IndexedSelector {
+            test,
+            items: BTreeSet::new(),
+            is_live: false,
+        })
     }
 
     /// Removes a selector that is not live.
@@ -225,11 +258,17 @@ impl Index {
         }
         let entry = &self.selectors[selector];
         for index_key in index_keys(&entry.test.requirements(), &self.well_known, interner) {
-            self.selectors_by_key.entry(index_key).or_default().push(selector);
+            self.selectors_by_key
+                .entry(index_key)
+                .or_default()
+                .push(selector);
         }
         entry.test.keys(&mut |key| {
             if is_inherited(interner.get(key)) {
-                self.selectors_by_inherited.entry(key).or_default().insert(selector);
+                self.selectors_by_inherited
+                    .entry(key)
+                    .or_default()
+                    .insert(selector);
             }
         });
         let selected = self.matching_items(selector, interner);
@@ -302,7 +341,10 @@ impl Index {
     pub(crate) fn mark(&self, marks: &mut Marks) {
         marks.mark_all([self.well_known.namespace, self.well_known.orchestrator]);
         let items = self.items.iter().flat_map(|(_, item)| item.labels.iter());
-        let parents = self.parents.iter().flat_map(|(_, parent)| parent.labels.iter().flatten());
+        let parents = self
+            .parents
+            .iter()
+            .flat_map(|(_, parent)| parent.labels.iter().flatten());
         for (key, value) in items.chain(parents) {
             marks.mark_all([*key, *value]);
         }
@@ -310,14 +352,19 @@ impl Index {
             marks.mark(parent.name.0);
             marks.mark_all(parent.name.1);
         }
-        self.selectors.iter().for_each(|(_, selector)| selector.test.mark(marks));
+        self.selectors
+            .iter()
+            .for_each(|(_, selector)| selector.test.mark(marks));
     }
 
     fn find_or_add_parent(&mut self, name: ParentName) -> u32 {
         if let Some(known) = self.parent_by_name.get(&name) {
             return *known;
         }
-        let parent = self.parents.insert(Parent { name, ..Parent::default() });
+        let parent = self.parents.insert(Parent {
+            name,
+            ..Parent::default()
+        });
         self.parent_by_name.insert(name, parent);
         parent
     }
@@ -337,21 +384,35 @@ impl Index {
 
     /// Computes the items that a selector matches, live or not.
     pub(crate) fn matching_items(&self, selector: u32, interner: &Interner) -> Vec<u32> {
-        self.candidates(selector).filter(|item| self.is_match(selector, *item, interner)).collect()
+        self.candidates(selector)
+            .filter(|item| self.is_match(selector, *item, interner))
+            .collect()
     }
 
     /// Returns true if the selector, live or not, matches the item.
     pub(crate) fn is_match(&self, selector: u32, item: u32, interner: &Interner) -> bool {
         let own = &self.items[item].labels;
         let label = |key: Symbol| {
-            let own = own.binary_search_by_key(&key, |(key, _)| *key).ok().map(|position| own[position].1);
-            own.or_else(|| self.inherited(item).find(|(inherited, _)| *inherited == key).map(|(_, value)| *value))
+            let own = own
+                .binary_search_by_key(&key, |(key, _)| *key)
+                .ok()
+                .map(|position| own[position].1);
+            own.or_else(|| {
+                self.inherited(item)
+                    .find(|(inherited, _)| *inherited == key)
+                    .map(|(_, value)| *value)
+            })
         };
         self.selectors[selector].test.matches(interner, &label)
     }
 
     /// Checks these selectors against an item.
-    fn check_selectors(&self, item: u32, affected: &BTreeSet<u32>, interner: &Interner) -> MatchDelta {
+    fn check_selectors(
+        &self,
+        item: u32,
+        affected: &BTreeSet<u32>,
+        interner: &Interner,
+    ) -> MatchDelta {
         let mut matches = MatchDelta::default();
         for selector in affected {
             let was = self.items[item].selectors.binary_search(selector).is_ok();
@@ -386,7 +447,9 @@ impl Index {
         if key == self.well_known.namespace {
             return match requirement {
                 Requirement::OneOf(values) => {
-                    let parents = values.iter().filter_map(|value| self.parent_by_name.get(&(*value, None)));
+                    let parents = values
+                        .iter()
+                        .filter_map(|value| self.parent_by_name.get(&(*value, None)));
                     Some(Candidates::Children(parents.copied().collect()))
                 }
                 Requirement::Present => None,
@@ -394,14 +457,22 @@ impl Index {
         }
         // An inherited label has a prefix, which no item's own label has.
         if let Some(by_value) = self.parents_by_label.get(&key) {
-            return Some(Candidates::Children(matching_values(by_value, requirement).flatten().copied().collect()));
+            return Some(Candidates::Children(
+                matching_values(by_value, requirement)
+                    .flatten()
+                    .copied()
+                    .collect(),
+            ));
         }
         if !self.is_indexed(key) {
             return None;
         }
         let by_value = self.items_by_label.get(&key);
         Some(Candidates::Items(
-            by_value.into_iter().flat_map(|by_value| matching_values(by_value, requirement)).collect(),
+            by_value
+                .into_iter()
+                .flat_map(|by_value| matching_values(by_value, requirement))
+                .collect(),
         ))
     }
 
@@ -416,7 +487,7 @@ impl Index {
 enum Affected {
     None,
     These(BTreeSet<u32>),
-    /// Too many: matching the item anew is cheaper.
+    /// Too many: matching the item again is cheaper.
     Many,
 }
 
@@ -431,16 +502,21 @@ impl<'a> Candidates<'a> {
     fn size(&self, index: &Index) -> usize {
         match self {
             Self::Items(groups) => groups.iter().map(|group| group.len()).sum(),
-            Self::Children(parents) => parents.iter().map(|parent| index.parents[*parent].items.len()).sum(),
+            Self::Children(parents) => parents
+                .iter()
+                .map(|parent| index.parents[*parent].items.len())
+                .sum(),
         }
     }
 
     fn items(self, index: &'a Index) -> Box<dyn Iterator<Item = u32> + 'a> {
         match self {
             Self::Items(groups) => Box::new(groups.into_iter().flatten().copied()),
-            Self::Children(parents) => {
-                Box::new(parents.into_iter().flat_map(|parent| index.parents[parent].items.iter().copied()))
-            }
+            Self::Children(parents) => Box::new(
+                parents
+                    .into_iter()
+                    .flat_map(|parent| index.parents[parent].items.iter().copied()),
+            ),
         }
     }
 }
@@ -452,17 +528,34 @@ fn matching_values<'a>(
     match requirement {
         Requirement::Present => Box::new(by_value.values()),
         Requirement::OneOf(values) => {
-            let found: Vec<_> = values.iter().filter_map(|value| by_value.get(value)).collect();
+            let found: Vec<_> = values
+                .iter()
+                .filter_map(|value| by_value.get(value))
+                .collect();
             Box::new(found.into_iter())
         }
     }
 }
 
-fn index_label(map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>, key: Symbol, value: Symbol, entry: u32) {
-    map.entry(key).or_default().entry(value).or_default().insert(entry);
+fn index_label(
+    map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>,
+    key: Symbol,
+    value: Symbol,
+    entry: u32,
+) {
+    map.entry(key)
+        .or_default()
+        .entry(value)
+        .or_default()
+        .insert(entry);
 }
 
-fn unindex_label(map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>, key: Symbol, value: Symbol, entry: u32) {
+fn unindex_label(
+    map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>,
+    key: Symbol,
+    value: Symbol,
+    entry: u32,
+) {
     if let Some(by_value) = map.get_mut(&key) {
         if let Some(entries) = by_value.get_mut(&value) {
             entries.remove(&entry);
@@ -479,7 +572,15 @@ fn unindex_label(map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>, key: Sy
 /// Difference between two sorted lists.
 fn difference(before: &[u32], now: &[u32]) -> MatchDelta {
     MatchDelta {
-        removed: before.iter().filter(|value| now.binary_search(value).is_err()).copied().collect(),
-        added: now.iter().filter(|value| before.binary_search(value).is_err()).copied().collect(),
+        removed: before
+            .iter()
+            .filter(|value| now.binary_search(value).is_err())
+            .copied()
+            .collect(),
+        added: now
+            .iter()
+            .filter(|value| before.binary_search(value).is_err())
+            .copied()
+            .collect(),
     }
 }

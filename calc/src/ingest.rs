@@ -43,7 +43,10 @@ pub fn namespace(namespace: Namespace) -> Ingested {
 /// Addresses and labels of a Node.
 pub fn node(node: Node) -> Ingested {
     let info = k8s::node::node_info(&node);
-    relevant(Some(Update::Node(identity(node.metadata).0.name, Some(info))))
+    relevant(Some(Update::Node(
+        identity(node.metadata).0.name,
+        Some(info),
+    )))
 }
 
 /// Labels of a ServiceAccount.
@@ -52,12 +55,15 @@ pub fn service_account(account: ServiceAccount) -> Ingested {
     relevant(Some(Update::ServiceAccount(key, Some(labels))))
 }
 
-/// Backends in one EndpointSlice, as an update of its whole Service: a caller with several slices of
-/// a Service must merge them.
+/// Backends in one EndpointSlice, as an update of its whole Service: a caller with several slices
+/// of a Service must merge them.
 pub fn endpoint_slice(slice: EndpointSlice) -> Ingested {
     let backends = k8s::service::backends(&slice).into_iter();
-    let backends =
-        backends.map(|backend| Backend { address: backend.address, protocol: backend.protocol, port: backend.port });
+    let backends = backends.map(|backend| Backend {
+        address: backend.address,
+        protocol: backend.protocol,
+        port: backend.port,
+    });
     let service = k8s::service::service_of(&slice);
     relevant(service.map(|service| Update::Service(service, Some(backends.collect()))))
 }
@@ -72,37 +78,53 @@ pub fn kubernetes_policy(policy: networking::v1::NetworkPolicy) -> Ingested {
 /// Policy of a ClusterNetworkPolicy.
 pub fn cluster_policy(policy: k8s::cnp::ClusterNetworkPolicy) -> Ingested {
     let key = k8s::cnp::key(&policy);
-    accepted(k8s::cnp::policy(&policy), |policy| Update::Policy(key, Some(policy)))
+    accepted(k8s::cnp::policy(&policy), |policy| {
+        Update::Policy(key, Some(policy))
+    })
 }
 
 /// Policy of Calico's NetworkPolicy.
 pub fn network_policy(policy: v3::NetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &policy.metadata);
-    accepted(v3::parse::policy::network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
+    accepted(v3::parse::policy::network_policy(&policy), |policy| {
+        Update::Policy(key, Some(policy))
+    })
 }
 
 /// Policy of a GlobalNetworkPolicy.
 pub fn global_policy(policy: v3::GlobalNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &policy.metadata);
-    accepted(v3::parse::policy::global_network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
+    accepted(
+        v3::parse::policy::global_network_policy(&policy),
+        |policy| Update::Policy(key, Some(policy)),
+    )
 }
 
 /// Staged policy of a StagedNetworkPolicy.
 pub fn staged_policy(policy: v3::StagedNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::StagedNetworkPolicy, &policy.metadata);
-    accepted(v3::parse::staged::staged_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+    accepted(
+        v3::parse::staged::staged_network_policy(&policy),
+        |staged| Update::Staged(key, Some(staged)),
+    )
 }
 
 /// Staged policy of a StagedGlobalNetworkPolicy.
 pub fn staged_global_policy(policy: v3::StagedGlobalNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::StagedGlobalNetworkPolicy, &policy.metadata);
-    accepted(v3::parse::staged::staged_global_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+    accepted(
+        v3::parse::staged::staged_global_network_policy(&policy),
+        |staged| Update::Staged(key, Some(staged)),
+    )
 }
 
 /// Staged policy of a StagedKubernetesNetworkPolicy.
 pub fn staged_kubernetes_policy(policy: v3::StagedKubernetesNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::StagedKubernetesNetworkPolicy, &policy.metadata);
-    accepted(v3::parse::staged::staged_kubernetes_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+    accepted(
+        v3::parse::staged::staged_kubernetes_network_policy(&policy),
+        |staged| Update::Staged(key, Some(staged)),
+    )
 }
 
 /// Tier.
@@ -130,7 +152,9 @@ pub fn global_network_set(set: v3::GlobalNetworkSet) -> Ingested {
 pub fn host_endpoint(endpoint: v3::HostEndpoint) -> Ingested {
     let parsed = v3::parse::host::host_endpoint(&endpoint);
     let name = identity(endpoint.metadata).0.name;
-    accepted(parsed, |endpoint| Update::HostEndpoint(name, Some(endpoint)))
+    accepted(parsed, |endpoint| {
+        Update::HostEndpoint(name, Some(endpoint))
+    })
 }
 
 /// Pool of an IPPool.
@@ -144,7 +168,11 @@ pub fn pool(pool: v3::IPPool) -> Ingested {
 pub fn block(block: v3::IPAMBlock) -> Ingested {
     match ipam::info::block_info(&block) {
         Ok(block) => relevant(block.map(|(range, info)| Update::Block(range, Some(info)))),
-        Err(fault) => Ingested { update: None, prefers_former: true, problems: vec![fault.to_string()] },
+        Err(fault) => Ingested {
+            update: None,
+            prefers_former: true,
+            problems: vec![fault.to_string()],
+        },
     }
 }
 
@@ -156,12 +184,18 @@ pub fn settings(configuration: v3::FelixConfiguration) -> Ingested {
 }
 
 fn identity(meta: ObjectMeta) -> (NamespacedName, Labels) {
-    let key = NamespacedName { namespace: meta.namespace.unwrap_or_default(), name: meta.name.unwrap_or_default() };
+    let key = NamespacedName {
+        namespace: meta.namespace.unwrap_or_default(),
+        name: meta.name.unwrap_or_default(),
+    };
     (key, meta.labels.unwrap_or_default())
 }
 
 fn relevant(update: Option<Update>) -> Ingested {
-    Ingested { update, ..Ingested::default() }
+    Ingested {
+        update,
+        ..Ingested::default()
+    }
 }
 
 /// Returns the parsed value, or the substitute for a refused one.
@@ -178,7 +212,10 @@ fn accepted<T>(parsed: Result<T, Refusal<T>>, update: impl FnOnce(T) -> Update) 
 
 /// Describes problems: the first of them, each of limited size, however many a large object has.
 fn describe(problems: &[Problem]) -> Vec<String> {
-    let shown = problems.iter().take(MAX_PROBLEMS).map(|problem| report::cut(&problem.to_string(), MAX_PROBLEM_BYTES));
+    let shown = problems
+        .iter()
+        .take(MAX_PROBLEMS)
+        .map(|problem| report::cut(&problem.to_string(), MAX_PROBLEM_BYTES));
     let more = problems.len().saturating_sub(MAX_PROBLEMS);
     let more = (more > 0).then(|| format!("and {more} further fields have problems"));
     shown.chain(more).collect()
@@ -190,7 +227,15 @@ mod tests {
 
     #[test]
     fn problems_are_limited_in_number_and_length() {
-        let problems = vec![Problem::new("spec.selector", "x".repeat(1 << 20), "not a selector", "write one"); 5000];
+        let problems = vec![
+            Problem::new(
+                "spec.selector",
+                "x".repeat(1 << 20),
+                "not a selector",
+                "write one"
+            );
+            5000
+        ];
         let texts = describe(&problems);
         assert_eq!(texts.len(), MAX_PROBLEMS + 1);
         assert!(texts.iter().all(|text| text.len() <= MAX_PROBLEM_BYTES));

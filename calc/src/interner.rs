@@ -42,7 +42,8 @@ impl Interner {
             }
             None => {
                 self.strings.push(Some(text.clone()));
-                u32::try_from(self.strings.len() - 1).expect("fewer than 2^32 strings fit into memory")
+                u32::try_from(self.strings.len() - 1)
+                    .expect("fewer than 2^32 strings fit into memory")
             }
         };
         self.by_string.insert(text, Symbol(index));
@@ -66,13 +67,17 @@ impl Interner {
 
     /// String of a symbol.
     pub(crate) fn get(&self, symbol: Symbol) -> &str {
-        self.strings[symbol.0 as usize].as_deref().expect("a symbol in use is marked in every sweep")
+        self.strings[symbol.0 as usize]
+            .as_deref()
+            .expect("a symbol in use is marked in every sweep")
     }
 
     /// Shared string of a symbol.
     pub(crate) fn share(&self, symbol: Symbol) -> Arc<str> {
         let string = self.strings[symbol.0 as usize].as_ref();
-        string.expect("a symbol in use is marked in every sweep").clone()
+        string
+            .expect("a symbol in use is marked in every sweep")
+            .clone()
     }
 
     /// Returns true if a sweep is worth its cost: the number of strings has doubled since the last

@@ -91,7 +91,10 @@ impl Endpoint {
         Self {
             name: EndpointName::Pod(key.0, key.1),
             node: node(&endpoint.node, interner),
-            attachment: Attachment::Pod(endpoint.interface.as_str().into(), endpoint.uid.as_str().into()),
+            attachment: Attachment::Pod(
+                endpoint.interface.as_str().into(),
+                endpoint.uid.as_str().into(),
+            ),
             addresses: endpoint.addresses.as_slice().into(),
             ports: ports(&endpoint.ports, interner),
         }
@@ -106,12 +109,17 @@ impl Endpoint {
         let interfaces = match &endpoint.interface {
             HostInterface::All => HostInterfaces::All,
             HostInterface::Named(name) => HostInterfaces::Named(name.clone()),
-            HostInterface::ByAddress => HostInterfaces::WithAddress(endpoint.addresses.iter().copied().collect()),
+            HostInterface::ByAddress => {
+                HostInterfaces::WithAddress(endpoint.addresses.iter().copied().collect())
+            }
         };
         Self {
             name: EndpointName::Host(name),
             node: node(&endpoint.node, interner),
-            attachment: Attachment::Host(Box::new(Host { interfaces, profiles })),
+            attachment: Attachment::Host(Box::new(Host {
+                interfaces,
+                profiles,
+            })),
             addresses: endpoint.addresses.as_slice().into(),
             ports: ports(&endpoint.ports, interner),
         }
@@ -130,16 +138,20 @@ fn node(name: &str, interner: &mut Interner) -> Option<Symbol> {
 }
 
 fn ports(ports: &[NamedPort], interner: &mut Interner) -> Box<[(Symbol, Protocol, u16)]> {
-    ports.iter().map(|port| (interner.intern(&port.name), port.protocol, port.port)).collect()
+    ports
+        .iter()
+        .map(|port| (interner.intern(&port.name), port.protocol, port.port))
+        .collect()
 }
 
 impl EndpointName {
     /// Id of the endpoint's record.
     pub(crate) fn id(self, interner: &Interner) -> RecordId {
         match self {
-            Self::Pod(namespace, name) => {
-                RecordId::Endpoint(EndpointKey::new(interner.get(namespace), interner.get(name)))
-            }
+            Self::Pod(namespace, name) => RecordId::Endpoint(EndpointKey::new(
+                interner.get(namespace),
+                interner.get(name),
+            )),
             Self::Host(name) => RecordId::HostEndpoint(interner.get(name).to_owned()),
         }
     }
@@ -170,18 +182,29 @@ impl Payload {
 
     /// Calls `visit` with every member that the item contributes to a set with this content, as
     /// often as it contributes it.
-    pub(crate) fn members(&self, spec: SetSpec, port_names: &PortNames, mut visit: impl FnMut(Member)) {
+    pub(crate) fn members(
+        &self,
+        spec: SetSpec,
+        port_names: &PortNames,
+        mut visit: impl FnMut(Member),
+    ) {
         match (self, spec) {
             (Self::Endpoint(endpoint), SetSpec::Selected(_)) => {
                 endpoint.addresses.iter().for_each(|ip| visit(address(*ip)));
             }
-            (Self::NetworkSet(nets), SetSpec::Selected(_)) => nets.iter().for_each(|net| visit(Member::Net(*net))),
+            (Self::NetworkSet(nets), SetSpec::Selected(_)) => {
+                nets.iter().for_each(|net| visit(Member::Net(*net)))
+            }
             (Self::Endpoint(endpoint), SetSpec::NamedPorts(_, protocol, names)) => {
                 let declared = endpoint.ports.iter().filter(|port| {
-                    protocol.is_none_or(|protocol| protocol == port.1) && port_names.contains(names, port.0)
+                    protocol.is_none_or(|protocol| protocol == port.1)
+                        && port_names.contains(names, port.0)
                 });
                 for (_, protocol, port) in declared {
-                    endpoint.addresses.iter().for_each(|ip| visit(Member::AddressPort(*ip, *protocol, *port)));
+                    endpoint
+                        .addresses
+                        .iter()
+                        .for_each(|ip| visit(Member::AddressPort(*ip, *protocol, *port)));
                 }
             }
             (Self::NetworkSet(_), SetSpec::NamedPorts(..))
@@ -267,11 +290,21 @@ impl Items {
     }
 
     /// Host endpoints of nodes for which `is_known` is false, with the node.
-    pub(crate) fn hosts_not_on(&self, is_known: impl Fn(Symbol) -> bool) -> impl Iterator<Item = (Symbol, Symbol)> {
-        let elsewhere = self.by_node.iter().filter(move |(node, _)| !is_known(**node));
-        let items = elsewhere.flat_map(|(node, items)| items.iter().map(move |item| (*node, *item)));
+    pub(crate) fn hosts_not_on(
+        &self,
+        is_known: impl Fn(Symbol) -> bool,
+    ) -> impl Iterator<Item = (Symbol, Symbol)> {
+        let elsewhere = self
+            .by_node
+            .iter()
+            .filter(move |(node, _)| !is_known(**node));
+        let items =
+            elsewhere.flat_map(|(node, items)| items.iter().map(move |item| (*node, *item)));
         items.filter_map(|(node, item)| match self.payloads.get(item)? {
-            Payload::Endpoint(Endpoint { name: EndpointName::Host(name), .. }) => Some((*name, node)),
+            Payload::Endpoint(Endpoint {
+                name: EndpointName::Host(name),
+                ..
+            }) => Some((*name, node)),
             _ => None,
         })
     }
@@ -313,12 +346,17 @@ impl Items {
 
     /// Pods that have the address, in no order.
     pub(crate) fn pods_at(&self, address: IpAddr) -> impl Iterator<Item = EndpointName> {
-        let pods = self.payloads.values().filter_map(move |payload| match payload {
-            Payload::Endpoint(pod) if pod.subject() == Subject::Workload && pod.addresses.contains(&address) => {
-                Some(pod.name)
-            }
-            _ => None,
-        });
+        let pods = self
+            .payloads
+            .values()
+            .filter_map(move |payload| match payload {
+                Payload::Endpoint(pod)
+                    if pod.subject() == Subject::Workload && pod.addresses.contains(&address) =>
+                {
+                    Some(pod.name)
+                }
+                _ => None,
+            });
         pods.filter(|name| self.sent.contains_key(name))
     }
 

@@ -10,6 +10,7 @@
 //! selector), `sets`, `policies`, `items` and `globals` (what each holds and compares at a flush),
 //! `graph/view` (the records of one node), `digest` (what server and agent compare).
 
+mod auto_hosts;
 pub mod blocks;
 mod claims;
 pub mod conflict;

@@ -33,7 +33,10 @@ impl NodeSets {
 /// Members of the set of a selector.
 pub(crate) fn members(canonical: &str, nodes: &BTreeMap<String, NodeInfo>) -> Vec<Member> {
     let selector = parse(canonical);
-    nodes.values().flat_map(|node| added(&selector, node)).collect()
+    nodes
+        .values()
+        .flat_map(|node| added(&selector, node))
+        .collect()
 }
 
 /// Members that a node contributes to the set of a selector.
@@ -41,7 +44,10 @@ pub(crate) fn added(selector: &Selector, node: &NodeInfo) -> impl Iterator<Item 
     let ipv4 = node.ipv4.map(|net| IpAddr::V4(net.addr()));
     let ipv6 = node.ipv6.map(|net| IpAddr::V6(net.addr()));
     let selected = selector.matches(&node.labels);
-    ipv4.into_iter().chain(ipv6).filter(move |_| selected).map(address)
+    ipv4.into_iter()
+        .chain(ipv6)
+        .filter(move |_| selected)
+        .map(address)
 }
 
 fn parse(canonical: &str) -> Selector {

@@ -96,7 +96,11 @@ impl Policies {
         let before = std::mem::replace(&mut self.policies[handle].binding, binding);
         if before.tier != binding.tier {
             self.leave_tier(handle, before.tier);
-            self.tiers.entry(binding.tier).or_default().policies.insert(handle);
+            self.tiers
+                .entry(binding.tier)
+                .or_default()
+                .policies
+                .insert(handle);
         }
     }
 
@@ -135,7 +139,7 @@ impl Policies {
         is_last
     }
 
-    /// Sets or removes a tier. Returns its policies if their endpoints must be computed anew.
+    /// Sets or removes a tier. Returns its policies if their endpoints must be computed again.
     pub(crate) fn set_tier(&mut self, name: Symbol, object: Option<Tier>) -> Vec<u32> {
         let tier = self.tiers.entry(name).or_default();
         if tier.object == object {
@@ -150,24 +154,36 @@ impl Policies {
 
     /// Policies whose tier does not exist, with the tier.
     pub(crate) fn without_tier(&self) -> impl Iterator<Item = (PolicyId, Symbol)> {
-        let policies = self.policies.iter().map(|(_, policy)| (policy.key, policy.binding.tier));
+        let policies = self
+            .policies
+            .iter()
+            .map(|(_, policy)| (policy.key, policy.binding.tier));
         policies.filter(|(_, tier)| !self.has_tier(*tier))
     }
 
     /// Returns true if the tier exists as an object.
     pub(crate) fn has_tier(&self, tier: Symbol) -> bool {
-        self.tiers.get(&tier).is_some_and(|tier| tier.object.is_some())
+        self.tiers
+            .get(&tier)
+            .is_some_and(|tier| tier.object.is_some())
     }
 
     /// Tiers of an endpoint to which these policies apply, in order. A missing tier comes after all
     /// others and denies.
-    pub(crate) fn bindings(&self, mut policies: Vec<&StoredPolicy>, interner: &Interner) -> Vec<TierBinding> {
+    pub(crate) fn bindings(
+        &self,
+        mut policies: Vec<&StoredPolicy>,
+        interner: &Interner,
+    ) -> Vec<TierBinding> {
         policies.sort_by(|a, b| self.compare(a, b, interner));
         let mut tiers: Vec<TierBinding> = Vec::new();
         for policy in policies {
             let name = interner.get(policy.binding.tier);
             if tiers.last().is_none_or(|tier| tier.name != name) {
-                let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
+                let object = self
+                    .tiers
+                    .get(&policy.binding.tier)
+                    .and_then(|tier| tier.object.as_ref());
                 tiers.push(TierBinding {
                     name: name.to_owned(),
                     default_action: object.map_or(Action::Deny, |tier| tier.default_action),
@@ -176,7 +192,10 @@ impl Policies {
                 });
             }
             if let Some(tier) = tiers.last_mut() {
-                let lists = [(policy.binding.ingress, &mut tier.ingress), (policy.binding.egress, &mut tier.egress)];
+                let lists = [
+                    (policy.binding.ingress, &mut tier.ingress),
+                    (policy.binding.egress, &mut tier.egress),
+                ];
                 for (applies, list) in lists {
                     if applies {
                         list.push(key(policy.key, interner));
@@ -192,10 +211,12 @@ impl Policies {
         for name in std::mem::take(&mut self.dirty) {
             let id = RecordId::Policy(key(name, interner));
             let now = self.by_key.get(&name).map(|handle| &self.policies[*handle]);
-            let now = now.filter(|policy| !policy.nodes.is_empty()).map(|policy| Sent {
-                digest: digest::digest(&id, &Record::Policy(record(policy, sets, interner))),
-                nodes: policy.nodes.nodes().collect(),
-            });
+            let now = now
+                .filter(|policy| !policy.nodes.is_empty())
+                .map(|policy| Sent {
+                    digest: digest::digest(&id, &Record::Policy(record(policy, sets, interner))),
+                    nodes: policy.nodes.nodes().collect(),
+                });
             let sent = self.sent.get(&name);
             let differs = now.as_ref().map(|now| now.digest) != sent.map(|sent| sent.digest);
             let change = if differs { Change::Value } else { Change::Same };
@@ -214,7 +235,12 @@ impl Policies {
     }
 
     /// Record of a policy that is in force on a node.
-    pub(crate) fn record(&self, key: PolicyId, sets: &Sets, interner: &Interner) -> Option<PolicyRecord> {
+    pub(crate) fn record(
+        &self,
+        key: PolicyId,
+        sets: &Sets,
+        interner: &Interner,
+    ) -> Option<PolicyRecord> {
         let policy = &self.policies[self.find(key)?];
         (!policy.nodes.is_empty()).then(|| record(policy, sets, interner))
     }
@@ -252,7 +278,11 @@ impl Policies {
     }
 
     fn free_tier(&mut self, name: Symbol) {
-        if self.tiers.get(&name).is_some_and(|tier| tier.object.is_none() && tier.policies.is_empty()) {
+        if self
+            .tiers
+            .get(&name)
+            .is_some_and(|tier| tier.object.is_none() && tier.policies.is_empty())
+        {
             self.tiers.remove(&name);
         }
     }
@@ -265,22 +295,36 @@ impl Policies {
                 return Ordering::Equal;
             }
             let rank = |policy: &StoredPolicy| {
-                let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
+                let object = self
+                    .tiers
+                    .get(&policy.binding.tier)
+                    .and_then(|tier| tier.object.as_ref());
                 (object.is_none(), object.map(|tier| tier.order))
             };
             let name = |policy: &StoredPolicy| interner.get(policy.binding.tier);
             rank(a).cmp(&rank(b)).then_with(|| name(a).cmp(name(b)))
         };
         let by_key = || tie_break(a.key, interner).cmp(tie_break(b.key, interner));
-        by_tier().then_with(|| a.binding.order.cmp(&b.binding.order)).then_with(by_key)
+        by_tier()
+            .then_with(|| a.binding.order.cmp(&b.binding.order))
+            .then_with(by_key)
     }
 }
 
 /// Bytes that break ties: `name/namespace/kind`, as Calico does. This is not the order of name,
 /// then namespace, then kind: `a-b` comes before `a`, because a hyphen comes before a slash. A
 /// staged policy is placed as if it were enforced.
-fn tie_break((kind, namespace, name): PolicyId, interner: &Interner) -> impl Iterator<Item = u8> + '_ {
-    let parts = [interner.get(name), "/", interner.get(namespace), "/", kind.enforced().as_str()];
+fn tie_break(
+    (kind, namespace, name): PolicyId,
+    interner: &Interner,
+) -> impl Iterator<Item = u8> + '_ {
+    let parts = [
+        interner.get(name),
+        "/",
+        interner.get(namespace),
+        "/",
+        kind.enforced().as_str(),
+    ];
     parts.into_iter().flat_map(str::bytes)
 }
 
@@ -291,12 +335,24 @@ pub(crate) fn normalise_order(order: Order) -> Order {
 
 /// Key with its symbols resolved.
 pub(crate) fn key((kind, namespace, name): PolicyId, interner: &Interner) -> PolicyKey {
-    PolicyKey { kind, namespace: interner.get(namespace).to_owned(), name: interner.get(name).to_owned() }
+    PolicyKey {
+        kind,
+        namespace: interner.get(namespace).to_owned(),
+        name: interner.get(name).to_owned(),
+    }
 }
 
 pub(crate) fn record(policy: &StoredPolicy, sets: &Sets, interner: &Interner) -> PolicyRecord {
     let id = |set: u32| SetId(interner.get(sets.id(set)).to_owned());
     let mut shared = SharedSets::new();
-    let mut rules = |rules: &[StoredRule]| rules.iter().map(|rule| rule.record(&id, &mut shared)).collect();
-    PolicyRecord { ingress: rules(&policy.ingress), egress: rules(&policy.egress) }
+    let mut rules = |rules: &[StoredRule]| {
+        rules
+            .iter()
+            .map(|rule| rule.record(&id, &mut shared))
+            .collect()
+    };
+    PolicyRecord {
+        ingress: rules(&policy.ingress),
+        egress: rules(&policy.egress),
+    }
 }

@@ -26,9 +26,13 @@ impl PortNames {
         sorted.dedup();
         let text = interner.intern(&sorted.join(SEPARATOR));
         let list = self.0.entry(text).or_insert_with(|| {
-            let mut names: Box<[Symbol]> = sorted.iter().map(|name| interner.intern(name)).collect();
+            let mut names: Box<[Symbol]> =
+                sorted.iter().map(|name| interner.intern(name)).collect();
             names.sort_unstable();
-            NameList { ref_count: 0, names }
+            NameList {
+                ref_count: 0,
+                names,
+            }
         });
         list.ref_count += 1;
         text
@@ -46,7 +50,9 @@ impl PortNames {
 
     /// Returns true if the list contains the name.
     pub(crate) fn contains(&self, list: Symbol, name: Symbol) -> bool {
-        self.0.get(&list).is_some_and(|list| list.names.binary_search(&name).is_ok())
+        self.0
+            .get(&list)
+            .is_some_and(|list| list.names.binary_search(&name).is_ok())
     }
 
     /// Marks every symbol in use.

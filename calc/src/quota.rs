@@ -19,20 +19,30 @@ struct Ranked<T> {
 
 impl<H: Ord, T: Ord + Clone> Quota<H, T> {
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, holders: BTreeMap::new() }
+        Self {
+            most,
+            holders: BTreeMap::new(),
+        }
     }
 
     /// Adds a thing of the holder. Returns the one that this moved out of the quota, unless it is
     /// the thing itself.
     pub(crate) fn add(&mut self, holder: H, thing: T) -> Option<T> {
-        let empty = || Ranked { within: BTreeSet::new(), beyond: BTreeSet::new() };
+        let empty = || Ranked {
+            within: BTreeSet::new(),
+            beyond: BTreeSet::new(),
+        };
         let Ranked { within, beyond } = self.holders.entry(holder).or_insert_with(empty);
         if within.len() == self.most && within.last().is_none_or(|last| *last < thing) {
             beyond.insert(thing);
             return None;
         }
         within.insert(thing);
-        let last = if within.len() > self.most { within.pop_last() } else { None };
+        let last = if within.len() > self.most {
+            within.pop_last()
+        } else {
+            None
+        };
         beyond.extend(last.clone());
         last
     }
@@ -55,12 +65,17 @@ impl<H: Ord, T: Ord + Clone> Quota<H, T> {
 
     /// Returns true if the holder's thing is within its quota.
     pub(crate) fn is_within(&self, holder: &H, thing: &T) -> bool {
-        self.holders.get(holder).is_some_and(|ranked| ranked.within.contains(thing))
+        self.holders
+            .get(holder)
+            .is_some_and(|ranked| ranked.within.contains(thing))
     }
 
     /// Holders that exceed their quota, with the number of their things.
     pub(crate) fn exceeded(&self) -> impl Iterator<Item = (&H, usize)> {
-        let all = self.holders.iter().filter(|(_, ranked)| !ranked.beyond.is_empty());
+        let all = self
+            .holders
+            .iter()
+            .filter(|(_, ranked)| !ranked.beyond.is_empty());
         all.map(|(holder, ranked)| (holder, ranked.within.len() + ranked.beyond.len()))
     }
 }
@@ -75,11 +90,18 @@ mod tests {
         /// After any sequence of changes the first ones are within, and every one that moved is
         /// returned.
         #[test]
-        fn the_first_are_within(steps in proptest::collection::vec((0..2_u8, 0..12_u8, any::<bool>()), 0..80), most in 0..5_usize) {
+        fn the_first_are_within(
+            steps in proptest::collection::vec((0..2_u8, 0..12_u8, any::<bool>()), 0..80),
+            most in 0..5_usize,
+        ) {
             let mut quota = Quota::new(most);
             let mut all: BTreeSet<(u8, u8)> = BTreeSet::new();
             let within = |all: &BTreeSet<(u8, u8)>| -> BTreeSet<(u8, u8)> {
-                let of = |holder: u8| all.iter().filter(move |(of, _)| *of == holder).take(most).copied();
+                let of = |holder: u8| all
+                    .iter()
+                    .filter(move |(of, _)| *of == holder)
+                    .take(most)
+                    .copied();
                 of(0).chain(of(1)).collect()
             };
             for (holder, thing, is_there) in steps {
@@ -92,13 +114,24 @@ mod tests {
                 let after = within(&all);
                 let changed = before.symmetric_difference(&after).copied();
                 let others: Vec<(u8, u8)> = changed.filter(|one| *one != (holder, thing)).collect();
-                prop_assert_eq!(others, moved.map(|thing| (holder, thing)).into_iter().collect::<Vec<_>>());
+                prop_assert_eq!(
+                    others,
+                    moved.map(|thing| (holder, thing)).into_iter().collect::<Vec<_>>(),
+                );
                 for one in &all {
                     prop_assert_eq!(quota.is_within(&one.0, &one.1), after.contains(one));
                 }
-                let exceeded: Vec<(u8, usize)> = quota.exceeded().map(|(holder, count)| (*holder, count)).collect();
-                let counts = [0, 1].map(|holder| (holder, all.iter().filter(|(of, _)| *of == holder).count()));
-                prop_assert_eq!(exceeded, counts.into_iter().filter(|(_, count)| *count > most).collect::<Vec<_>>());
+                let exceeded: Vec<(u8, usize)> = quota
+                    .exceeded()
+                    .map(|(holder, count)| (*holder, count))
+                    .collect();
+                let counts = [0, 1].map(
+                    |holder| (holder, all.iter().filter(|(of, _)| *of == holder).count()),
+                );
+                prop_assert_eq!(
+                    exceeded,
+                    counts.into_iter().filter(|(_, count)| *count > most).collect::<Vec<_>>(),
+                );
             }
         }
     }

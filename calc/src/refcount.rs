@@ -56,19 +56,33 @@ pub(crate) struct Sent {
 
 /// Compares the nodes at the last flush with the current ones; `None` if nothing changed. `change`
 /// is for nodes that keep the record.
-pub(crate) fn transition(was: &[Symbol], is: &[Symbol], change: Change, interner: &Interner) -> Option<RecordChange> {
+pub(crate) fn transition(
+    was: &[Symbol],
+    is: &[Symbol],
+    change: Change,
+    interner: &Interner,
+) -> Option<RecordChange> {
     if was == is && change == Change::Same {
         return None;
     }
     let missing = |from: &[Symbol], nodes: &[Symbol]| -> NodeSet {
-        let missing = nodes.iter().filter(|node| from.binary_search(node).is_err());
+        let missing = nodes
+            .iter()
+            .filter(|node| from.binary_search(node).is_err());
         missing.map(|node| interner.share(*node)).collect()
     };
-    let kept: NodeSet =
-        is.iter().filter(|node| was.binary_search(node).is_ok()).map(|node| interner.share(*node)).collect();
+    let kept: NodeSet = is
+        .iter()
+        .filter(|node| was.binary_search(node).is_ok())
+        .map(|node| interner.share(*node))
+        .collect();
     Some(RecordChange {
         gained: Audience::Nodes(missing(was, is)),
-        change: if kept.is_empty() { Change::Same } else { change },
+        change: if kept.is_empty() {
+            Change::Same
+        } else {
+            change
+        },
         kept: Audience::Nodes(kept),
         lost: Audience::Nodes(missing(is, was)),
     })
@@ -92,7 +106,11 @@ pub(crate) fn change_for_all(had: bool, has: bool) -> RecordChange {
     RecordChange {
         gained: all(!had && has),
         kept: all(had && has),
-        change: if had && has { Change::Value } else { Change::Same },
+        change: if had && has {
+            Change::Value
+        } else {
+            Change::Same
+        },
         lost: all(had && !has),
     }
 }

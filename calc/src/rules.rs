@@ -79,7 +79,16 @@ pub(crate) fn store_rule(
     lists: &mut SharedLists,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredRule {
-    let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
+    let Rule {
+        action,
+        ip_version,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        source,
+        destination,
+    } = rule;
     StoredRule {
         action: *action,
         ip_version: *ip_version,
@@ -88,7 +97,13 @@ pub(crate) fn store_rule(
         icmp: *icmp,
         not_icmp: *not_icmp,
         source: side(source, (Side::Source, local), *protocol, lists, set),
-        destination: side(destination, (Side::Destination, local), *protocol, lists, set),
+        destination: side(
+            destination,
+            (Side::Destination, local),
+            *protocol,
+            lists,
+            set,
+        ),
     }
 }
 
@@ -99,9 +114,22 @@ fn side(
     lists: &mut SharedLists,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
-    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service } = entity;
+    let EntityMatch {
+        nets,
+        not_nets,
+        selector,
+        not_selector,
+        ports,
+        not_ports,
+        nodes,
+        service,
+    } = entity;
     let mut sets: Vec<u32> = Vec::new();
-    sets.extend(selector.iter().map(|selector| set(Reference::Selected(selector))));
+    sets.extend(
+        selector
+            .iter()
+            .map(|selector| set(Reference::Selected(selector))),
+    );
     sets.extend(nodes.iter().map(|selector| set(Reference::Nodes(selector))));
     let mut service_set = None;
     if let Some(service) = service {
@@ -112,7 +140,10 @@ fn side(
             Side::Destination => service_set = Some(set(Reference::Service(service))),
         }
     }
-    let not_sets = not_selector.iter().map(|selector| set(Reference::Selected(selector))).collect();
+    let not_sets = not_selector
+        .iter()
+        .map(|selector| set(Reference::Selected(selector)))
+        .collect();
     // A named port of the policy's own endpoint is one that its subject declares, not one that any
     // endpoint declares.
     let declared_by = selector.as_ref().or((end == local.0).then_some(local.1));
@@ -133,7 +164,9 @@ fn side(
         Criterion::Ports(shared(lists, ranges(ports))),
         Criterion::NotPorts(ranges(not_ports).into()),
     ];
-    let demanded = criteria.into_iter().filter(|criterion| !criterion.is_empty());
+    let demanded = criteria
+        .into_iter()
+        .filter(|criterion| !criterion.is_empty());
     let of_handles = [
         port_set.map(Criterion::PortSet),
         not_port_set.map(Criterion::NotPortSet),
@@ -188,7 +221,11 @@ impl StoredRule {
     }
 }
 
-fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId, shared: &mut SharedSets) -> SideMatch {
+fn side_record(
+    side: &[Criterion],
+    id: &impl Fn(u32) -> SetId,
+    shared: &mut SharedSets,
+) -> SideMatch {
     let ids = |sets: &[u32]| -> Vec<SetId> { sets.iter().map(|set| id(*set)).collect() };
     let mut record = SideMatch::default();
     for criterion in side {
@@ -199,7 +236,10 @@ fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId, shared: &mut Shar
             Criterion::NotSets(sets) => record.not_sets = ids(sets),
             Criterion::Ports(ports) => record.ports = ports.clone(),
             Criterion::PortSet(set) => {
-                record.port_sets = shared.entry(*set).or_insert_with(|| [id(*set)].into()).clone();
+                record.port_sets = shared
+                    .entry(*set)
+                    .or_insert_with(|| [id(*set)].into())
+                    .clone();
             }
             Criterion::NotPorts(ports) => record.not_ports = ports.to_vec(),
             Criterion::NotPortSet(set) => record.not_port_sets = vec![id(*set)],

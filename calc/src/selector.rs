@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, PREFIX_NAMESPACE,
+    PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::selector::{Node, Selector};
 
@@ -66,7 +67,10 @@ pub(crate) struct WellKnown {
 
 impl WellKnown {
     pub(crate) fn new(interner: &mut Interner) -> Self {
-        Self { namespace: interner.intern(LABEL_NAMESPACE), orchestrator: interner.intern(LABEL_ORCHESTRATOR) }
+        Self {
+            namespace: interner.intern(LABEL_NAMESPACE),
+            orchestrator: interner.intern(LABEL_ORCHESTRATOR),
+        }
     }
 }
 
@@ -76,7 +80,9 @@ pub(crate) fn compile(selector: &Selector, interner: &mut Interner) -> Test {
 }
 
 fn node(root: &Node, interner: &mut Interner) -> Test {
-    let one = |interner: &mut Interner, value: &str| -> Box<[Symbol]> { Box::new([interner.intern(value)]) };
+    let one = |interner: &mut Interner, value: &str| -> Box<[Symbol]> {
+        Box::new([interner.intern(value)])
+    };
     match root {
         Node::All | Node::Global => Test::All,
         Node::Has(label) => Test::Has(interner.intern(label)),
@@ -85,52 +91,95 @@ fn node(root: &Node, interner: &mut Interner) -> Test {
         Node::In(label, values) => Test::In(interner.intern(label), list(values, interner)),
         Node::NotIn(label, values) => Test::NotIn(interner.intern(label), list(values, interner)),
         Node::Contains(label, part) => Test::Contains(interner.intern(label), part.as_str().into()),
-        Node::StartsWith(label, part) => Test::StartsWith(interner.intern(label), part.as_str().into()),
+        Node::StartsWith(label, part) => {
+            Test::StartsWith(interner.intern(label), part.as_str().into())
+        }
         Node::EndsWith(label, part) => Test::EndsWith(interner.intern(label), part.as_str().into()),
         Node::Not(operand) => Test::Not(Box::new(node(operand, interner))),
-        Node::And(operands) => Test::And(operands.iter().map(|operand| node(operand, interner)).collect()),
-        Node::Or(operands) => Test::Or(operands.iter().map(|operand| node(operand, interner)).collect()),
+        Node::And(operands) => Test::And(
+            operands
+                .iter()
+                .map(|operand| node(operand, interner))
+                .collect(),
+        ),
+        Node::Or(operands) => Test::Or(
+            operands
+                .iter()
+                .map(|operand| node(operand, interner))
+                .collect(),
+        ),
     }
 }
 
-fn list<'a>(values: impl IntoIterator<Item = &'a String>, interner: &mut Interner) -> Box<[Symbol]> {
-    let mut values: Vec<Symbol> = values.into_iter().map(|value| interner.intern(value)).collect();
+fn list<'a>(
+    values: impl IntoIterator<Item = &'a String>,
+    interner: &mut Interner,
+) -> Box<[Symbol]> {
+    let mut values: Vec<Symbol> = values
+        .into_iter()
+        .map(|value| interner.intern(value))
+        .collect();
     values.sort_unstable();
     values.into()
 }
 
 impl Test {
     /// Returns true if an item matches; `label` returns the item's value of a label.
-    pub(crate) fn matches(&self, interner: &Interner, label: &impl Fn(Symbol) -> Option<Symbol>) -> bool {
-        let part =
-            |key: &Symbol, test: &dyn Fn(&str) -> bool| label(*key).is_some_and(|value| test(interner.get(value)));
+    pub(crate) fn matches(
+        &self,
+        interner: &Interner,
+        label: &impl Fn(Symbol) -> Option<Symbol>,
+    ) -> bool {
+        let part = |key: &Symbol, test: &dyn Fn(&str) -> bool| {
+            label(*key).is_some_and(|value| test(interner.get(value)))
+        };
         match self {
             Self::All => true,
             Self::Has(key) => label(*key).is_some(),
             Self::Is(key, wanted) => label(*key) == Some(*wanted),
-            Self::In(key, values) => label(*key).is_some_and(|value| values.binary_search(&value).is_ok()),
-            Self::NotIn(key, values) => label(*key).is_none_or(|value| values.binary_search(&value).is_err()),
+            Self::In(key, values) => {
+                label(*key).is_some_and(|value| values.binary_search(&value).is_ok())
+            }
+            Self::NotIn(key, values) => {
+                label(*key).is_none_or(|value| values.binary_search(&value).is_err())
+            }
             Self::Contains(key, wanted) => part(key, &|value| value.contains(&**wanted)),
             Self::StartsWith(key, wanted) => part(key, &|value| value.starts_with(&**wanted)),
             Self::EndsWith(key, wanted) => part(key, &|value| value.ends_with(&**wanted)),
             Self::Not(operand) => !operand.matches(interner, label),
-            Self::And(operands) => operands.iter().all(|operand| operand.matches(interner, label)),
-            Self::Or(operands) => operands.iter().any(|operand| operand.matches(interner, label)),
+            Self::And(operands) => operands
+                .iter()
+                .all(|operand| operand.matches(interner, label)),
+            Self::Or(operands) => operands
+                .iter()
+                .any(|operand| operand.matches(interner, label)),
         }
     }
 
     /// Requirements that every matching item meets.
     pub(crate) fn requirements(&self) -> Requirements {
         match self {
-            Self::Has(key) | Self::Contains(key, _) | Self::StartsWith(key, _) | Self::EndsWith(key, _) => {
-                Requirements::from([(*key, Requirement::Present)])
-            }
+            Self::Has(key)
+            | Self::Contains(key, _)
+            | Self::StartsWith(key, _)
+            | Self::EndsWith(key, _) => Requirements::from([(*key, Requirement::Present)]),
             Self::Is(key, value) => Requirements::from([(*key, Requirement::OneOf(vec![*value]))]),
-            Self::In(key, values) => Requirements::from([(*key, Requirement::OneOf(values.to_vec()))]),
-            Self::And(operands) => operands.iter().map(Self::requirements).fold(Requirements::new(), both),
-            Self::Or(operands) => operands.iter().map(Self::requirements).reduce(either).unwrap_or_default(),
+            Self::In(key, values) => {
+                Requirements::from([(*key, Requirement::OneOf(values.to_vec()))])
+            }
+            Self::And(operands) => operands
+                .iter()
+                .map(Self::requirements)
+                .fold(Requirements::new(), both),
+            Self::Or(operands) => operands
+                .iter()
+                .map(Self::requirements)
+                .reduce(either)
+                .unwrap_or_default(),
             Self::Not(operand) => match &**operand {
-                Self::NotIn(key, values) => Requirements::from([(*key, Requirement::OneOf(values.to_vec()))]),
+                Self::NotIn(key, values) => {
+                    Requirements::from([(*key, Requirement::OneOf(values.to_vec()))])
+                }
                 _ => Requirements::new(),
             },
             Self::All | Self::NotIn(..) => Requirements::new(),
@@ -149,7 +198,9 @@ impl Test {
             | Self::StartsWith(key, _)
             | Self::EndsWith(key, _) => visit(*key),
             Self::Not(operand) => operand.keys(visit),
-            Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.keys(visit)),
+            Self::And(operands) | Self::Or(operands) => {
+                operands.iter().for_each(|operand| operand.keys(visit))
+            }
         }
     }
 
@@ -160,7 +211,9 @@ impl Test {
             Self::Is(_, value) => marks.mark(*value),
             Self::In(_, values) | Self::NotIn(_, values) => marks.mark_all(values.iter().copied()),
             Self::Not(operand) => operand.mark(marks),
-            Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.mark(marks)),
+            Self::And(operands) | Self::Or(operands) => {
+                operands.iter().for_each(|operand| operand.mark(marks))
+            }
             _ => {}
         }
     }
@@ -170,12 +223,14 @@ impl Test {
 fn both(mut first: Requirements, second: Requirements) -> Requirements {
     for (key, requirement) in second {
         let merged = match (first.remove(&key), requirement) {
-            (Some(Requirement::OneOf(first)), Requirement::OneOf(second)) => {
-                Requirement::OneOf(first.into_iter().filter(|value| second.contains(value)).collect())
-            }
-            (Some(Requirement::OneOf(values)), Requirement::Present) | (_, Requirement::OneOf(values)) => {
-                Requirement::OneOf(values)
-            }
+            (Some(Requirement::OneOf(first)), Requirement::OneOf(second)) => Requirement::OneOf(
+                first
+                    .into_iter()
+                    .filter(|value| second.contains(value))
+                    .collect(),
+            ),
+            (Some(Requirement::OneOf(values)), Requirement::Present)
+            | (_, Requirement::OneOf(values)) => Requirement::OneOf(values),
             (_, Requirement::Present) => Requirement::Present,
         };
         first.insert(key, merged);
@@ -201,7 +256,11 @@ fn either(first: Requirements, mut second: Requirements) -> Requirements {
 }
 
 /// Index keys of a selector with these requirements: every item that matches looks up one of them.
-pub(crate) fn index_keys(requirements: &Requirements, well_known: &WellKnown, interner: &Interner) -> Vec<IndexKey> {
+pub(crate) fn index_keys(
+    requirements: &Requirements,
+    well_known: &WellKnown,
+    interner: &Interner,
+) -> Vec<IndexKey> {
     let namespaces = match requirements.get(&well_known.namespace) {
         Some(Requirement::OneOf(values)) => Some(values),
         _ => None,
@@ -215,26 +274,37 @@ pub(crate) fn index_keys(requirements: &Requirements, well_known: &WellKnown, in
         (Some(namespaces), Some((key, Requirement::OneOf(values))))
             if own(*key) && namespaces.len().saturating_mul(values.len()) <= MAX_INDEX_KEYS =>
         {
-            let pairs = namespaces
-                .iter()
-                .flat_map(|namespace| values.iter().map(|value| IndexKey::InPair(*namespace, *key, *value)));
+            let pairs = namespaces.iter().flat_map(|namespace| {
+                values
+                    .iter()
+                    .map(|value| IndexKey::InPair(*namespace, *key, *value))
+            });
             pairs.collect()
         }
-        (Some(namespaces), _) if namespaces.len() <= MAX_INDEX_KEYS => {
-            namespaces.iter().map(|namespace| IndexKey::In(*namespace)).collect()
-        }
-        (_, Some((key, Requirement::OneOf(values)))) if values.len() <= MAX_INDEX_KEYS => {
-            values.iter().map(|value| IndexKey::Pair(*key, *value)).collect()
-        }
+        (Some(namespaces), _) if namespaces.len() <= MAX_INDEX_KEYS => namespaces
+            .iter()
+            .map(|namespace| IndexKey::In(*namespace))
+            .collect(),
+        (_, Some((key, Requirement::OneOf(values)))) if values.len() <= MAX_INDEX_KEYS => values
+            .iter()
+            .map(|value| IndexKey::Pair(*key, *value))
+            .collect(),
         (_, Some((key, _))) => vec![IndexKey::Key(*key)],
-        (_, None) if requirements.contains_key(&well_known.namespace) => vec![IndexKey::Key(well_known.namespace)],
+        (_, None) if requirements.contains_key(&well_known.namespace) => {
+            vec![IndexKey::Key(well_known.namespace)]
+        }
         (_, None) => vec![IndexKey::Any],
     }
 }
 
 /// Rank by the number of items that a requirement is expected to leave: few for the name of a
 /// namespace, all for what every pod has.
-fn cost(key: Symbol, requirement: &Requirement, well_known: &WellKnown, interner: &Interner) -> usize {
+fn cost(
+    key: Symbol,
+    requirement: &Requirement,
+    well_known: &WellKnown,
+    interner: &Interner,
+) -> usize {
     let text = interner.get(key);
     let rank = match requirement {
         _ if key == well_known.orchestrator => 4,

@@ -33,11 +33,27 @@ pub(crate) struct Selectors {
 
 impl Selectors {
     /// Takes a reference to a selector, adding it if it is new. Returns its handle.
-    pub(crate) fn mention(&mut self, selector: &Selector, index: &mut Index, interner: &mut Interner) -> u32 {
+    pub(crate) fn mention(
+        &mut self,
+        selector: &Selector,
+        index: &mut Index,
+        interner: &mut Interner,
+    ) -> u32 {
         let id = interner.intern(&selector.id());
-        let number = *self.by_id.entry(id).or_insert_with(|| index.add_selector(compile(selector, interner)));
+        let number = *self
+            .by_id
+            .entry(id)
+            .or_insert_with(|| index.add_selector(compile(selector, interner)));
         if self.users.get(number).is_none() {
-            self.users.put(number, Some(SelectorUsers { id, mentions: 0, subjects: Vec::new(), sets: Vec::new() }));
+            self.users.put(
+                number,
+                Some(SelectorUsers {
+                    id,
+                    mentions: 0,
+                    subjects: Vec::new(),
+                    sets: Vec::new(),
+                }),
+            );
         }
         self.users_mut(number).mentions += 1;
         number
@@ -56,11 +72,15 @@ impl Selectors {
 
     /// Users, for adding one; the caller makes the selector live in the index.
     pub(crate) fn users_mut(&mut self, selector: u32) -> &mut SelectorUsers {
-        self.users.get_mut(selector).expect("a selector is kept while a handle refers to it")
+        self.users
+            .get_mut(selector)
+            .expect("a selector is kept while a handle refers to it")
     }
 
     pub(crate) fn remove_subject(&mut self, selector: u32, policy: u32) {
-        self.users_mut(selector).subjects.retain(|subject| *subject != policy);
+        self.users_mut(selector)
+            .subjects
+            .retain(|subject| *subject != policy);
         self.idle.insert(selector);
     }
 

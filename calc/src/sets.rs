@@ -93,7 +93,13 @@ impl Sets {
             return (*known, false);
         }
         let id = id();
-        let set = self.sets.insert(Set { id, spec, mentions: 1, nodes: RefCounts::default(), live: None });
+        let set = self.sets.insert(Set {
+            id,
+            spec,
+            mentions: 1,
+            nodes: RefCounts::default(),
+            live: None,
+        });
         self.by_spec.insert(spec, set);
         self.by_id.insert(id, set);
         (set, true)
@@ -116,7 +122,8 @@ impl Sets {
     /// Sets whose record exists, in no order.
     pub(crate) fn ids(&self) -> impl Iterator<Item = Symbol> {
         let sets = self.sets.iter().map(|(_, set)| set);
-        sets.filter(|set| set.live.as_ref().is_some_and(|live| live.sent.is_some())).map(|set| set.id)
+        sets.filter(|set| set.live.as_ref().is_some_and(|live| live.sent.is_some()))
+            .map(|set| set.id)
     }
 
     /// Counts one more policy in force on the node. Returns true if the set must now be made live.
@@ -153,7 +160,10 @@ impl Sets {
         let digests = members.iter().map(digest::member);
         let digest = digests.fold(digest::empty_set(&id, kind), u64::wrapping_add);
         entry.live = Some(Box::new(Live {
-            record: Record::IpSet(IpSetRecord { kind, members: members.into_iter().collect() }),
+            record: Record::IpSet(IpSetRecord {
+                kind,
+                members: members.into_iter().collect(),
+            }),
             extra,
             digest,
             delta: MemberDelta::default(),
@@ -182,7 +192,11 @@ impl Sets {
 
     /// Adds what changed to the flush. Returns the sets that are not live any more, and the content
     /// of those that were freed.
-    pub(crate) fn flush(&mut self, flush: &mut Flush, interner: &Interner) -> (Vec<(u32, SetSpec)>, Vec<SetSpec>) {
+    pub(crate) fn flush(
+        &mut self,
+        flush: &mut Flush,
+        interner: &Interner,
+    ) -> (Vec<(u32, SetSpec)>, Vec<SetSpec>) {
         let (mut deactivated, mut gone) = (Vec::new(), Vec::new());
         for set in std::mem::take(&mut self.dirty) {
             let entry = &mut self.sets[set];
@@ -195,7 +209,10 @@ impl Sets {
                     false => Change::Members(delta),
                 };
                 if let Some(change) = transition(was, &is, change, interner) {
-                    flush.records.insert(RecordId::IpSet(SetId(interner.get(entry.id).to_owned())), change);
+                    flush.records.insert(
+                        RecordId::IpSet(SetId(interner.get(entry.id).to_owned())),
+                        change,
+                    );
                 }
                 live.sent = Some(is);
                 // Only after its removal is in the flush.
@@ -237,7 +254,11 @@ impl Sets {
         for (_, set) in self.sets.iter() {
             marks.mark(set.id);
             marks.mark_all(set.nodes.nodes());
-            marks.mark_all(set.live.iter().flat_map(|live| live.sent.iter().flatten().copied()));
+            marks.mark_all(
+                set.live
+                    .iter()
+                    .flat_map(|live| live.sent.iter().flatten().copied()),
+            );
             match set.spec {
                 SetSpec::Selected(_) => {}
                 SetSpec::NamedPorts(_, _, text) | SetSpec::Nodes(text) => marks.mark(text),

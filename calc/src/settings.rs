@@ -27,7 +27,12 @@ pub(crate) struct EffectiveSettings {
 impl Default for EffectiveSettings {
     fn default() -> Self {
         // The built-in settings apply before there is any object.
-        Self { objects: BTreeMap::new(), default: None, own: BTreeMap::new(), dirty: true }
+        Self {
+            objects: BTreeMap::new(),
+            default: None,
+            own: BTreeMap::new(),
+            dirty: true,
+        }
     }
 }
 
@@ -42,7 +47,8 @@ impl EffectiveSettings {
 
     /// Applies a changed Node; only its labels matter, and only to selectors.
     pub(crate) fn update_node(&mut self, before: Option<&NodeInfo>, now: Option<&NodeInfo>) {
-        self.dirty |= before.map(|node| &node.labels) != now.map(|node| &node.labels) && self.has_selectors();
+        self.dirty |=
+            before.map(|node| &node.labels) != now.map(|node| &node.labels) && self.has_selectors();
     }
 
     /// Record of a node, as of the last flush.
@@ -63,16 +69,18 @@ impl EffectiveSettings {
         let own: BTreeMap<String, Digested> = own.collect();
         let before = self.default.replace(default);
         let own_before = std::mem::replace(&mut self.own, own);
-        let digest = |own: &BTreeMap<String, Digested>, default: &Option<Digested>, node: &String| {
-            own.get(node).or(default.as_ref()).map(|held| held.digest)
-        };
-        if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest) {
+        let digest =
+            |own: &BTreeMap<String, Digested>, default: &Option<Digested>, node: &String| {
+                own.get(node).or(default.as_ref()).map(|held| held.digest)
+            };
+        if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest)
+        {
             return Some(change_for_all(before.is_some(), true));
         }
         let named: BTreeSet<&String> = own_before.keys().chain(self.own.keys()).collect();
-        let differ = named
-            .into_iter()
-            .filter(|node| digest(&own_before, &before, node) != digest(&self.own, &self.default, node));
+        let differ = named.into_iter().filter(|node| {
+            digest(&own_before, &before, node) != digest(&self.own, &self.default, node)
+        });
         let nodes: NodeSet = differ.map(String::as_str).collect();
         (!nodes.is_empty()).then_some(RecordChange {
             gained: no_nodes(),
@@ -83,7 +91,9 @@ impl EffectiveSettings {
     }
 
     fn has_selectors(&self) -> bool {
-        self.objects.values().any(|object| matches!(object.scope, SettingsScope::Selected(_)))
+        self.objects
+            .values()
+            .any(|object| matches!(object.scope, SettingsScope::Selected(_)))
     }
 
     /// Nodes that an object other than `default` applies to.
@@ -96,7 +106,9 @@ impl EffectiveSettings {
                     special.insert(name.clone());
                 }
                 SettingsScope::Selected(_) => {
-                    let selected = nodes.iter().filter(|(name, node)| object.is_for(name, Some(&node.labels)));
+                    let selected = nodes
+                        .iter()
+                        .filter(|(name, node)| object.is_for(name, Some(&node.labels)));
                     special.extend(selected.map(|(name, _)| name.clone()));
                 }
             }
@@ -105,16 +117,30 @@ impl EffectiveSettings {
     }
 
     fn cluster_settings(&self) -> FelixSettings {
-        let objects = self.objects.values().filter(|object| object.scope == SettingsScope::Cluster);
-        objects.fold(FelixSettings::default(), |settings, object| object.over(settings))
+        let objects = self
+            .objects
+            .values()
+            .filter(|object| object.scope == SettingsScope::Cluster);
+        objects.fold(FelixSettings::default(), |settings, object| {
+            object.over(settings)
+        })
     }
 
     /// Applies the layers from the weakest on: `default`, selector-scoped objects (the first by
     /// name is the strongest), the node's own.
     fn node_settings(&self, node: &str, labels: Option<&Labels>) -> FelixSettings {
-        let of = |rank: u8| self.objects.values().rev().filter(move |object| weight(&object.scope) == rank);
-        let layers = (1..=2).flat_map(of).filter(|object| object.is_for(node, labels));
-        layers.fold(self.cluster_settings(), |settings, object| object.over(settings))
+        let of = |rank: u8| {
+            self.objects
+                .values()
+                .rev()
+                .filter(move |object| weight(&object.scope) == rank)
+        };
+        let layers = (1..=2)
+            .flat_map(of)
+            .filter(|object| object.is_for(node, labels));
+        layers.fold(self.cluster_settings(), |settings, object| {
+            object.over(settings)
+        })
     }
 }
 

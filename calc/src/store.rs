@@ -55,7 +55,10 @@ pub(crate) struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { values: Vec::new(), free: Vec::new() }
+        Self {
+            values: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -68,7 +71,8 @@ impl<T> Slab<T> {
             }
             None => {
                 self.values.push(Some(value));
-                u32::try_from(self.values.len() - 1).expect("fewer than 2^32 values fit into memory")
+                u32::try_from(self.values.len() - 1)
+                    .expect("fewer than 2^32 values fit into memory")
             }
         }
     }
@@ -92,13 +96,17 @@ impl<T> std::ops::Index<u32> for Slab<T> {
     type Output = T;
 
     fn index(&self, index: u32) -> &T {
-        self.values[index as usize].as_ref().expect("no handle outlives its value")
+        self.values[index as usize]
+            .as_ref()
+            .expect("no handle outlives its value")
     }
 }
 
 impl<T> std::ops::IndexMut<u32> for Slab<T> {
     fn index_mut(&mut self, index: u32) -> &mut T {
-        self.values[index as usize].as_mut().expect("no handle outlives its value")
+        self.values[index as usize]
+            .as_mut()
+            .expect("no handle outlives its value")
     }
 }
 

@@ -13,8 +13,8 @@ use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, Settin
 use crate::evaluate::{Step, Verdict};
 use crate::flush::{Audience, Change, Flush};
 use crate::model::{
-    EndpointRecord, HostEndpointRecord, HostInterfaces, Member, PolicyRecord, Record, RecordId, RuleRecord, SetKind,
-    SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, Member, PolicyRecord, Record, RecordId,
+    RuleRecord, SetKind, SideMatch, TierBinding,
 };
 
 /// A record with its id, ending in a line break.
@@ -53,8 +53,14 @@ pub fn flush(flush: &Flush) -> String {
             Change::Same => String::from("same"),
             Change::Value => String::from("value"),
             Change::Members(delta) => {
-                let added = delta.added.iter().map(|added| format!("+{}", member(added)));
-                let removed = delta.removed.iter().map(|removed| format!("-{}", member(removed)));
+                let added = delta
+                    .added
+                    .iter()
+                    .map(|added| format!("+{}", member(added)));
+                let removed = delta
+                    .removed
+                    .iter()
+                    .map(|removed| format!("-{}", member(removed)));
                 joined(added.chain(removed), " ")
             }
         };
@@ -63,7 +69,10 @@ pub fn flush(flush: &Flush) -> String {
             ("kept", &change.kept, format!(" ({what})")),
             ("lost", &change.lost, String::new()),
         ];
-        for (name, audience, what) in parts.into_iter().filter(|(_, audience, _)| !audience.is_empty()) {
+        for (name, audience, what) in parts
+            .into_iter()
+            .filter(|(_, audience, _)| !audience.is_empty())
+        {
             text += &format!(" {name} by {}{what}", audience_text(audience));
         }
         text += "\n";
@@ -74,8 +83,16 @@ pub fn flush(flush: &Flush) -> String {
 /// A verdict, one line per step.
 pub fn verdict(verdict: &Verdict) -> String {
     let steps = verdict.trace.iter().map(|step| match step {
-        Step::Rule { tier, policy, rule, action } => {
-            format!("tier {tier}: {policy} rule {rule}: {}\n", action_text(*action))
+        Step::Rule {
+            tier,
+            policy,
+            rule,
+            action,
+        } => {
+            format!(
+                "tier {tier}: {policy} rule {rule}: {}\n",
+                action_text(*action)
+            )
         }
         Step::TierEnd { tier, action } => format!("tier {tier}: end: {}\n", action_text(*action)),
         Step::Failsafe(action) => format!("failsafe port: {}\n", action_text(*action)),
@@ -141,7 +158,9 @@ fn encapsulation(encapsulation: Encapsulation) -> &'static str {
 fn settings_text(settings: &FelixSettings) -> String {
     let settings = settings.fields();
     let other = settings.iter().filter(|setting| !setting.is_default);
-    other.map(|setting| format!(" {} {}", setting.name, setting_text(setting.value))).collect()
+    other
+        .map(|setting| format!(" {} {}", setting.name, setting_text(setting.value)))
+        .collect()
 }
 
 fn setting_text(value: SettingValue<'_>) -> String {
@@ -158,19 +177,35 @@ fn setting_text(value: SettingValue<'_>) -> String {
 }
 
 fn failsafe(failsafe: &Failsafe) -> String {
-    let Failsafe { protocol, port, net } = failsafe;
+    let Failsafe {
+        protocol,
+        port,
+        net,
+    } = failsafe;
     let net = net.map(|net| format!(" {net}")).unwrap_or_default();
     format!("{}:{port}{net}", protocol_text(*protocol))
 }
 
 fn node_text(node: &NodeInfo) -> String {
-    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = node;
+    let NodeInfo {
+        ipv4,
+        ipv6,
+        vtep,
+        vtep6,
+        labels,
+        standing: _,
+    } = node;
     let mut text = String::new();
     ipv4.iter().for_each(|net| text += &format!(" {net}"));
     ipv6.iter().for_each(|net| text += &format!(" {net}"));
-    vtep.iter().for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
-    vtep6.iter().for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
-    labels.iter().for_each(|(key, value)| text += &format!(" {key}={value}"));
+    vtep.iter()
+        .for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
+    vtep6
+        .iter()
+        .for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
+    labels
+        .iter()
+        .for_each(|(key, value)| text += &format!(" {key}={value}"));
     text
 }
 
@@ -200,22 +235,43 @@ fn policy_text(policy: &PolicyRecord) -> String {
     let PolicyRecord { ingress, egress } = policy;
     let ingress = ingress.iter().map(|rule| ("in", rule));
     let egress = egress.iter().map(|rule| ("out", rule));
-    let rules = ingress.chain(egress).map(|(direction, rule)| format!("\n  {direction} {}", RuleText(rule)));
+    let rules = ingress
+        .chain(egress)
+        .map(|(direction, rule)| format!("\n  {direction} {}", RuleText(rule)));
     rules.collect()
 }
 
 fn endpoint_text(endpoint: &EndpointRecord) -> String {
-    let EndpointRecord { interface, uid, addresses, tiers, unmatched } = endpoint;
-    let mut text = format!(" {interface} [{}] else {}", joined(addresses.iter(), ", "), action_text(*unmatched));
+    let EndpointRecord {
+        interface,
+        uid,
+        addresses,
+        tiers,
+        unmatched,
+    } = endpoint;
+    let mut text = format!(
+        " {interface} [{}] else {}",
+        joined(addresses.iter(), ", "),
+        action_text(*unmatched)
+    );
     if !uid.is_empty() {
         text += &format!(" uid {uid}");
     }
-    tiers.iter().for_each(|tier| text += &tier_text("", tier, true));
+    tiers
+        .iter()
+        .for_each(|tier| text += &tier_text("", tier, true));
     text
 }
 
 fn host_endpoint_text(endpoint: &HostEndpointRecord) -> String {
-    let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = endpoint;
+    let HostEndpointRecord {
+        interfaces,
+        normal,
+        forward,
+        pre_dnat,
+        untracked,
+        unmatched,
+    } = endpoint;
     let interfaces = match interfaces {
         HostInterfaces::All => String::from("*"),
         HostInterfaces::Named(name) => name.clone(),
@@ -229,7 +285,9 @@ fn host_endpoint_text(endpoint: &HostEndpointRecord) -> String {
         ("forward ", forward, true),
     ];
     for (kind, tiers, has_end) in kinds {
-        tiers.iter().for_each(|tier| text += &tier_text(kind, tier, has_end));
+        tiers
+            .iter()
+            .for_each(|tier| text += &tier_text(kind, tier, has_end));
     }
     text
 }
@@ -241,7 +299,10 @@ fn tier_text(kind: &str, tier: &TierBinding, has_end: bool) -> String {
         text += &format!(" else {}", action_text(tier.default_action));
     }
     let lists: [(&str, &[PolicyKey]); 2] = [("in", &tier.ingress), ("out", &tier.egress)];
-    for (direction, policies) in lists.into_iter().filter(|(_, policies)| !policies.is_empty()) {
+    for (direction, policies) in lists
+        .into_iter()
+        .filter(|(_, policies)| !policies.is_empty())
+    {
         text += &format!("\n    {direction} {}", joined(policies.iter(), ", "));
     }
     text
@@ -252,7 +313,16 @@ struct RuleText<'a>(&'a RuleRecord);
 
 impl Display for RuleText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RuleRecord { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = self.0;
+        let RuleRecord {
+            action,
+            ip_version,
+            protocol,
+            not_protocol,
+            icmp,
+            not_icmp,
+            source,
+            destination,
+        } = self.0;
         f.write_str(action_text(*action))?;
         match ip_version {
             Some(IpVersion::V4) => f.write_str(" ip4")?,
@@ -260,7 +330,9 @@ impl Display for RuleText<'_> {
             None => {}
         }
         protocol.map_or(Ok(()), |protocol| write!(f, " {}", protocol_text(protocol)))?;
-        not_protocol.map_or(Ok(()), |protocol| write!(f, " !{}", protocol_text(protocol)))?;
+        not_protocol.map_or(Ok(()), |protocol| {
+            write!(f, " !{}", protocol_text(protocol))
+        })?;
         icmp.map_or(Ok(()), |icmp| write!(f, " icmp-type {}", icmp_text(icmp)))?;
         not_icmp.map_or(Ok(()), |icmp| write!(f, " !icmp-type {}", icmp_text(icmp)))?;
         side(f, "from", source)?;
@@ -274,7 +346,17 @@ fn icmp_text(icmp: Icmp) -> String {
 }
 
 fn side(f: &mut fmt::Formatter<'_>, name: &str, side: &SideMatch) -> fmt::Result {
-    let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } = side;
+    let SideMatch {
+        nets,
+        not_nets,
+        sets,
+        not_sets,
+        ports,
+        port_sets,
+        not_ports,
+        not_port_sets,
+        service_set,
+    } = side;
     let both = |ranges: &[PortRange], sets: &[crate::model::SetId]| {
         let ranges = ranges.iter().map(|range| match range.first == range.last {
             true => range.first.to_string(),

@@ -21,8 +21,8 @@ pub struct TimeLimits {
     pub until: Instant,
     /// Time limit of the whole call, for messages.
     pub whole: Duration,
-    /// Time that the socket may be absent: an agent that is being restarted is back within this time,
-    /// while the runtime would retry only after many seconds.
+    /// Time that the socket may be absent: an agent that is being restarted is back within this
+    /// time, while the runtime would retry only after many seconds.
     pub grace: Duration,
 }
 
@@ -40,15 +40,18 @@ impl TimeLimits {
 pub fn call(socket: &Path, request: Request, limits: TimeLimits) -> Result<Outcome, Error> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let path = socket.to_owned();
-    // Connecting to a unix socket blocks without limit when its backlog is full, and std has no timeout
-    // for it; so the exchange has a thread of its own, which ends with the process.
+    // Connecting to a unix socket blocks without limit when its backlog is full, and std has no
+    // timeout for it; so the exchange has a thread of its own, which ends with the process.
     thread::spawn(move || {
         // Fails only if the caller has timed out.
         let _ = sender.send(exchange(path, &request, limits));
     });
     match receiver.recv_timeout(limits.left()) {
         Ok(answer) => answer,
-        Err(RecvTimeoutError::Timeout) => Err(Error::AgentSilent { socket: socket.to_owned(), timeout: limits.whole }),
+        Err(RecvTimeoutError::Timeout) => Err(Error::AgentSilent {
+            socket: socket.to_owned(),
+            timeout: limits.whole,
+        }),
         Err(RecvTimeoutError::Disconnected) => Err(Error::UnexpectedAnswer("the plugin panicked")),
     }
 }
@@ -60,7 +63,9 @@ fn exchange(socket: PathBuf, request: &Request, limits: TimeLimits) -> Result<Ou
         io::ErrorKind::InvalidData => Error::UnexpectedAnswer("not a valid message"),
         _ => Error::AgentGone { socket, source },
     })?;
-    response.outcome.ok_or(Error::UnexpectedAnswer("an unknown outcome"))
+    response
+        .outcome
+        .ok_or(Error::UnexpectedAnswer("an unknown outcome"))
 }
 
 fn connect(socket: &Path, limits: TimeLimits) -> Result<UnixStream, Error> {
@@ -73,10 +78,16 @@ fn connect(socket: &Path, limits: TimeLimits) -> Result<UnixStream, Error> {
         let socket = || socket.to_owned();
         match source.kind() {
             io::ErrorKind::PermissionDenied => {
-                return Err(Error::Forbidden { socket: socket(), source });
+                return Err(Error::Forbidden {
+                    socket: socket(),
+                    source,
+                });
             }
             _ if Instant::now() + RETRY >= give_up => {
-                return Err(Error::AgentAway { socket: socket(), source });
+                return Err(Error::AgentAway {
+                    socket: socket(),
+                    source,
+                });
             }
             _ => thread::sleep(RETRY),
         }

@@ -45,7 +45,9 @@ pub fn command(env: Env<'_>) -> Result<Command, Error> {
     let rule = "must be ADD, DEL, CHECK, STATUS, GC or VERSION";
     let value = given(env, name).ok_or(Error::Unset { name, rule })?;
     let all = [Add, Del, Check, Status, Gc, Version];
-    let found = all.into_iter().find(|command| command.description().0 == value);
+    let found = all
+        .into_iter()
+        .find(|command| command.description().0 == value);
     found.ok_or(Error::Environment { name, value, rule })
 }
 
@@ -54,26 +56,43 @@ pub fn parse(command: Command, env: Env<'_>, config: &Config) -> Result<Verb, Er
     let (name, since) = command.description();
     if config.version < since {
         let (needs, found) = (since.as_str(), config.version.as_str());
-        return Err(Error::TooOld { command: name, needs, found });
+        return Err(Error::TooOld {
+            command: name,
+            needs,
+            found,
+        });
     }
     let prev_result = config.prev_result.clone();
     Ok(match command {
         Command::Add => {
             let attachment = attachment(env, true)?;
             require_pod(attachment.pod.as_ref())?;
-            Verb::Add(Add { attachment: Some(attachment), prev_result })
+            Verb::Add(Add {
+                attachment: Some(attachment),
+                prev_result,
+            })
         }
-        Command::Del => Verb::Del(Del { attachment: Some(attachment(env, false)?), prev_result }),
+        Command::Del => Verb::Del(Del {
+            attachment: Some(attachment(env, false)?),
+            prev_result,
+        }),
         Command::Check if prev_result.is_empty() => {
             return Err(missing("prevResult", "must hold the result of the ADD"));
         }
-        Command::Check => Verb::Check(Check { attachment: Some(attachment(env, true)?), prev_result }),
+        Command::Check => Verb::Check(Check {
+            attachment: Some(attachment(env, true)?),
+            prev_result,
+        }),
         Command::Gc => {
             // Defaulting the key to an empty list would remove every attachment.
             let key = "cni.dev/valid-attachments";
             let valid = config.valid.clone();
-            let valid =
-                valid.ok_or_else(|| missing(key, "must list the attachments that stay; an empty list removes all"))?;
+            let valid = valid.ok_or_else(|| {
+                missing(
+                    key,
+                    "must list the attachments that stay; an empty list removes all",
+                )
+            })?;
             Verb::Gc(Gc { valid })
         }
         Command::Status | Command::Version => Verb::Status(Status {}),
@@ -81,7 +100,11 @@ pub fn parse(command: Command, env: Env<'_>, config: &Config) -> Result<Verb, Er
 }
 
 fn missing(field: &'static str, rule: &'static str) -> Error {
-    Error::Config { field, value: "null".to_owned(), rule }
+    Error::Config {
+        field,
+        value: "null".to_owned(),
+        rule,
+    }
 }
 
 /// Reads a variable; an empty one counts as unset.
@@ -96,7 +119,11 @@ fn checked(
     holds: impl Fn(&str) -> bool,
 ) -> Result<String, Error> {
     let value = given(env, name).ok_or(Error::Unset { name, rule })?;
-    if holds(&value) { Ok(value) } else { Err(Error::Environment { name, value, rule }) }
+    if holds(&value) {
+        Ok(value)
+    } else {
+        Err(Error::Environment { name, value, rule })
+    }
 }
 
 fn attachment(env: Env<'_>, needs_netns: bool) -> Result<Attachment, Error> {
@@ -109,16 +136,25 @@ fn attachment(env: Env<'_>, needs_netns: bool) -> Result<Attachment, Error> {
     let ifname = checked(
         env,
         "CNI_IFNAME",
-        "must be the interface's name in the container: at most 15 bytes, not . or .., without / : or space",
+        "must be the interface's name in the container: at most 15 bytes, not . or .., without / : \
+         or space",
         is_interface_name,
     )?;
     let netns = given(env, "CNI_NETNS");
     if needs_netns && netns.is_none() {
         let rule = "must be the path of the container's network namespace";
-        return Err(Error::Unset { name: "CNI_NETNS", rule });
+        return Err(Error::Unset {
+            name: "CNI_NETNS",
+            rule,
+        });
     }
     let netns = netns.unwrap_or_default();
-    Ok(Attachment { container_id, ifname, netns, pod: Some(pod(env)?) })
+    Ok(Attachment {
+        container_id,
+        ifname,
+        netns,
+        pod: Some(pod(env)?),
+    })
 }
 
 /// Returns true for valid names of interfaces (dev_valid_name of net/core/dev.c, adopted by the CNI
@@ -139,7 +175,11 @@ fn pod(env: Env<'_>) -> Result<Pod, Error> {
     for part in args.split(';').filter(|part| !part.is_empty()) {
         let Some((key, value)) = part.split_once('=') else {
             let rule = "must be KEY=VALUE pairs separated by semicolons";
-            return Err(Error::Environment { name, value: args, rule });
+            return Err(Error::Environment {
+                name,
+                value: args,
+                rule,
+            });
         };
         let field = match key {
             "K8S_POD_NAMESPACE" => &mut pod.namespace,
@@ -156,9 +196,15 @@ fn pod(env: Env<'_>) -> Result<Pod, Error> {
 /// Requires the name of the pod: an interface without a pod would have no policy.
 fn require_pod(pod: Option<&Pod>) -> Result<(), Error> {
     let Some(pod) = pod else { return Ok(()) };
-    for (name, value) in [("K8S_POD_NAMESPACE", &pod.namespace), ("K8S_POD_NAME", &pod.name)] {
+    for (name, value) in [
+        ("K8S_POD_NAMESPACE", &pod.namespace),
+        ("K8S_POD_NAME", &pod.name),
+    ] {
         if value.is_empty() {
-            return Err(Error::Unset { name, rule: "must be among the pairs of CNI_ARGS" });
+            return Err(Error::Unset {
+                name,
+                rule: "must be among the pairs of CNI_ARGS",
+            });
         }
     }
     Ok(())

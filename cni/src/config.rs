@@ -52,7 +52,9 @@ impl Version {
 
     /// Parses a version; `None` if it is not supported.
     pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|version| version.as_str() == text)
+        Self::ALL
+            .into_iter()
+            .find(|version| version.as_str() == text)
     }
 }
 
@@ -76,7 +78,10 @@ pub struct Config {
 /// Reads standard input to its end.
 pub fn read(stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    stdin.take(LONGEST as u64 + 1).read_to_end(&mut bytes).map_err(Error::Stdin)?;
+    stdin
+        .take(LONGEST as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Error::Stdin)?;
     if bytes.len() > LONGEST {
         return Err(Error::Decode(format!("longer than {LONGEST} bytes")));
     }
@@ -86,18 +91,24 @@ pub fn read(stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
 /// Returns the version to answer in, even if other fields are invalid.
 pub fn version_in(bytes: &[u8]) -> Version {
     let value: Option<Value> = serde_json::from_slice(bytes).ok();
-    let text = value.as_ref().and_then(|value| value.get("cniVersion")).and_then(Value::as_str);
+    let text = value
+        .as_ref()
+        .and_then(|value| value.get("cniVersion"))
+        .and_then(Value::as_str);
     text.and_then(Version::parse).unwrap_or(Version::NEWEST)
 }
 
 /// Parses and validates the fields that the plugin itself needs.
 pub fn parse(bytes: &[u8]) -> Result<Config, Error> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| Error::Decode(error.to_string()))?;
+    let value: Value =
+        serde_json::from_slice(bytes).map_err(|error| Error::Decode(error.to_string()))?;
     let Value::Object(fields) = value else {
         return Err(Error::Decode("it is not a JSON object".to_owned()));
     };
     let version = string(&fields, "cniVersion")?.unwrap_or_default();
-    let version = Version::parse(version).ok_or_else(|| Error::Version { found: version.to_owned() })?;
+    let version = Version::parse(version).ok_or_else(|| Error::Version {
+        found: version.to_owned(),
+    })?;
     check_ipam(&fields)?;
     Ok(Config {
         version,
@@ -114,7 +125,11 @@ pub fn parse(bytes: &[u8]) -> Result<Config, Error> {
 }
 
 fn invalid(field: &'static str, value: &Value, rule: &'static str) -> Error {
-    Error::Config { field, value: value.to_string(), rule }
+    Error::Config {
+        field,
+        value: value.to_string(),
+        rule,
+    }
 }
 
 fn string<'a>(fields: &'a Map<String, Value>, key: &'static str) -> Result<Option<&'a str>, Error> {
@@ -128,7 +143,8 @@ fn string<'a>(fields: &'a Map<String, Value>, key: &'static str) -> Result<Optio
 fn name(fields: &Map<String, Value>) -> Result<String, Error> {
     let name = string(fields, "name")?.unwrap_or_default();
     if !is_identifier(name) {
-        let rule = "must be the network's name: letters, digits, _ . and -, beginning with a letter or digit";
+        let rule = "must be the network's name: letters, digits, _ . and -, beginning with a \
+                    letter or digit";
         return Err(invalid("name", &Value::from(name), rule));
     }
     Ok(name.to_owned())
@@ -137,7 +153,9 @@ fn name(fields: &Map<String, Value>) -> Result<String, Error> {
 /// Returns true for the form of container ids and network names in the specification.
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 fn socket(fields: &Map<String, Value>) -> Result<PathBuf, Error> {
@@ -149,7 +167,9 @@ fn socket(fields: &Map<String, Value>) -> Result<PathBuf, Error> {
     };
     match ours.get("socket") {
         None | Some(Value::Null) => Ok(PathBuf::from(SOCKET)),
-        Some(Value::String(path)) if path.starts_with('/') && path.len() < 108 => Ok(PathBuf::from(path)),
+        Some(Value::String(path)) if path.starts_with('/') && path.len() < 108 => {
+            Ok(PathBuf::from(path))
+        }
         Some(other) => Err(invalid("margay.socket", other, rule)),
     }
 }
@@ -185,7 +205,9 @@ fn check_ipam(fields: &Map<String, Value>) -> Result<(), Error> {
 fn valid(fields: &Map<String, Value>) -> Result<Option<Vec<ValidAttachment>>, Error> {
     let key = "cni.dev/valid-attachments";
     let rule = "must be a list of objects with containerID and ifname";
-    let given = fields.get(key).or_else(|| fields.get("cni.dev/attachments"));
+    let given = fields
+        .get(key)
+        .or_else(|| fields.get("cni.dev/attachments"));
     let list = match given {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Array(list)) => list,
@@ -194,9 +216,15 @@ fn valid(fields: &Map<String, Value>) -> Result<Option<Vec<ValidAttachment>>, Er
     let one = |entry: &Value| {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).map(str::to_owned);
         match (text("containerID"), text("ifname")) {
-            (Some(container_id), Some(ifname)) => Ok(ValidAttachment { container_id, ifname }),
+            (Some(container_id), Some(ifname)) => Ok(ValidAttachment {
+                container_id,
+                ifname,
+            }),
             _ => Err(invalid(key, entry, rule)),
         }
     };
-    list.iter().map(one).collect::<Result<Vec<_>, _>>().map(Some)
+    list.iter()
+        .map(one)
+        .collect::<Result<Vec<_>, _>>()
+        .map(Some)
 }

@@ -12,13 +12,19 @@ use crate::config::Version;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration's version is not supported.
-    #[error("cniVersion {found:?}: must be one of {}; change it in the network configuration", Version::LIST)]
+    #[error(
+        "cniVersion {found:?}: must be one of {}; change it in the network configuration",
+        Version::LIST
+    )]
     Version {
         /// As specified; empty if it is missing.
         found: String,
     },
     /// The command requires a later version than the configuration's.
-    #[error("cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration")]
+    #[error(
+        "cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network \
+         configuration"
+    )]
     TooOld {
         /// The command.
         command: &'static str,
@@ -56,10 +62,15 @@ pub enum Error {
         rule: &'static str,
     },
     /// Standard input cannot be read.
-    #[error("network configuration on standard input: {0}; the caller must write it and close its end")]
+    #[error(
+        "network configuration on standard input: {0}; the caller must write it and close its end"
+    )]
     Stdin(std::io::Error),
     /// Standard input is not a JSON object.
-    #[error("network configuration on standard input: {0}; it must be one JSON object of the CNI specification")]
+    #[error(
+        "network configuration on standard input: {0}; it must be one JSON object of the CNI \
+         specification"
+    )]
     Decode(String),
     /// A field of the configuration has an invalid value.
     #[error("{field}={value}: {rule}; correct it in the network configuration")]
@@ -73,7 +84,8 @@ pub enum Error {
     },
     /// The agent does not listen.
     #[error(
-        "agent socket {socket}: {source}; check that the margay-node pod of this node is running (kubectl -n margay-system get pods -o wide)",
+        "agent socket {socket}: {source}; check that the margay-node pod of this node is running \
+         (kubectl -n margay-system get pods -o wide)",
         socket = socket.display()
     )]
     AgentAway {
@@ -83,7 +95,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The process may not open the socket.
-    #[error("agent socket {socket}: {source}; the plugin must run as root", socket = socket.display())]
+    #[error(
+        "agent socket {socket}: {source}; the plugin must run as root",
+        socket = socket.display(),
+    )]
     Forbidden {
         /// Path of the socket.
         socket: PathBuf,
@@ -91,7 +106,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The agent closed the connection before it answered.
-    #[error("agent socket {socket}: the agent closed the connection before it answered ({source}); retry the call", socket = socket.display())]
+    #[error(
+        "agent socket {socket}: the agent closed the connection before it answered ({source}); \
+         retry the call",
+        socket = socket.display(),
+    )]
     AgentGone {
         /// Path of the socket.
         socket: PathBuf,
@@ -99,7 +118,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The agent did not answer in time.
-    #[error("agent socket {socket}: no answer within {timeout:?}; the log of this node's margay-node pod shows what it is waiting for", socket = socket.display())]
+    #[error(
+        "agent socket {socket}: no answer within {timeout:?}; the log of this node's \
+         margay-node pod shows what it is waiting for",
+        socket = socket.display(),
+    )]
     AgentSilent {
         /// Path of the socket.
         socket: PathBuf,
@@ -108,7 +131,8 @@ pub enum Error {
     },
     /// The agent's answer does not match the request.
     #[error(
-        "unexpected answer of the agent: {0}; plugin and agent have different versions: restart the margay-node pod of this node"
+        "unexpected answer of the agent: {0}; plugin and agent have different versions: restart \
+         the margay-node pod of this node"
     )]
     UnexpectedAnswer(&'static str),
     /// The agent refused the request.
@@ -136,7 +160,9 @@ impl Error {
             Self::Stdin(_) | Self::Forbidden { .. } => code::IO,
             Self::Decode(_) => code::DECODE,
             Self::Config { .. } => code::INVALID_CONFIG,
-            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => code::TRY_AGAIN,
+            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => {
+                code::TRY_AGAIN
+            }
             Self::UnexpectedAnswer(_) => code::MISUNDERSTOOD,
             Self::Refused { code, .. } => *code,
             Self::NotAvailable(_) => code::NOT_AVAILABLE,

@@ -36,8 +36,14 @@ pub fn run(env: &dyn Fn(&str) -> Option<String>, stdin: &mut dyn Read, grace: Du
     let started = Instant::now();
     let (version, outcome) = answer(env, stdin, started, grace);
     match outcome {
-        Ok(stdout) => Reply { stdout, success: true },
-        Err(error) => Reply { stdout: result::error(version, &error), success: false },
+        Ok(stdout) => Reply {
+            stdout,
+            success: true,
+        },
+        Err(error) => Reply {
+            stdout: result::error(version, &error),
+            success: false,
+        },
     }
 }
 
@@ -65,7 +71,11 @@ fn answer(
         Err(error) => return (config::version_in(&bytes), Err(error)),
     };
     let version = config.version;
-    let limits = TimeLimits { until: started + config.timeout, whole: config.timeout, grace };
+    let limits = TimeLimits {
+        until: started + config.timeout,
+        whole: config.timeout,
+        grace,
+    };
     let outcome = call::parse(command, env, &config).and_then(|verb| {
         let request = request(verb, &config, bytes, env, limits);
         let outcome = agent::call(&config.socket, request, limits);
@@ -95,12 +105,18 @@ fn request(
 /// Formats the outcome: ADD prints a result, other commands nothing.
 fn printed(command: call::Command, version: Version, outcome: Outcome) -> Result<String, Error> {
     match outcome {
-        Outcome::Result(result) if command == call::Command::Add => Ok(result::success(version, &result)),
-        Outcome::Done(_) if command != call::Command::Add => Ok(String::new()),
-        Outcome::Error(refused) => {
-            Err(Error::Refused { code: refused.code, msg: refused.msg, details: refused.details })
+        Outcome::Result(result) if command == call::Command::Add => {
+            Ok(result::success(version, &result))
         }
-        Outcome::Result(_) => Err(Error::UnexpectedAnswer("a result to a command other than ADD")),
+        Outcome::Done(_) if command != call::Command::Add => Ok(String::new()),
+        Outcome::Error(refused) => Err(Error::Refused {
+            code: refused.code,
+            msg: refused.msg,
+            details: refused.details,
+        }),
+        Outcome::Result(_) => Err(Error::UnexpectedAnswer(
+            "a result to a command other than ADD",
+        )),
         Outcome::Done(_) => Err(Error::UnexpectedAnswer("no result to ADD")),
     }
 }

@@ -14,7 +14,8 @@ fn main() -> ExitCode {
         Some("install") => install(&env),
         Some(other) => {
             eprintln!(
-                "margay-cni: unknown argument {other:?}; use `margay-cni install`, or no argument and CNI_COMMAND in the environment"
+                "margay-cni: unknown argument {other:?}; use `margay-cni install`, or no argument \
+                 and CNI_COMMAND in the environment"
             );
             ExitCode::from(2)
         }
@@ -24,7 +25,11 @@ fn main() -> ExitCode {
 fn plugin(env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let reply = margay_cni::run(env, &mut std::io::stdin(), GRACE);
     let written = std::io::stdout().write_all(reply.stdout.as_bytes());
-    if reply.success && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if reply.success && written.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn install(env: &dyn Fn(&str) -> Option<String>) -> ExitCode {

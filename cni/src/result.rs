@@ -128,13 +128,21 @@ pub fn success(version: Version, result: &cni::Result) -> String {
 
 /// Formats an error for standard output.
 pub fn error(version: Version, error: &Error) -> String {
-    text(&Failure { version: version.as_str(), code: error.code(), msg: error.to_string(), details: error.details() })
+    text(&Failure {
+        version: version.as_str(),
+        code: error.code(),
+        msg: error.to_string(),
+        details: error.details(),
+    })
 }
 
 /// Formats the answer to VERSION, which never fails: callers use it to negotiate.
 pub fn versions(config: &[u8]) -> String {
     let version = version_in(config).as_str();
-    text(&Versions { version, supported: Version::ALL.map(Version::as_str) })
+    text(&Versions {
+        version,
+        supported: Version::ALL.map(Version::as_str),
+    })
 }
 
 fn family(address: &str) -> &'static str {

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-const CONFLIST: &str = r#"{"cniVersion":"1.1.0","name":"k8s-pod-network","plugins":[{"type":"margay"}]}"#;
+const CONFLIST: &str =
+    r#"{"cniVersion":"1.1.0","name":"k8s-pod-network","plugins":[{"type":"margay"}]}"#;
 
 struct Host {
     root: TempDir,
@@ -36,7 +37,11 @@ impl Host {
             .output()
             .expect("start");
         let text = String::from_utf8(output.stderr).expect("text");
-        if output.status.success() { Ok(text) } else { Err(text) }
+        if output.status.success() {
+            Ok(text)
+        } else {
+            Err(text)
+        }
     }
 
     /// Lists both folders, with the attributes that change when a file is written again.
@@ -47,7 +52,13 @@ impl Host {
             .map(|entry| {
                 let path = entry.expect("entry").path();
                 let meta = fs::symlink_metadata(&path).expect("stat");
-                (path, meta.ino(), meta.mode() & 0o7777, meta.ctime(), meta.ctime_nsec())
+                (
+                    path,
+                    meta.ino(),
+                    meta.mode() & 0o7777,
+                    meta.ctime(),
+                    meta.ctime_nsec(),
+                )
             })
             .collect();
         found.sort();
@@ -60,12 +71,27 @@ fn both_files_are_written_with_their_modes() {
     let host = Host::new();
     let report = host.install(CONFLIST).expect("installs");
     assert!(!report.contains("warning"), "{report}");
-    let modes: Vec<_> = host.listing().into_iter().map(|(path, _, mode, ..)| (path, mode)).collect();
-    assert_eq!(modes, [(host.path("bin/margay"), 0o755), (host.path("net.d/10-margay.conflist"), 0o600)]);
+    let modes: Vec<_> = host
+        .listing()
+        .into_iter()
+        .map(|(path, _, mode, ..)| (path, mode))
+        .collect();
+    assert_eq!(
+        modes,
+        [
+            (host.path("bin/margay"), 0o755),
+            (host.path("net.d/10-margay.conflist"), 0o600)
+        ]
+    );
     let own = fs::read(env!("CARGO_BIN_EXE_margay-cni")).expect("read");
     assert!(fs::read(host.path("bin/margay")).expect("read") == own);
-    assert_eq!(fs::read_to_string(host.path("net.d/10-margay.conflist")).expect("read"), CONFLIST);
-    let output = Command::new(host.path("bin/margay")).env("CNI_COMMAND", "VERSION").output();
+    assert_eq!(
+        fs::read_to_string(host.path("net.d/10-margay.conflist")).expect("read"),
+        CONFLIST
+    );
+    let output = Command::new(host.path("bin/margay"))
+        .env("CNI_COMMAND", "VERSION")
+        .output();
     assert!(output.expect("start").status.success());
 }
 
@@ -104,7 +130,9 @@ fn what_differs_is_replaced() {
     assert_eq!(fs::read_to_string(&conflist).expect("read"), changed);
     assert_eq!(fs::read_to_string(&other).expect("read"), CONFLIST);
     assert!(!host.path("bin/.margay.new").exists());
-    let output = Command::new(host.path("bin/margay")).env("CNI_COMMAND", "VERSION").output();
+    let output = Command::new(host.path("bin/margay"))
+        .env("CNI_COMMAND", "VERSION")
+        .output();
     assert!(output.expect("start").status.success());
 }
 
@@ -125,11 +153,21 @@ fn configurations_of_former_networks_are_set_aside() {
     assert!(!report.contains("warning"), "{report}");
     for (name, text) in left {
         assert!(!host.path("net.d").join(name).exists(), "{name}");
-        let aside = fs::read_to_string(host.path("net.d").join(format!("{name}.margay-saved"))).expect("aside");
+        let aside = fs::read_to_string(host.path("net.d").join(format!("{name}.margay-saved")))
+            .expect("aside");
         assert_eq!(aside, text);
     }
-    assert!(report.contains("10-calico.conflist of Calico set aside"), "{report}");
-    assert!(!host.install(CONFLIST).expect("installs").contains("set aside"), "once");
+    assert!(
+        report.contains("10-calico.conflist of Calico set aside"),
+        "{report}"
+    );
+    assert!(
+        !host
+            .install(CONFLIST)
+            .expect("installs")
+            .contains("set aside"),
+        "once"
+    );
 }
 
 #[test]
@@ -147,15 +185,30 @@ fn configurations_that_call_our_plugin_and_unknown_ones_stay_with_a_warning_abou
         fs::write(host.path("net.d").join(name), text).expect("write");
     }
     let report = host.install(CONFLIST).expect("installs");
-    let warned: Vec<_> = report.lines().filter(|line| line.contains("warning")).collect();
+    let warned: Vec<_> = report
+        .lines()
+        .filter(|line| line.contains("warning"))
+        .collect();
     assert_eq!(warned.len(), 2, "{report}");
-    assert!(warned[0].contains("05-first.conf") && warned[0].contains("calls bridge"), "{report}");
-    assert!(warned[1].contains("06-bad.conflist") && warned[1].contains("is not JSON"), "{report}");
+    assert!(
+        warned[0].contains("05-first.conf") && warned[0].contains("calls bridge"),
+        "{report}"
+    );
+    assert!(
+        warned[1].contains("06-bad.conflist") && warned[1].contains("is not JSON"),
+        "{report}"
+    );
     for (name, text) in files {
-        assert_eq!(fs::read_to_string(host.path("net.d").join(name)).expect("stays"), text);
+        assert_eq!(
+            fs::read_to_string(host.path("net.d").join(name)).expect("stays"),
+            text
+        );
     }
 
-    let chained = CONFLIST.replace(r#"[{"type":"margay"}]"#, r#"[{"type":"margay"},{"type":"portmap"}]"#);
+    let chained = CONFLIST.replace(
+        r#"[{"type":"margay"}]"#,
+        r#"[{"type":"margay"},{"type":"portmap"}]"#,
+    );
     let report = host.install(&chained).expect("installs");
     assert!(report.contains(r#"calls the plugin "portmap""#), "{report}");
 }
@@ -166,10 +219,19 @@ fn a_bad_configuration_installs_nothing() {
         ("", "CNI_CONFLIST is not set"),
         ("{", "EOF"),
         ("{}", "cniVersion"),
-        (r#"{"cniVersion":"0.2.0"}"#, r#"cniVersion="0.2.0": must be one of 0.3.1"#),
+        (
+            r#"{"cniVersion":"0.2.0"}"#,
+            r#"cniVersion="0.2.0": must be one of 0.3.1"#,
+        ),
         (r#"{"cniVersion":"1.1.0"}"#, "name"),
-        (r#"{"cniVersion":"1.1.0","name":"n","plugins":[{}]}"#, "must have a type"),
-        (r#"{"cniVersion":"1.1.0","name":"n","plugins":[]}"#, r#"must be of type "margay""#),
+        (
+            r#"{"cniVersion":"1.1.0","name":"n","plugins":[{}]}"#,
+            "must have a type",
+        ),
+        (
+            r#"{"cniVersion":"1.1.0","name":"n","plugins":[]}"#,
+            r#"must be of type "margay""#,
+        ),
     ];
     let host = Host::new();
     for (conflist, wanted) in table {
@@ -184,11 +246,17 @@ fn a_folder_that_is_not_the_hosts_is_refused() {
     let host = Host::new();
     fs::remove_dir(host.path("net.d")).expect("remove");
     let error = host.install(CONFLIST).expect_err("no folder");
-    assert!(error.contains("net.d") && error.contains("hostPath"), "{error}");
+    assert!(
+        error.contains("net.d") && error.contains("hostPath"),
+        "{error}"
+    );
     assert!(!host.path("bin/margay").exists());
 
     fs::create_dir_all(host.path("net.d/10-margay.conflist/x")).expect("create");
     let error = host.install(CONFLIST).expect_err("a folder in the way");
-    assert!(error.contains("10-margay.conflist") && error.contains("writable"), "{error}");
+    assert!(
+        error.contains("10-margay.conflist") && error.contains("writable"),
+        "{error}"
+    );
     assert!(!host.path("net.d/.10-margay.conflist.new").exists());
 }

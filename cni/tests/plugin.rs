@@ -1,4 +1,5 @@
-//! The plugin as the container runtime runs it: a process with an environment, standard input, and an agent to ask.
+//! The plugin as the container runtime runs it: a process with an environment, standard input, and
+//! an agent to ask.
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -28,11 +29,14 @@ fn env(command: &str) -> Vec<(String, String)> {
         ("CNI_PATH", "/opt/cni/bin"),
         (
             "CNI_ARGS",
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc123;K8S_POD_UID=u-1",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;\
+             K8S_POD_INFRA_CONTAINER_ID=abc123;K8S_POD_UID=u-1",
         ),
         ("TRACEPARENT", TRACE),
     ];
-    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+    pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
 }
 
 fn config(version: &str, socket: &Path) -> Value {
@@ -56,7 +60,12 @@ fn plugin(env: &[(String, String)], stdin: &str) -> (String, i32) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("start the plugin");
-    child.stdin.take().expect("stdin").write_all(stdin.as_bytes()).expect("write");
+    child
+        .stdin
+        .take()
+        .expect("stdin")
+        .write_all(stdin.as_bytes())
+        .expect("write");
     let output = child.wait_with_output().expect("wait");
     let stdout = String::from_utf8(output.stdout).expect("text");
     (stdout, output.status.code().expect("no signal"))
@@ -64,7 +73,11 @@ fn plugin(env: &[(String, String)], stdin: &str) -> (String, i32) {
 
 /// Runs the same code within this process, without waiting for an absent agent.
 fn call(env: &[(String, String)], stdin: &str) -> Reply {
-    let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, v)| v.clone());
+    let lookup = |name: &str| {
+        env.iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, v)| v.clone())
+    };
     run(&lookup, &mut stdin.as_bytes(), Duration::ZERO)
 }
 
@@ -111,15 +124,27 @@ fn result() -> Outcome {
         mtu: 1450,
         sandbox: sandbox.to_owned(),
     };
-    let ip = |address: &str| Ip { address: address.to_owned(), gateway: String::new(), interface: Some(1) };
-    let route = |dst: &str, gw: &str| Route { dst: dst.to_owned(), gw: gw.to_owned(), mtu: 1450, ..Route::default() };
+    let ip = |address: &str| Ip {
+        address: address.to_owned(),
+        gateway: String::new(),
+        interface: Some(1),
+    };
+    let route = |dst: &str, gw: &str| Route {
+        dst: dst.to_owned(),
+        gw: gw.to_owned(),
+        mtu: 1450,
+        ..Route::default()
+    };
     Outcome::Result(cni::Result {
         interfaces: vec![
             interface("cali12345678901", "ee:ee:ee:ee:ee:ee", ""),
             interface("eth0", "aa:bb:cc:dd:ee:ff", "/var/run/netns/x"),
         ],
         ips: vec![ip("10.0.0.7/32"), ip("fd00::7/128")],
-        routes: vec![route("0.0.0.0/0", "169.254.1.1"), route("::/0", "fe80::ecee:eeff:feee:eeee")],
+        routes: vec![
+            route("0.0.0.0/0", "169.254.1.1"),
+            route("::/0", "fe80::ecee:eeff:feee:eeee"),
+        ],
         dns: None,
     })
 }
@@ -158,8 +183,14 @@ fn the_agent_gets_the_whole_call() {
     assert_eq!(asked.network, "k8s-pod-network");
     assert_eq!(asked.traceparent, TRACE);
     assert_eq!(asked.config, text.as_bytes());
-    assert!((50_000..=60_000).contains(&asked.timeout_millis), "{}", asked.timeout_millis);
-    let Some(Verb::Add(add)) = asked.verb else { panic!("{asked:?}") };
+    assert!(
+        (50_000..=60_000).contains(&asked.timeout_millis),
+        "{}",
+        asked.timeout_millis
+    );
+    let Some(Verb::Add(add)) = asked.verb else {
+        panic!("{asked:?}")
+    };
     let previous: Value = serde_json::from_slice(&add.prev_result).expect("JSON");
     assert_eq!(previous["ips"][0]["address"], "10.0.0.7/32");
     expect![[r#"
@@ -184,13 +215,21 @@ fn the_agent_gets_the_whole_call() {
 
 #[test]
 fn every_other_command_prints_nothing() {
-    let table: [(&str, &[&str]); 4] =
-        [("DEL", &VERSIONS), ("CHECK", &VERSIONS[1..]), ("STATUS", &VERSIONS[3..]), ("GC", &VERSIONS[3..])];
+    let table: [(&str, &[&str]); 4] = [
+        ("DEL", &VERSIONS),
+        ("CHECK", &VERSIONS[1..]),
+        ("STATUS", &VERSIONS[3..]),
+        ("GC", &VERSIONS[3..]),
+    ];
     for (command, versions) in table {
         for version in versions {
             let agent = Agent::answers(Some(Outcome::Done(Done {})));
             let text = config(version, &agent.socket()).to_string();
-            assert_eq!(plugin(&env(command), &text), (String::new(), 0), "{command} {version}");
+            assert_eq!(
+                plugin(&env(command), &text),
+                (String::new(), 0),
+                "{command} {version}"
+            );
             let verb = agent.asked().verb.expect("verb");
             let is_asked = match &verb {
                 Verb::Del(del) => command == "DEL" && !del.prev_result.is_empty(),
@@ -211,7 +250,9 @@ fn del_needs_no_namespace_and_no_pod() {
     env.retain(|(name, _)| !["CNI_NETNS", "CNI_ARGS"].contains(&name.as_str()));
     let text = config("1.1.0", &agent.socket()).to_string();
     assert_eq!(plugin(&env, &text), (String::new(), 0));
-    let Some(Verb::Del(del)) = agent.asked().verb else { panic!("not a DEL") };
+    let Some(Verb::Del(del)) = agent.asked().verb else {
+        panic!("not a DEL")
+    };
     assert_eq!(del.attachment.expect("attachment").netns, "");
 }
 
@@ -251,14 +292,29 @@ fn bad_calls() -> Vec<(Vec<(String, String)>, String)> {
         (env("FROB"), text.clone()),
         (env("add"), text.clone()),
         (environment("ADD", "CNI_CONTAINERID", None), text.clone()),
-        (environment("ADD", "CNI_CONTAINERID", Some("../x")), text.clone()),
-        (environment("DEL", "CNI_CONTAINERID", Some("")), text.clone()),
+        (
+            environment("ADD", "CNI_CONTAINERID", Some("../x")),
+            text.clone(),
+        ),
+        (
+            environment("DEL", "CNI_CONTAINERID", Some("")),
+            text.clone(),
+        ),
         (environment("ADD", "CNI_IFNAME", Some("a/b")), text.clone()),
-        (environment("ADD", "CNI_IFNAME", Some("interface-name-x")), text.clone()),
+        (
+            environment("ADD", "CNI_IFNAME", Some("interface-name-x")),
+            text.clone(),
+        ),
         (environment("CHECK", "CNI_NETNS", None), text.clone()),
         (environment("ADD", "CNI_ARGS", None), text.clone()),
-        (environment("ADD", "CNI_ARGS", Some("K8S_POD_NAMESPACE=a")), text.clone()),
-        (environment("ADD", "CNI_ARGS", Some("K8S_POD_NAME")), text.clone()),
+        (
+            environment("ADD", "CNI_ARGS", Some("K8S_POD_NAMESPACE=a")),
+            text.clone(),
+        ),
+        (
+            environment("ADD", "CNI_ARGS", Some("K8S_POD_NAME")),
+            text.clone(),
+        ),
         (env("ADD"), String::new()),
         (env("ADD"), "{\"cniVersion\":".to_owned()),
         (env("ADD"), "[]".to_owned()),
@@ -272,12 +328,18 @@ fn bad_calls() -> Vec<(Vec<(String, String)>, String)> {
         (env("ADD"), with("name", json!("a b"))),
         (env("ADD"), with("ipam", json!({"type": "host-local"}))),
         (env("ADD"), with("margay", json!({"socket": "relative"}))),
-        (env("ADD"), with("policy_setup_timeout_seconds", json!("30"))),
+        (
+            env("ADD"),
+            with("policy_setup_timeout_seconds", json!("30")),
+        ),
         (env("ADD"), with("policy_setup_timeout_seconds", json!(900))),
         (env("CHECK"), with("prevResult", json!(null))),
         (env("CHECK"), with("prevResult", json!("x"))),
         (env("GC"), with("cni.dev/valid-attachments", json!(null))),
-        (env("GC"), with("cni.dev/valid-attachments", json!([{"containerID": "x"}]))),
+        (
+            env("GC"),
+            with("cni.dev/valid-attachments", json!([{"containerID": "x"}])),
+        ),
     ]
 }
 
@@ -314,7 +376,13 @@ fn an_absent_agent_is_a_reason_to_try_again() {
         if stale {
             drop(UnixListener::bind(&socket).expect("bind"));
         }
-        for (command, wanted) in [("ADD", 11), ("DEL", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)] {
+        for (command, wanted) in [
+            ("ADD", 11),
+            ("DEL", 11),
+            ("CHECK", 11),
+            ("GC", 11),
+            ("STATUS", 50),
+        ] {
             let reply = call(&env(command), &text);
             assert_eq!(code(&reply), wanted, "{command}: {}", reply.stdout);
             assert!(reply.stdout.contains("margay-node"), "{}", reply.stdout);
@@ -336,7 +404,10 @@ fn an_agent_that_comes_back_in_time_is_asked() {
             if name == "TRACEPARENT" {
                 asking.send(()).expect("the test waits");
             }
-            pairs.iter().find(|(key, _)| key == name).map(|(_, v)| v.clone())
+            pairs
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, v)| v.clone())
         };
         run(&lookup, &mut text.as_bytes(), Duration::from_secs(30))
     });
@@ -345,7 +416,13 @@ fn an_agent_that_comes_back_in_time_is_asked() {
     let listener = UnixListener::bind(&socket).expect("bind");
     answer(&listener, Some(Outcome::Done(Done {})));
     let reply = caller.join().expect("caller");
-    assert_eq!(reply, Reply { stdout: String::new(), success: true });
+    assert_eq!(
+        reply,
+        Reply {
+            stdout: String::new(),
+            success: true
+        }
+    );
 }
 
 #[test]
@@ -362,7 +439,11 @@ fn what_the_agent_refuses_is_passed_on() {
 
 #[test]
 fn an_answer_that_does_not_match_the_request_is_an_error() {
-    let table = [("ADD", Some(Outcome::Done(Done {}))), ("DEL", Some(result())), ("ADD", None)];
+    let table = [
+        ("ADD", Some(Outcome::Done(Done {}))),
+        ("DEL", Some(result())),
+        ("ADD", None),
+    ];
     for (command, outcome) in table {
         let agent = Agent::answers(outcome);
         let reply = call(&env(command), &config("1.1.0", &agent.socket()).to_string());
@@ -378,7 +459,9 @@ fn an_agent_that_dies_before_it_answers_is_a_reason_to_try_again() {
     let dying = thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("accept");
         let _: Request = cni::read(&mut stream).expect("request");
-        stream.write_all(&[0, 0, 0, 9, 1]).expect("a part of an answer");
+        stream
+            .write_all(&[0, 0, 0, 9, 1])
+            .expect("a part of an answer");
     });
     let reply = call(&env("ADD"), &config("1.1.0", &socket).to_string());
     assert_eq!(code(&reply), 11, "{}", reply.stdout);
@@ -391,7 +474,11 @@ fn a_silent_agent_times_out() {
     let socket = folder.path().join("cni.sock");
     let _silent = UnixListener::bind(&socket).expect("bind");
     let whole = Duration::from_millis(50);
-    let limits = TimeLimits { until: Instant::now() + whole, whole, grace: Duration::ZERO };
+    let limits = TimeLimits {
+        until: Instant::now() + whole,
+        whole,
+        grace: Duration::ZERO,
+    };
     let error = agent::call(&socket, Request::default(), limits).expect_err("no answer");
     assert_eq!(error.code(), 11);
     assert!(error.to_string().contains("50ms"), "{error}");
@@ -411,7 +498,12 @@ proptest! {
             r#"\{"cniVersion":"(1.1.0|0.3.1|.)","name":"(n|.)","margay":\{"socket":"/nowhere/.{0,3}"\},"prevResult":(1|\{\})\}"#,
         ],
     ) {
-        let env = [("CNI_COMMAND", command), ("CNI_CONTAINERID", id), ("CNI_IFNAME", ifname), ("CNI_ARGS", args)];
+        let env = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", id),
+            ("CNI_IFNAME", ifname),
+            ("CNI_ARGS", args),
+        ];
         let env = env.map(|(name, value)| (name.to_owned(), value));
         let reply = call(&env, &stdin);
         let printed: Value = serde_json::from_str(&reply.stdout).expect("JSON");

@@ -30,16 +30,29 @@ impl Addresses {
             _ => None,
         });
         let pools: Vec<IpNet> = pools.collect();
-        let first =
-            |is_ipv4: bool| pools.iter().copied().find(|net| net.addr().is_ipv4() == is_ipv4);
+        let first = |is_ipv4: bool| {
+            pools
+                .iter()
+                .copied()
+                .find(|net| net.addr().is_ipv4() == is_ipv4)
+        };
         let mut nets: Vec<IpNet> = [first(true), first(false)].into_iter().flatten().collect();
         if nets.is_empty() {
             nets.extend(RESERVED.parse::<IpNet>());
         }
         let firsts: Vec<IpAddr> = nets.iter().map(IpNet::network).collect();
-        let ranges = nets.into_iter().map(|net| Range { net, hosts: net.hosts() }).collect();
+        let ranges = nets
+            .into_iter()
+            .map(|net| Range {
+                net,
+                hosts: net.hosts(),
+            })
+            .collect();
         // The first address of an IPv6 subnet is that of its routers (RFC 4291, section 2.6.1).
-        Self { ranges, used: used.chain(firsts).collect() }
+        Self {
+            ranges,
+            used: used.chain(firsts).collect(),
+        }
     }
 
     /// Returns an address of each range; fewer if ranges are full.
@@ -53,7 +66,11 @@ impl Addresses {
 
     /// The ranges, for people.
     pub fn source(&self) -> String {
-        let nets: Vec<String> = self.ranges.iter().map(|range| range.net.to_string()).collect();
+        let nets: Vec<String> = self
+            .ranges
+            .iter()
+            .map(|range| range.net.to_string())
+            .collect();
         nets.join(" and ")
     }
 }
@@ -78,9 +95,19 @@ mod tests {
     #[test]
     fn addresses_come_from_the_first_pool_of_each_version_and_are_free() {
         let used = ["10.0.0.1", "fd00::2"].map(|text| text.parse::<IpAddr>().expect("an address"));
-        let pools = [pool("a", "10.0.0.0/29"), pool("b", "10.1.0.0/16"), pool("c", "fd00::/120")];
+        let pools = [
+            pool("a", "10.0.0.0/29"),
+            pool("b", "10.1.0.0/16"),
+            pool("c", "fd00::/120"),
+        ];
         let mut addresses = Addresses::new(&pools, used.into_iter());
-        let mut assign = || addresses.assign().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut assign = || {
+            addresses
+                .assign()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(assign(), ["10.0.0.2", "fd00::1"]);
         assert_eq!(assign(), ["10.0.0.3", "fd00::3"]);
         (0..3).for_each(|_| drop(assign()));

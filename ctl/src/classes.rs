@@ -52,7 +52,11 @@ enum Fact {
 pub fn records(cluster: &Cluster) -> RecordMap {
     let ids = cluster.graph.ids().into_iter();
     ids.filter_map(|id| {
-        cluster.graph.record(&id).map(|record| record.into_owned()).map(|record| (id, record))
+        cluster
+            .graph
+            .record(&id)
+            .map(|record| record.into_owned())
+            .map(|record| (id, record))
     })
     .collect()
 }
@@ -82,26 +86,39 @@ fn facts(records: &RecordMap) -> Vec<(EndpointKey, String, BTreeSet<Fact>)> {
     let mut holders: BTreeMap<IpAddr, BTreeSet<Fact>> = BTreeMap::new();
     for record in records.values() {
         if let Record::Endpoint(endpoint) = record {
-            holders.extend(endpoint.addresses.iter().map(|address| (*address, BTreeSet::new())));
+            holders.extend(
+                endpoint
+                    .addresses
+                    .iter()
+                    .map(|address| (*address, BTreeSet::new())),
+            );
         }
     }
     add_sets(records, &mut holders);
     for net in nets(records) {
         add_net(&mut holders, net, || Fact::Net(net));
     }
-    let pods = records.iter().filter_map(|(id, record)| match (id, record) {
-        (RecordId::Endpoint(key), Record::Endpoint(endpoint)) if !endpoint.addresses.is_empty() => {
-            Some((key, endpoint))
-        }
-        _ => None,
-    });
+    let pods = records
+        .iter()
+        .filter_map(|(id, record)| match (id, record) {
+            (RecordId::Endpoint(key), Record::Endpoint(endpoint))
+                if !endpoint.addresses.is_empty() =>
+            {
+                Some((key, endpoint))
+            }
+            _ => None,
+        });
     pods.map(|(key, endpoint)| {
         let mut facts = BTreeSet::new();
         for address in &endpoint.addresses {
             facts.insert(Fact::Version(address.is_ipv4()));
             facts.extend(holders.get(address).into_iter().flatten().copied());
         }
-        (key.clone(), format!("{:?} {:?}", endpoint.tiers, endpoint.unmatched), facts)
+        (
+            key.clone(),
+            format!("{:?} {:?}", endpoint.tiers, endpoint.unmatched),
+            facts,
+        )
     })
     .collect()
 }
@@ -128,9 +145,11 @@ fn add_sets(records: &RecordMap, holders: &mut BTreeMap<IpAddr, BTreeSet<Fact>>)
 /// Adds a fact about all addresses within the range.
 fn add_net(holders: &mut BTreeMap<IpAddr, BTreeSet<Fact>>, net: IpNet, fact: impl Fn() -> Fact) {
     // Addresses of one IP version are in numerical order.
-    holders.range_mut(net.network()..=net.broadcast()).for_each(|(_, facts)| {
-        facts.insert(fact());
-    });
+    holders
+        .range_mut(net.network()..=net.broadcast())
+        .for_each(|(_, facts)| {
+            facts.insert(fact());
+        });
 }
 
 /// Ranges that rules name.
@@ -139,8 +158,12 @@ fn nets(records: &RecordMap) -> BTreeSet<IpNet> {
         Record::Policy(policy) => Some(rules(policy)),
         _ => None,
     });
-    let sides = rules.flatten().flat_map(|rule| [&rule.source, &rule.destination]);
-    sides.flat_map(|side| side.nets.iter().chain(&side.not_nets).copied()).collect()
+    let sides = rules
+        .flatten()
+        .flat_map(|rule| [&rule.source, &rule.destination]);
+    sides
+        .flat_map(|side| side.nets.iter().chain(&side.not_nets).copied())
+        .collect()
 }
 
 fn rules(policy: &PolicyRecord) -> impl Iterator<Item = &RuleRecord> {

@@ -90,7 +90,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // There is nobody to report to if the terminal is gone.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(ERROR) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(ERROR)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     match execute(cli.command, command) {

@@ -80,7 +80,9 @@ fn build(objects: &Objects, enforces_staged: bool) -> Cluster {
             Content::Ingested(ingested) => {
                 cluster.add_problems(name, &object.origin, ingested);
                 updates.extend(ingested.update.clone());
-                cluster.origins.extend(policy_of(ingested).map(|key| (key, object.origin.clone())));
+                cluster
+                    .origins
+                    .extend(policy_of(ingested).map(|key| (key, object.origin.clone())));
             }
             Content::Pod(_) | Content::Service(_) => {}
         }
@@ -116,7 +118,10 @@ fn staged(content: &Content) -> Option<(PolicyKey, Option<Policy>)> {
     let Some(Update::Staged(key, Some(staged))) = &ingested.update else {
         return None;
     };
-    let key = PolicyKey { kind: key.kind.enforced(), ..key.clone() };
+    let key = PolicyKey {
+        kind: key.kind.enforced(),
+        ..key.clone()
+    };
     match staged {
         StagedPolicy::Set(policy) => Some((key, Some(policy.clone()))),
         StagedPolicy::Delete => Some((key, None)),
@@ -155,10 +160,13 @@ impl Cluster {
     /// Adds the pods, and those of workloads that have none among them: an API server has
     /// both.
     fn add_pods(&mut self, objects: &Objects) {
-        let pods = objects.known.iter().filter_map(|(name, object)| match &object.content {
-            Content::Pod(pod) => Some((name.kind == "Pod", pod.as_ref())),
-            Content::Ingested(_) | Content::Service(_) => None,
-        });
+        let pods = objects
+            .known
+            .iter()
+            .filter_map(|(name, object)| match &object.content {
+                Content::Pod(pod) => Some((name.kind == "Pod", pod.as_ref())),
+                Content::Ingested(_) | Content::Service(_) => None,
+            });
         let (pods, workloads): (Vec<_>, Vec<_>) = pods.partition(|(is_pod, _)| *is_pod);
         pods.iter().for_each(|(_, pod)| self.add_pod(pod));
         for (_, workload) in workloads {
@@ -169,8 +177,17 @@ impl Cluster {
     }
 
     fn add_pod(&mut self, pod: &PodObject) {
-        let PodObject { key, endpoint, ports, .. } = pod.clone();
-        if self.pods.insert(key.clone(), ClusterPod { endpoint, ports }).is_some() {
+        let PodObject {
+            key,
+            endpoint,
+            ports,
+            ..
+        } = pod.clone();
+        if self
+            .pods
+            .insert(key.clone(), ClusterPod { endpoint, ports })
+            .is_some()
+        {
             self.notes.push(format!(
                 "workloads of one name have the pod {key} in common; the last by kind counts"
             ));
@@ -180,10 +197,13 @@ impl Cluster {
     /// Gives addresses to pods that have none yet, out of the pools, so that rules about ranges
     /// mean something.
     fn assign_addresses(&mut self, updates: &[Update], objects: &Objects) {
-        let alive = objects.known.values().filter_map(|object| match &object.content {
-            Content::Pod(pod) if pod.is_alive => Some(&pod.key),
-            _ => None,
-        });
+        let alive = objects
+            .known
+            .values()
+            .filter_map(|object| match &object.content {
+                Content::Pod(pod) if pod.is_alive => Some(&pod.key),
+                _ => None,
+            });
         let alive: BTreeSet<&EndpointKey> = alive.collect();
         let endpoints = self.pods.values().filter_map(|pod| pod.endpoint.as_ref());
         let mut addresses = Addresses::new(
@@ -192,8 +212,10 @@ impl Cluster {
         );
         let mut given = BTreeSet::new();
         for (key, pod) in self.pods.iter_mut().filter(|(key, _)| alive.contains(key)) {
-            if let Some(endpoint) =
-                pod.endpoint.as_mut().filter(|endpoint| endpoint.addresses.is_empty())
+            if let Some(endpoint) = pod
+                .endpoint
+                .as_mut()
+                .filter(|endpoint| endpoint.addresses.is_empty())
             {
                 endpoint.addresses = addresses.assign();
                 given.insert(key.to_string());
@@ -212,13 +234,19 @@ impl Cluster {
     /// of pods.
     fn add_implied(&mut self, updates: &[Update]) -> Vec<Update> {
         let tiers = TIERS.iter().map(|(name, order, default_action)| {
-            let tier = Tier { order: Order(Some(*order)), default_action: *default_action };
+            let tier = Tier {
+                order: Order(Some(*order)),
+                default_action: *default_action,
+            };
             Update::Tier((*name).to_owned(), Some(tier))
         });
         let (mut namespaces, mut accounts) = (BTreeSet::new(), BTreeSet::new());
         for (key, pod) in &self.pods {
             namespaces.insert(key.namespace.clone());
-            let account = pod.endpoint.as_ref().map(|endpoint| endpoint.service_account.as_str());
+            let account = pod
+                .endpoint
+                .as_ref()
+                .map(|endpoint| endpoint.service_account.as_str());
             accounts.extend(account.map(|name| NamespacedName::new(key.namespace.as_str(), name)));
         }
         for update in updates {
@@ -229,8 +257,11 @@ impl Cluster {
             };
         }
         // Every cluster has this one.
-        let unknown: BTreeSet<String> =
-            namespaces.iter().filter(|name| *name != "default").cloned().collect();
+        let unknown: BTreeSet<String> = namespaces
+            .iter()
+            .filter(|name| *name != "default")
+            .cloned()
+            .collect();
         if !unknown.is_empty() {
             self.notes.push(format!(
                 "namespaces that are not given count as ones without labels: {}",
@@ -240,10 +271,12 @@ impl Cluster {
         let labels = |name: &str| {
             Labels::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())])
         };
-        let namespaces =
-            namespaces.iter().map(|name| Update::Namespace(name.clone(), Some(labels(name))));
-        let accounts =
-            accounts.iter().map(|name| Update::ServiceAccount(name.clone(), Some(Labels::new())));
+        let namespaces = namespaces
+            .iter()
+            .map(|name| Update::Namespace(name.clone(), Some(labels(name))));
+        let accounts = accounts
+            .iter()
+            .map(|name| Update::ServiceAccount(name.clone(), Some(Labels::new())));
         tiers.chain(namespaces).chain(accounts).collect()
     }
 }

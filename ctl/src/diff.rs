@@ -37,7 +37,12 @@ const NAMED: usize = 3;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// File or folder of manifests that would be applied; - is standard input.
-    #[arg(short = 'f', long = "filename", value_name = "PATH", required_unless_present = "staged")]
+    #[arg(
+        short = 'f',
+        long = "filename",
+        value_name = "PATH",
+        required_unless_present = "staged"
+    )]
     pub files: Vec<String>,
     /// Enforce the staged policies too.
     #[arg(long)]
@@ -99,20 +104,30 @@ pub fn run(args: &Args) -> Result<Finding> {
     let mut objects = source::objects(&args.offline, &args.namespace, &args.connection)?;
     let before = Cluster::of(&objects);
     objects.overlay(Objects::read(&args.files, &args.namespace)?);
-    let after = if args.staged { Cluster::with_staged(&objects) } else { Cluster::of(&objects) };
+    let after = if args.staged {
+        Cluster::with_staged(&objects)
+    } else {
+        Cluster::of(&objects)
+    };
     let answer = compare(&before, &after, args.limit)?;
     let text = match args.output {
         Output::Tree => show(&answer),
         Output::Json => report::json(&answer)?,
     };
-    Ok(Finding { text, holds: answer.changes.is_empty() && answer.omitted == 0 })
+    Ok(Finding {
+        text,
+        holds: answer.changes.is_empty() && answer.omitted == 0,
+    })
 }
 
 /// Compares two states of a cluster.
 pub fn compare(before: &Cluster, after: &Cluster, limit: usize) -> Result<Answer> {
     let states = [classes::records(before), classes::records(after)];
     let groups = classes::divide(&[&states[0], &states[1]]);
-    let comparison = Comparison { states: &states, after };
+    let comparison = Comparison {
+        states: &states,
+        after,
+    };
     let pairs: Vec<(usize, usize)> = comparison.pairs(&groups);
     ensure!(
         pairs.len() <= MAX_PAIRS,
@@ -123,12 +138,21 @@ pub fn compare(before: &Cluster, after: &Cluster, limit: usize) -> Result<Answer
     let (mut changes, mut omitted) = (Vec::new(), 0);
     for (from, to) in pairs {
         for change in comparison.changes(&groups, from, to) {
-            if changes.len() < limit { changes.push(change) } else { omitted += 1 }
+            if changes.len() < limit {
+                changes.push(change)
+            } else {
+                omitted += 1
+            }
         }
     }
     let used = changes.iter().flat_map(|change| [change.from, change.to]);
     let groups = used
-        .map(|group| (group, groups[group].pods.iter().map(ToString::to_string).collect()))
+        .map(|group| {
+            (
+                group,
+                groups[group].pods.iter().map(ToString::to_string).collect(),
+            )
+        })
         .collect();
     Ok(Answer {
         groups,
@@ -149,7 +173,10 @@ impl Comparison<'_> {
     /// Pairs of groups between which a verdict may differ.
     fn pairs(&self, groups: &[Class]) -> Vec<(usize, usize)> {
         let affected = |is_ingress: bool| -> Vec<bool> {
-            groups.iter().map(|group| self.is_affected(group, is_ingress)).collect()
+            groups
+                .iter()
+                .map(|group| self.is_affected(group, is_ingress))
+                .collect()
         };
         let (egress, ingress) = (affected(false), affected(true));
         let pairs = (0..groups.len()).flat_map(|from| (0..groups.len()).map(move |to| (from, to)));
@@ -167,17 +194,26 @@ impl Comparison<'_> {
         };
         let is_same = |id: &RecordId| self.states[0].get(id) == self.states[1].get(id);
         let list = |tiers: &[TierBinding]| -> Vec<_> {
-            let tiers = tiers.iter().filter(|tier| !policies(tier, is_ingress).is_empty());
+            let tiers = tiers
+                .iter()
+                .filter(|tier| !policies(tier, is_ingress).is_empty());
             tiers
                 .map(|tier| {
-                    (tier.name.clone(), tier.default_action, policies(tier, is_ingress).to_vec())
+                    (
+                        tier.name.clone(),
+                        tier.default_action,
+                        policies(tier, is_ingress).to_vec(),
+                    )
                 })
                 .collect()
         };
         if before.unmatched != after.unmatched || list(&before.tiers) != list(&after.tiers) {
             return true;
         }
-        let bound = after.tiers.iter().flat_map(|tier| policies(tier, is_ingress));
+        let bound = after
+            .tiers
+            .iter()
+            .flat_map(|tier| policies(tier, is_ingress));
         bound.map(|key| RecordId::Policy(key.clone())).any(|id| {
             let sets = self.rules(1, &id, is_ingress).iter().flat_map(sets_of);
             !is_same(&id) || sets.cloned().map(RecordId::IpSet).any(|set| !is_same(&set))
@@ -193,14 +229,21 @@ impl Comparison<'_> {
 
     /// What differs between two groups.
     fn changes(&self, groups: &[Class], from: usize, to: usize) -> Vec<Change> {
-        let destination = if from == to { groups[to].pods.get(1) } else { groups[to].pods.first() };
+        let destination = if from == to {
+            groups[to].pods.get(1)
+        } else {
+            groups[to].pods.first()
+        };
         let Some(destination) = destination else {
             return Vec::new();
         };
         let pods = [groups[from].first(), destination];
         let mut changes = Vec::new();
         for is_ipv4 in [true, false] {
-            let packets = self.states.each_ref().map(|state| addresses(state, pods, is_ipv4));
+            let packets = self
+                .states
+                .each_ref()
+                .map(|state| addresses(state, pods, is_ipv4));
             let [Some(before), Some(after)] = packets else {
                 continue;
             };
@@ -209,19 +252,27 @@ impl Comparison<'_> {
                 Protocol::TCP,
                 Protocol::UDP,
                 Protocol::SCTP,
-                if is_ipv4 { Protocol::ICMP } else { Protocol::ICMPV6 },
+                if is_ipv4 {
+                    Protocol::ICMP
+                } else {
+                    Protocol::ICMPV6
+                },
             ] {
                 self.compare_protocol(pods, [before, after], protocol, &mut found);
             }
             let ip = if is_ipv4 { 4 } else { 6 };
-            changes.extend(found.into_iter().map(|(verdict, (traffic, reason))| Change {
-                verdict,
-                from,
-                to,
-                ip,
-                traffic,
-                reason,
-            }));
+            changes.extend(
+                found
+                    .into_iter()
+                    .map(|(verdict, (traffic, reason))| Change {
+                        verdict,
+                        from,
+                        to,
+                        ip,
+                        traffic,
+                        reason,
+                    }),
+            );
         }
         changes
     }
@@ -265,7 +316,10 @@ impl Comparison<'_> {
     ) -> Vec<PortRange> {
         let mut cuts = Cuts::default();
         if !protocol.has_ports() {
-            return vec![PortRange { first: 1, last: u16::MAX }];
+            return vec![PortRange {
+                first: 1,
+                last: u16::MAX,
+            }];
         }
         for (state, records) in self.states.iter().enumerate() {
             for (pod, is_ingress) in [(pods[0], false), (pods[1], true)] {
@@ -274,7 +328,11 @@ impl Comparison<'_> {
                 else {
                     continue;
                 };
-                for key in endpoint.tiers.iter().flat_map(|tier| policies(tier, is_ingress)) {
+                for key in endpoint
+                    .tiers
+                    .iter()
+                    .flat_map(|tier| policies(tier, is_ingress))
+                {
                     let rules = self.rules(state, &RecordId::Policy(key.clone()), is_ingress);
                     cuts.add_rules(records, rules, protocol, &[ends[state].1]);
                 }
@@ -302,12 +360,18 @@ impl Comparison<'_> {
         };
         let ends = [(from, Direction::Egress), (to, Direction::Ingress)].map(|(pod, direction)| {
             let verdict = evaluate(&self.states[state], pod, direction, &packet);
-            EndVerdict { direction, place: Place::Pod(pod.clone(), verdict) }
+            EndVerdict {
+                direction,
+                place: Place::Pod(pod.clone(), verdict),
+            }
         });
         let is_allowed = ends.iter().all(
             |end| matches!(&end.place, Place::Pod(_, verdict) if verdict.action == Action::Allow),
         );
-        Outcome { is_allowed, ends: ends.into() }
+        Outcome {
+            is_allowed,
+            ends: ends.into(),
+        }
     }
 }
 
@@ -319,15 +383,24 @@ fn endpoint<'a>(state: &'a RecordMap, group: &Class) -> Option<&'a EndpointRecor
 }
 
 fn policies(tier: &TierBinding, is_ingress: bool) -> &[PolicyKey] {
-    if is_ingress { &tier.ingress } else { &tier.egress }
+    if is_ingress {
+        &tier.ingress
+    } else {
+        &tier.egress
+    }
 }
 
 /// Sets that a rule names.
 fn sets_of(rule: &RuleRecord) -> impl Iterator<Item = &SetId> {
-    [&rule.source, &rule.destination].into_iter().flat_map(|side| {
-        let plain = side.sets.iter().chain(&side.not_sets);
-        plain.chain(side.port_sets.iter()).chain(&side.not_port_sets).chain(&side.service_set)
-    })
+    [&rule.source, &rule.destination]
+        .into_iter()
+        .flat_map(|side| {
+            let plain = side.sets.iter().chain(&side.not_sets);
+            plain
+                .chain(side.port_sets.iter())
+                .chain(&side.not_port_sets)
+                .chain(&side.service_set)
+        })
 }
 
 /// First addresses of both pods of an IP version.
@@ -337,9 +410,11 @@ fn addresses(
     is_ipv4: bool,
 ) -> Option<(IpAddr, IpAddr)> {
     let address = |pod: &EndpointKey| match state.get(&RecordId::Endpoint(pod.clone())) {
-        Some(Record::Endpoint(endpoint)) => {
-            endpoint.addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4)
-        }
+        Some(Record::Endpoint(endpoint)) => endpoint
+            .addresses
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv4() == is_ipv4),
         _ => None,
     };
     Some((address(pods[0])?, address(pods[1])?))
@@ -348,7 +423,12 @@ fn addresses(
 /// A protocol with its ports, unless it is all of them.
 fn traffic_text(protocol: Protocol, ranges: &[PortRange]) -> String {
     let name = protocol_name(protocol);
-    if ranges == [PortRange { first: 1, last: u16::MAX }] {
+    if ranges
+        == [PortRange {
+            first: 1,
+            last: u16::MAX,
+        }]
+    {
         return name;
     }
     let ranges = ranges.iter().map(|range| match range.first == range.last {
@@ -361,14 +441,31 @@ fn traffic_text(protocol: Protocol, ranges: &[PortRange]) -> String {
 fn show(answer: &Answer) -> String {
     let mut text = String::new();
     let name = |group: usize| {
-        let pods = answer.groups.get(&group).map(Vec::as_slice).unwrap_or_default();
-        let shown = pods.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let pods = answer
+            .groups
+            .get(&group)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let shown = pods
+            .iter()
+            .take(NAMED)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
         match pods.len().saturating_sub(NAMED) {
             0 => shown,
             more => format!("{shown} and {more} more"),
         }
     };
-    for Change { verdict, from, to, ip, traffic, reason } in &answer.changes {
+    for Change {
+        verdict,
+        from,
+        to,
+        ip,
+        traffic,
+        reason,
+    } in &answer.changes
+    {
         let version = if *ip == 6 { " over IPv6" } else { "" };
         let (from, to, traffic) = (name(*from), name(*to), traffic.join("; "));
         text += &format!(

@@ -89,21 +89,29 @@ pub fn run(args: &Args) -> Result<Finding> {
         Output::Tree => show(&answer),
         Output::Json => report::json(&answer)?,
     };
-    Ok(Finding { text, holds: answer.verdict == VerdictName::Allow })
+    Ok(Finding {
+        text,
+        holds: answer.verdict == VerdictName::Allow,
+    })
 }
 
 /// Answers the question for a cluster.
 pub fn answer(args: &Args, cluster: &Cluster) -> Result<Answer> {
-    let (from, to) =
-        (End::parse(&args.from, &args.namespace)?, End::parse(&args.to, &args.namespace)?);
+    let (from, to) = (
+        End::parse(&args.from, &args.namespace)?,
+        End::parse(&args.to, &args.namespace)?,
+    );
     let source = from.source(cluster)?;
     let destinations = to.destinations(cluster, args.protocol.as_deref(), args.port.as_deref())?;
-    let connections =
-        destinations.iter().map(|destination| connection(cluster, &source, destination));
+    let connections = destinations
+        .iter()
+        .map(|destination| connection(cluster, &source, destination));
     let connections: Vec<ConnectionReport> = connections.collect::<Result<_>>()?;
     Ok(Answer {
         verdict: VerdictName::of(
-            connections.iter().all(|found| found.enforced.verdict == VerdictName::Allow),
+            connections
+                .iter()
+                .all(|found| found.enforced.verdict == VerdictName::Allow),
         ),
         connections,
         refused: report::refused(cluster),
@@ -116,7 +124,12 @@ fn connection(
     source: &Party,
     destination: &Destination,
 ) -> Result<ConnectionReport> {
-    let Destination { party, protocol, port, through } = destination;
+    let Destination {
+        party,
+        protocol,
+        port,
+        through,
+    } = destination;
     let question = Question {
         from: Some(source.clone()),
         to: Some(party.clone()),
@@ -124,8 +137,11 @@ fn connection(
         port: u32::from(*port),
     };
     let explanation = explain(&cluster.graph, &question).map_err(|error| anyhow!("{error}"));
-    let Explanation { packet, enforced, staged } =
-        explanation.with_context(|| format!("{} to {}", name(source), name(party)))?;
+    let Explanation {
+        packet,
+        enforced,
+        staged,
+    } = explanation.with_context(|| format!("{} to {}", name(source), name(party)))?;
     let staged = staged.zip(cluster.graph.staged_view());
     Ok(ConnectionReport {
         from: name(source).to_owned(),
@@ -152,7 +168,10 @@ fn show(answer: &Answer) -> String {
         let mut below = found.enforced.branches();
         if let Some(staged) = &found.staged {
             below.push(Tree::new(
-                format!("if staged policies were enforced: {}", staged.verdict.word()),
+                format!(
+                    "if staged policies were enforced: {}",
+                    staged.verdict.word()
+                ),
                 staged.branches(),
             ));
         }
@@ -167,10 +186,23 @@ fn headline(found: &ConnectionReport) -> String {
         true => name.to_owned(),
         false => format!("{name} ({address})"),
     };
-    let (from, to) =
-        (with_address(&found.from, &found.source), with_address(&found.to, &found.destination));
-    let port = if found.port == 0 { String::new() } else { format!(" {}", found.port) };
-    let through =
-        found.through.as_ref().map(|through| format!(", by {through}")).unwrap_or_default();
-    format!("{}: {from} to {to} {}{port}{through}", found.enforced.verdict.word(), found.protocol)
+    let (from, to) = (
+        with_address(&found.from, &found.source),
+        with_address(&found.to, &found.destination),
+    );
+    let port = if found.port == 0 {
+        String::new()
+    } else {
+        format!(" {}", found.port)
+    };
+    let through = found
+        .through
+        .as_ref()
+        .map(|through| format!(", by {through}"))
+        .unwrap_or_default();
+    format!(
+        "{}: {from} to {to} {}{port}{through}",
+        found.enforced.verdict.word(),
+        found.protocol
+    )
 }

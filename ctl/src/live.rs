@@ -34,11 +34,20 @@ const KUBERNETES: [(&str, &str, &str, &str); 7] = [
     ("", "v1", "Service", "services"),
     ("", "v1", "ServiceAccount", "serviceaccounts"),
     ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
-    ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
+    (
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+    ),
 ];
 /// The kind of them that a cluster may lack.
-const OPTIONAL: (&str, &str, &str, &str) =
-    ("policy.networking.k8s.io", "v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies");
+const OPTIONAL: (&str, &str, &str, &str) = (
+    "policy.networking.k8s.io",
+    "v1alpha2",
+    "ClusterNetworkPolicy",
+    "clusternetworkpolicies",
+);
 /// Calico's kinds that policy depends on.
 const CALICO: [&str; 11] = [
     "FelixConfiguration",
@@ -112,7 +121,9 @@ impl Connection {
         loop {
             let page = match api.list(&params).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => return Ok(objects),
-                page => page.map_err(explained).with_context(|| resource.plural.clone())?,
+                page => page
+                    .map_err(explained)
+                    .with_context(|| resource.plural.clone())?,
             };
             for object in page.items {
                 let mut value = serde_json::to_value(object)?;
@@ -131,7 +142,10 @@ impl Connection {
     /// Lists all objects of one of Calico's kinds in the users' form.
     pub async fn list_calico(&self, kind: &Kind, namespace: Option<&str>) -> Result<Vec<Value>> {
         let objects = self.list(&kind.resource(self.mode), namespace).await?;
-        objects.into_iter().map(|object| from_storage(self.mode, kind, object)).collect()
+        objects
+            .into_iter()
+            .map(|object| from_storage(self.mode, kind, object))
+            .collect()
     }
 
     /// Reads an object of one of Calico's kinds by the name that users know it by.
@@ -147,7 +161,10 @@ impl Connection {
             let Some(found) = found else { continue };
             let object = from_storage(self.mode, kind, serde_json::to_value(found)?)?;
             if object["metadata"]["name"] == name {
-                return Ok(Some(Found { stored_name, object }));
+                return Ok(Some(Found {
+                    stored_name,
+                    object,
+                }));
             }
         }
         Ok(None)
@@ -158,7 +175,9 @@ impl Connection {
         let stored = to_storage(self.mode, kind, object, None)?;
         let namespace = stored.metadata.namespace.clone();
         let api = self.api(&kind.resource(self.mode), namespace.as_deref());
-        api.create(&PostParams::default(), &stored).await.map_err(explained)?;
+        api.create(&PostParams::default(), &stored)
+            .await
+            .map_err(explained)?;
         Ok(())
     }
 
@@ -178,20 +197,33 @@ impl Connection {
         let text = |field: &str| found.object["metadata"][field].as_str().map(str::to_owned);
         let api = self.api(&kind.resource(self.mode), text("namespace").as_deref());
         let resource_version = text("resourceVersion");
-        let preconditions = Some(Preconditions { uid: None, resource_version });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        api.delete(&found.stored_name, &params).await.map_err(explained)?;
+        let preconditions = Some(Preconditions {
+            uid: None,
+            resource_version,
+        });
+        let params = DeleteParams {
+            preconditions,
+            ..DeleteParams::default()
+        };
+        api.delete(&found.stored_name, &params)
+            .await
+            .map_err(explained)?;
         Ok(())
     }
 
     /// Reads everything that policy depends on.
     pub async fn objects(&self) -> Result<Objects> {
         let mut objects = Objects::default();
-        let origin = Origin { file: "the cluster".to_owned(), line: 0 };
+        let origin = Origin {
+            file: "the cluster".to_owned(),
+            line: 0,
+        };
         let kubernetes = KUBERNETES.iter().chain([&OPTIONAL]);
         let kubernetes =
             kubernetes.map(|(group, version, kind, plural)| resource(group, version, kind, plural));
-        let calico = CALICO.iter().filter_map(|kind| Some(Kind::of(kind)?.resource(self.mode)));
+        let calico = CALICO
+            .iter()
+            .filter_map(|kind| Some(Kind::of(kind)?.resource(self.mode)));
         for resource in kubernetes.chain(calico) {
             for value in self.list(&resource, None).await? {
                 objects.add(&origin, value, "default");
@@ -217,11 +249,17 @@ pub fn resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiReso
 pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     // A second installation within one process, as in tests, changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
 }
 
 async fn config(args: &ConnectionArgs) -> Result<Config> {
-    let options = KubeConfigOptions { context: args.context.clone(), ..Default::default() };
+    let options = KubeConfigOptions {
+        context: args.context.clone(),
+        ..Default::default()
+    };
     match (&args.kubeconfig, &args.context) {
         (Some(path), _) => {
             let shown = path.display();
@@ -268,7 +306,10 @@ pub fn from_storage(mode: Mode, kind: &Kind, object: Value) -> Result<Value> {
     if mode == Mode::V3 {
         return Ok(object);
     }
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let mut decoded =
         storage::read(kind, object).with_context(|| format!("{} {name}", kind.stored_kind))?;
     storage::complete(kind, &mut decoded.object);
@@ -288,9 +329,14 @@ fn to_storage(
     metadata.retain(|field, _| !BOOKKEEPING.contains(&field.as_str()));
     if let Some(found) = found {
         let present = &found.object["metadata"];
-        metadata.entry("resourceVersion").or_insert_with(|| present["resourceVersion"].clone());
+        metadata
+            .entry("resourceVersion")
+            .or_insert_with(|| present["resourceVersion"].clone());
         metadata.insert("uid".to_owned(), present["uid"].clone());
-        metadata.insert("creationTimestamp".to_owned(), present["creationTimestamp"].clone());
+        metadata.insert(
+            "creationTimestamp".to_owned(),
+            present["creationTimestamp"].clone(),
+        );
     } else {
         for field in ["resourceVersion", "uid", "creationTimestamp"] {
             metadata.remove(field);
@@ -314,7 +360,10 @@ fn explained(error: kube::Error) -> anyhow::Error {
             anyhow!("{}; ask for this right in RBAC", status.message)
         }
         kube::Error::Api(status) if status.code == 409 => {
-            anyhow!("{}; somebody else has changed it, try again", status.message)
+            anyhow!(
+                "{}; somebody else has changed it, try again",
+                status.message
+            )
         }
         kube::Error::Api(status) => anyhow!("{}", status.message),
         error => anyhow::Error::new(error).context("the API server cannot be asked"),
@@ -346,7 +395,11 @@ mod tests {
         let v1 = to_storage(Mode::V1, policy(), written(), None).expect("an object");
         let v1 = serde_json::to_value(v1).expect("a value");
         assert_eq!(v1["apiVersion"], "crd.projectcalico.org/v1");
-        assert_eq!(v1["metadata"].get("labels"), None, "they are in the annotation");
+        assert_eq!(
+            v1["metadata"].get("labels"),
+            None,
+            "they are in the annotation"
+        );
         assert_eq!(v1["metadata"]["name"], "p");
     }
 
@@ -362,7 +415,10 @@ mod tests {
         });
         let object = from_storage(Mode::V1, policy(), stored).expect("the users' form");
         assert_eq!(object["metadata"]["name"], "p");
-        let found = Found { stored_name: "default.p".to_owned(), object };
+        let found = Found {
+            stored_name: "default.p".to_owned(),
+            object,
+        };
         let again = to_storage(Mode::V1, policy(), written(), Some(&found)).expect("an object");
         let metadata = serde_json::to_value(again.metadata).expect("a value");
         assert_eq!(metadata["name"], "default.p");
@@ -371,7 +427,11 @@ mod tests {
         let mut stale = written();
         stale["metadata"]["resourceVersion"] = "3".into();
         let stale = to_storage(Mode::V1, policy(), stale, Some(&found)).expect("an object");
-        assert_eq!(stale.metadata.resource_version.as_deref(), Some("3"), "so that it conflicts");
+        assert_eq!(
+            stale.metadata.resource_version.as_deref(),
+            Some("3"),
+            "so that it conflicts"
+        );
     }
 
     #[test]
@@ -384,9 +444,17 @@ mod tests {
 
     #[test]
     fn every_kind_that_policy_depends_on_is_read() {
-        let read = KUBERNETES.iter().chain([&OPTIONAL]).map(|(group, _, kind, _)| (*group, *kind));
-        let read: Vec<_> = read.chain(CALICO.map(|kind| ("projectcalico.org", kind))).collect();
-        for known in margay_calc::kinds::KINDS.iter().filter(|known| known.kind != "IPAMBlock") {
+        let read = KUBERNETES
+            .iter()
+            .chain([&OPTIONAL])
+            .map(|(group, _, kind, _)| (*group, *kind));
+        let read: Vec<_> = read
+            .chain(CALICO.map(|kind| ("projectcalico.org", kind)))
+            .collect();
+        for known in margay_calc::kinds::KINDS
+            .iter()
+            .filter(|known| known.kind != "IPAMBlock")
+        {
             assert!(read.contains(&(known.group, known.kind)), "{}", known.name);
         }
         assert!(CALICO.iter().all(|kind| Kind::of(kind).is_some()));

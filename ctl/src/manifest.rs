@@ -66,7 +66,10 @@ fn read_path(path: &Path, depth: usize, take: &mut dyn FnMut(Document)) -> Resul
     let shown = path.display();
     let metadata = fs::metadata(path).with_context(|| format!("{shown}: cannot be read"))?;
     if !metadata.is_dir() {
-        ensure!(metadata.len() <= MAX_FILE, "{shown}: larger than {MAX_FILE} bytes; split it");
+        ensure!(
+            metadata.len() <= MAX_FILE,
+            "{shown}: larger than {MAX_FILE} bytes; split it"
+        );
         let text = fs::read_to_string(path)
             .with_context(|| format!("{shown}: cannot be read as text in UTF-8"))?;
         split(&shown.to_string(), &text, take);
@@ -86,8 +89,9 @@ fn entries(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let is_hidden =
-            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let is_hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         let is_manifest = path
             .extension()
             .and_then(|ending| ending.to_str())
@@ -116,7 +120,10 @@ pub fn split(file: &str, text: &str, take: &mut dyn FnMut(Document)) {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
         {
             parse_yaml(file, start.line, &text[start.offset..offset], take);
-            start = Start { offset: offset + "---".len(), line: index + 1 };
+            start = Start {
+                offset: offset + "---".len(),
+                line: index + 1,
+            };
         }
         offset += line.len();
     }
@@ -130,10 +137,16 @@ struct Start {
 }
 
 fn parse_json(file: &str, text: &str) -> Document {
-    let origin = Origin { file: file.to_owned(), line: 1 };
+    let origin = Origin {
+        file: file.to_owned(),
+        line: 1,
+    };
     match serde_json::from_str(text) {
         Ok(value) => Ok((origin, value)),
-        Err(error) => Err(Unreadable { origin, reason: format!("not JSON: {error}") }),
+        Err(error) => Err(Unreadable {
+            origin,
+            reason: format!("not JSON: {error}"),
+        }),
     }
 }
 
@@ -142,20 +155,26 @@ fn parse_yaml(file: &str, line: usize, text: &str, take: &mut dyn FnMut(Document
     let Some(blank) = text.lines().position(is_content) else {
         return;
     };
-    let origin = Origin { file: file.to_owned(), line: line + blank };
+    let origin = Origin {
+        file: file.to_owned(),
+        line: line + blank,
+    };
     let options = serde_saphyr::options! {
         // The size of the file is the limit; that of the nodes is below what a list of all pods
         // has.
         budget: None,
         with_snippet: false,
     };
-    take(match serde_saphyr::from_str_with_options::<Value>(text, options) {
-        Ok(Value::Null) => return,
-        Ok(value) => Ok((origin, value)),
-        Err(error) => {
-            Err(Unreadable { origin, reason: format!("not YAML (lines of the document): {error}") })
-        }
-    });
+    take(
+        match serde_saphyr::from_str_with_options::<Value>(text, options) {
+            Ok(Value::Null) => return,
+            Ok(value) => Ok((origin, value)),
+            Err(error) => Err(Unreadable {
+                origin,
+                reason: format!("not YAML (lines of the document): {error}"),
+            }),
+        },
+    );
 }
 
 #[cfg(test)]
@@ -196,8 +215,20 @@ mod tests {
 
     #[test]
     fn json_is_read_as_such() {
-        assert_eq!(read_text("\n{\"kind\": \"A\"}")[0].1.as_ref().expect("valid")["kind"], "A");
-        assert!(read_text("{\"kind\": ").remove(0).1.expect_err("not JSON").contains("not JSON"));
+        assert_eq!(
+            read_text("\n{\"kind\": \"A\"}")[0]
+                .1
+                .as_ref()
+                .expect("valid")["kind"],
+            "A"
+        );
+        assert!(
+            read_text("{\"kind\": ")
+                .remove(0)
+                .1
+                .expect_err("not JSON")
+                .contains("not JSON")
+        );
     }
 
     #[test]
@@ -215,11 +246,19 @@ mod tests {
         }
         let mut kinds = Vec::new();
         read(&folder.path().display().to_string(), &mut |document| {
-            kinds.push(document.expect("valid").1["kind"].as_str().expect("text").to_owned());
+            kinds.push(
+                document.expect("valid").1["kind"]
+                    .as_str()
+                    .expect("text")
+                    .to_owned(),
+            );
         })
         .expect("readable");
         assert_eq!(kinds, ["A", "B"]);
         let missing = read("/nonexistent/x.yaml", &mut |_| ()).expect_err("no such file");
-        assert!(missing.to_string().starts_with("/nonexistent/x.yaml"), "{missing}");
+        assert!(
+            missing.to_string().starts_with("/nonexistent/x.yaml"),
+            "{missing}"
+        );
     }
 }

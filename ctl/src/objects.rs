@@ -39,7 +39,11 @@ pub struct ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, namespace, name } = self;
+        let Self {
+            kind,
+            namespace,
+            name,
+        } = self;
         match namespace.as_str() {
             "" => write!(f, "{kind} {name}"),
             _ => write!(f, "{kind} {namespace}/{name}"),
@@ -83,7 +87,9 @@ impl Objects {
     pub fn read(paths: &[String], namespace: &str) -> Result<Self> {
         let mut objects = Self::default();
         for path in paths {
-            manifest::read(path, &mut |document| objects.add_document(document, namespace))?;
+            manifest::read(path, &mut |document| {
+                objects.add_document(document, namespace)
+            })?;
         }
         Ok(objects)
     }
@@ -98,7 +104,9 @@ impl Objects {
 
     /// Adds an object, or all that a list holds. Kinds that policy does not depend on are left out.
     pub fn add(&mut self, origin: &Origin, mut value: Value, namespace: &str) {
-        let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+        let is_list = value["kind"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("List"));
         if let Some(Value::Array(items)) = value.get_mut("items").filter(|_| is_list) {
             for item in std::mem::take(items) {
                 self.add(origin, item, namespace);
@@ -107,16 +115,22 @@ impl Objects {
         }
         match parse(value, namespace) {
             Ok(Some((name, content))) => {
-                let object = Object { origin: origin.clone(), content };
+                let object = Object {
+                    origin: origin.clone(),
+                    content,
+                };
                 if let Some(former) = self.known.insert(name.clone(), object) {
-                    self.notes
-                        .push(format!("{name} of {origin} replaces that of {}", former.origin));
+                    self.notes.push(format!(
+                        "{name} of {origin} replaces that of {}",
+                        former.origin
+                    ));
                 }
             }
             Ok(None) => {}
-            Err(error) => self
-                .unreadable
-                .push(Unreadable { origin: origin.clone(), reason: format!("{error:#}") }),
+            Err(error) => self.unreadable.push(Unreadable {
+                origin: origin.clone(),
+                reason: format!("{error:#}"),
+            }),
         }
     }
 
@@ -136,7 +150,11 @@ fn parse(value: Value, namespace: &str) -> Result<Option<(ObjectName, Content)>>
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     if api_version.is_empty() || kind.is_empty() {
-        let missing = if kind.is_empty() { "kind" } else { "apiVersion" };
+        let missing = if kind.is_empty() {
+            "kind"
+        } else {
+            "apiVersion"
+        };
         bail!("{missing}: \"\": every object names its kind and the version of its API; add it");
     }
     if api_version == Mode::V1.api_version() {
@@ -151,7 +169,10 @@ fn parse(value: Value, namespace: &str) -> Result<Option<(ObjectName, Content)>>
     if (api_version.as_str(), kind.as_str()) == ("v1", "Service") {
         let (name, value) =
             identity(&value, "Service", Some(namespace)).map(|(name, _)| (name, value))?;
-        return Ok(Some((name, Content::Service(Box::new(serde_json::from_value(value)?)))));
+        return Ok(Some((
+            name,
+            Content::Service(Box::new(serde_json::from_value(value)?)),
+        )));
     }
     let Some(known) = KindName::of(&api_version, &kind) else {
         return Ok(None);
@@ -165,7 +186,10 @@ fn parse_stored(
     stored_kind: &str,
     namespace: &str,
 ) -> Result<Option<(ObjectName, Content)>> {
-    let Some(kind) = storage::kind::ALL.iter().find(|kind| kind.stored_kind == stored_kind) else {
+    let Some(kind) = storage::kind::ALL
+        .iter()
+        .find(|kind| kind.stored_kind == stored_kind)
+    else {
         return Ok(None);
     };
     if KindName::of(&Mode::V3.api_version(), kind.kind).is_none() {
@@ -247,7 +271,9 @@ mod tests {
 
     fn objects(text: &str) -> Objects {
         let mut objects = Objects::default();
-        manifest::split("f", text, &mut |document| objects.add_document(document, "here"));
+        manifest::split("f", text, &mut |document| {
+            objects.add_document(document, "here")
+        });
         objects
     }
 
@@ -318,8 +344,11 @@ metadata: {name: h}
             "a: b\n---\nkind: Pod\napiVersion: v1\n---\n[]\n---\napiVersion: v1\nkind: Pod\n\
              metadata: {name: n}\n",
         );
-        let found: Vec<String> =
-            objects.unreadable.iter().map(|bad| format!("{} {}", bad.origin, bad.reason)).collect();
+        let found: Vec<String> = objects
+            .unreadable
+            .iter()
+            .map(|bad| format!("{} {}", bad.origin, bad.reason))
+            .collect();
         assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found[0].starts_with("f:1 kind:"), "{found:#?}");
         // YAML 1.1 has more words for true and false.
@@ -327,7 +356,10 @@ metadata: {name: h}
             found[3].ends_with("Pod: metadata.name: false: must be text; put it into quotes"),
             "{found:#?}"
         );
-        assert!(found[1].starts_with("f:3 Pod: metadata.name:"), "{found:#?}");
+        assert!(
+            found[1].starts_with("f:3 Pod: metadata.name:"),
+            "{found:#?}"
+        );
     }
 
     #[test]
@@ -335,6 +367,9 @@ metadata: {name: h}
         let set = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\n\
                    metadata: {name: a}\nspec: {}\n";
         let objects = objects(&format!("{set}---\n{set}"));
-        assert_eq!(objects.notes, ["GlobalNetworkSet a of f:6 replaces that of f:1"]);
+        assert_eq!(
+            objects.notes,
+            ["GlobalNetworkSet a of f:6 replaces that of f:1"]
+        );
     }
 }

@@ -26,7 +26,10 @@ pub struct ManArgs {
 pub fn completion(mut command: Command, args: &CompletionArgs) -> Result<Finding> {
     let (name, mut script) = (command.get_name().to_owned(), Vec::new());
     clap_complete::generate(args.shell, &mut command, name, &mut script);
-    Ok(Finding { text: String::from_utf8(script)?, holds: true })
+    Ok(Finding {
+        text: String::from_utf8(script)?,
+        holds: true,
+    })
 }
 
 /// Writes the manual pages.
@@ -36,5 +39,8 @@ pub fn man(command: Command, args: &ManArgs) -> Result<Finding> {
         .with_context(|| format!("{folder}: cannot be created"))?;
     clap_mangen::generate_to(command, &args.folder)
         .with_context(|| format!("{folder}: pages cannot be written"))?;
-    Ok(Finding { text: format!("the pages are in {folder}\n"), holds: true })
+    Ok(Finding {
+        text: format!("the pages are in {folder}\n"),
+        holds: true,
+    })
 }

@@ -127,7 +127,10 @@ fn find_pod<'a>(cluster: &'a Cluster, key: &EndpointKey) -> Result<&'a ClusterPo
             "pod {key} uses its host's network, so policies of pods do not apply to it; ask with \
              the address of its node"
         ),
-        None => bail!("there is no pod {key}{}", suggestion(&key.to_string(), cluster.pods.keys())),
+        None => bail!(
+            "there is no pod {key}{}",
+            suggestion(&key.to_string(), cluster.pods.keys())
+        ),
     }
 }
 
@@ -160,11 +163,14 @@ fn pod_destinations(
         }
         let ports = pod.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
         let of_protocol = |found: Protocol| {
-            transport.as_deref().is_none_or(|wanted| wanted == protocol_name(found))
+            transport
+                .as_deref()
+                .is_none_or(|wanted| wanted == protocol_name(found))
         };
         let named = ports.filter(|port| port.name == text && of_protocol(port.protocol));
-        let named: Vec<_> =
-            named.map(|port| destination(&protocol_name(port.protocol), port.port)).collect();
+        let named: Vec<_> = named
+            .map(|port| destination(&protocol_name(port.protocol), port.port))
+            .collect();
         if named.is_empty() {
             bail!(
                 "--port: {text:?}: pod {key} declares no port of this name; give a number from \
@@ -176,10 +182,15 @@ fn pod_destinations(
     if is_without_ports(protocol) {
         return Ok(vec![destination(protocol.unwrap_or_default(), 0)]);
     }
-    let declared = pod.ports.iter().map(|(protocol, port)| (protocol_name(*protocol), *port));
+    let declared = pod
+        .ports
+        .iter()
+        .map(|(protocol, port)| (protocol_name(*protocol), *port));
     let declared =
         declared.filter(|(name, _)| transport.as_deref().is_none_or(|wanted| wanted == name));
-    let declared: Vec<_> = declared.map(|(name, port)| destination(&name, port)).collect();
+    let declared: Vec<_> = declared
+        .map(|(name, port)| destination(&name, port))
+        .collect();
     if declared.is_empty() {
         bail!("--port: missing; pod {key} declares no port of that protocol");
     }
@@ -214,14 +225,24 @@ fn service_destinations(
             .collect();
         bail!(
             "Service {name} has no such port; it has {}",
-            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            }
         );
     }
     let destinations = meant.iter().flat_map(|port| {
         let through = format!("svc/{name} {} {}", protocol_name(port.protocol), port.port);
-        let pods = port.pods.iter().map(|(key, number)| (Party::Pod(key.to_string()), *number));
+        let pods = port
+            .pods
+            .iter()
+            .map(|(key, number)| (Party::Pod(key.to_string()), *number));
         let is_pod = |address: IpAddr| cluster.graph.pod_at(address).is_some();
-        let others = port.backends.iter().filter(move |backend| !is_pod(backend.address));
+        let others = port
+            .backends
+            .iter()
+            .filter(move |backend| !is_pod(backend.address));
         let others =
             others.map(|backend| (Party::Address(backend.address.to_string()), backend.port));
         pods.chain(others).map(move |(party, number)| Destination {
@@ -287,7 +308,10 @@ mod tests {
             ("web.shop.svc.cluster.local", service("shop", "web")),
             ("web.shop", pod("here", "web.shop")),
             ("10.0.0.1", Some(End::Address([10, 0, 0, 1].into()))),
-            ("fd00::1", Some(End::Address("fd00::1".parse().expect("an address")))),
+            (
+                "fd00::1",
+                Some(End::Address("fd00::1".parse().expect("an address"))),
+            ),
             ("", None),
             ("a/", None),
             ("/b", None),

@@ -28,12 +28,20 @@ impl Cuts {
         protocol: Protocol,
         addresses: &[IpAddr],
     ) {
-        for rule in
-            rules.iter().filter(|rule| rule.protocol.is_none_or(|wanted| wanted == protocol))
+        for rule in rules
+            .iter()
+            .filter(|rule| rule.protocol.is_none_or(|wanted| wanted == protocol))
         {
             let side = &rule.destination;
-            side.ports.iter().chain(&side.not_ports).for_each(|range| self.add(*range));
-            let sets = side.port_sets.iter().chain(&side.not_port_sets).chain(&side.service_set);
+            side.ports
+                .iter()
+                .chain(&side.not_ports)
+                .for_each(|range| self.add(*range));
+            let sets = side
+                .port_sets
+                .iter()
+                .chain(&side.not_port_sets)
+                .chain(&side.service_set);
             sets.for_each(|set| self.add_set(records, set, protocol, addresses));
         }
     }
@@ -64,13 +72,24 @@ impl Cuts {
         let starts = std::iter::once(1).chain(self.0.iter().copied().filter(|port| *port > 1));
         let starts: Vec<u16> = starts.collect();
         let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
-        starts.iter().zip(ends).map(|(first, last)| PortRange { first: *first, last }).collect()
+        starts
+            .iter()
+            .zip(ends)
+            .map(|(first, last)| PortRange {
+                first: *first,
+                last,
+            })
+            .collect()
     }
 }
 
 /// Rules of a policy in one direction.
 pub fn rules(policy: &PolicyRecord, is_ingress: bool) -> &[RuleRecord] {
-    if is_ingress { &policy.ingress } else { &policy.egress }
+    if is_ingress {
+        &policy.ingress
+    } else {
+        &policy.egress
+    }
 }
 
 /// Joins ranges that touch; they are in order.
@@ -94,7 +113,12 @@ mod tests {
         let range = |first, last| PortRange { first, last };
         let mut cuts = Cuts::default();
         assert_eq!(cuts.ranges(), [range(1, u16::MAX)]);
-        for cut in [range(80, 80), range(8000, 9000), range(60_000, u16::MAX), range(1, 5)] {
+        for cut in [
+            range(80, 80),
+            range(8000, 9000),
+            range(60_000, u16::MAX),
+            range(1, 5),
+        ] {
             cuts.add(cut);
         }
         let wanted = [
@@ -109,6 +133,9 @@ mod tests {
         .map(|(a, b)| range(a, b));
         assert_eq!(cuts.ranges(), wanted);
         assert_eq!(join(&wanted), [range(1, u16::MAX)]);
-        assert_eq!(join(&[range(1, 5), range(7, 8), range(9, 9)]), [range(1, 5), range(7, 9)]);
+        assert_eq!(
+            join(&[range(1, 5), range(7, 8), range(9, 9)]),
+            [range(1, 5), range(7, 9)]
+        );
     }
 }

@@ -91,8 +91,15 @@ pub struct StepReport {
 impl OutcomeReport {
     /// The report of an outcome by these records of the cluster.
     pub fn of(cluster: &Cluster, records: &dyn Records, outcome: &Outcome) -> Self {
-        let ends = outcome.ends.iter().map(|end| EndReport::of(cluster, records, end)).collect();
-        Self { verdict: VerdictName::of(outcome.is_allowed), ends }
+        let ends = outcome
+            .ends
+            .iter()
+            .map(|end| EndReport::of(cluster, records, end))
+            .collect();
+        Self {
+            verdict: VerdictName::of(outcome.is_allowed),
+            ends,
+        }
     }
 
     /// The ends as branches.
@@ -122,11 +129,22 @@ impl EndReport {
                     steps: Vec::new(),
                 };
             }
-            Place::Pod(key, verdict) => {
-                (format!("pod {key}"), RecordId::Endpoint(key.clone()), verdict)
-            }
-            Place::Host { name, is_certain, stage, verdict } => {
-                let certainty = if *is_certain { "" } else { ", if it is this one's interface" };
+            Place::Pod(key, verdict) => (
+                format!("pod {key}"),
+                RecordId::Endpoint(key.clone()),
+                verdict,
+            ),
+            Place::Host {
+                name,
+                is_certain,
+                stage,
+                verdict,
+            } => {
+                let certainty = if *is_certain {
+                    ""
+                } else {
+                    ", if it is this one's interface"
+                };
                 (
                     format!("host endpoint {name}{certainty}, {stage:?}"),
                     RecordId::HostEndpoint(name.clone()),
@@ -151,7 +169,10 @@ impl EndReport {
             ));
         };
         let steps = self.steps.iter().map(|step| Tree::leaf(step.line()));
-        Tree::new(format!("{} of {}: {action}", self.direction, self.endpoint), steps)
+        Tree::new(
+            format!("{} of {}: {action}", self.direction, self.endpoint),
+            steps,
+        )
     }
 }
 
@@ -173,7 +194,12 @@ impl StepReport {
             origin: None,
         };
         match step {
-            Step::Rule { tier, policy, rule, action } => Self {
+            Step::Rule {
+                tier,
+                policy,
+                rule,
+                action,
+            } => Self {
                 tier: Some(tier.clone()),
                 policies: vec![policy.to_string()],
                 rule: Some(*rule),
@@ -198,9 +224,20 @@ impl StepReport {
     }
 
     fn line(&self) -> String {
-        let Self { kind, tier, policies, direction, rule, action, origin } = self;
+        let Self {
+            kind,
+            tier,
+            policies,
+            direction,
+            rule,
+            action,
+            origin,
+        } = self;
         let tier = tier.as_deref().unwrap_or_default();
-        let origin = origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+        let origin = origin
+            .as_ref()
+            .map(|origin| format!(" ({origin})"))
+            .unwrap_or_default();
         match *kind {
             "rule" => {
                 let rule = rule.unwrap_or_default();
@@ -210,7 +247,10 @@ impl StepReport {
                 )
             }
             "tierEnd" => {
-                format!("tier {tier}: no rule matches of {}: {action}, by default", self.named())
+                format!(
+                    "tier {tier}: no rule matches of {}: {action}, by default",
+                    self.named()
+                )
             }
             "failsafe" => format!("failsafe port, which no policy applies to: {action}"),
             "profile" if *action == "deny" => {
@@ -223,8 +263,13 @@ impl StepReport {
 
     /// The first policies.
     fn named(&self) -> String {
-        let shown =
-            self.policies.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let shown = self
+            .policies
+            .iter()
+            .take(NAMED)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
         match self.policies.len().saturating_sub(NAMED) {
             0 => shown,
             more => format!("{shown} and {more} more"),
@@ -282,29 +327,47 @@ pub struct RefusedReport {
 
 /// Objects that are refused, and documents that are none.
 pub fn refused(cluster: &Cluster) -> Vec<RefusedReport> {
-    let unreadable = cluster.unreadable.iter().map(|Unreadable { origin, reason }| RefusedReport {
-        object: String::new(),
-        origin: origin.to_string(),
-        problems: vec![reason.clone()],
-    });
-    let refused =
-        cluster.refused.iter().map(|Refused { object, origin, problems }| RefusedReport {
+    let unreadable = cluster
+        .unreadable
+        .iter()
+        .map(|Unreadable { origin, reason }| RefusedReport {
+            object: String::new(),
+            origin: origin.to_string(),
+            problems: vec![reason.clone()],
+        });
+    let refused = cluster.refused.iter().map(
+        |Refused {
+             object,
+             origin,
+             problems,
+         }| RefusedReport {
             object: object.clone(),
             origin: origin.to_string(),
             problems: problems.clone(),
-        });
+        },
+    );
     unreadable.chain(refused).collect()
 }
 
 /// Appends what else a reader should know: objects that are refused, and notes.
 pub fn write_remarks(refused: &[RefusedReport], notes: &[String], text: &mut String) {
-    for RefusedReport { object, origin, problems } in refused {
+    for RefusedReport {
+        object,
+        origin,
+        problems,
+    } in refused
+    {
         let problems = problems.iter().map(Tree::leaf);
-        let object =
-            if object.is_empty() { "a document that is no object" } else { object.as_str() };
+        let object = if object.is_empty() {
+            "a document that is no object"
+        } else {
+            object.as_str()
+        };
         Tree::new(format!("refused: {object} ({origin})"), problems).write(text);
     }
-    notes.iter().for_each(|note| Tree::leaf(format!("note: {note}")).write(text));
+    notes
+        .iter()
+        .for_each(|note| Tree::leaf(format!("note: {note}")).write(text));
 }
 
 /// JSON of an answer, ending in a line break.

@@ -39,7 +39,10 @@ pub fn slices(objects: &Objects) -> Slices {
         if let Content::Ingested(ingested) = &object.content
             && let Some(Update::Service(service, Some(backends))) = &ingested.update
         {
-            merged.entry(service.clone()).or_default().extend(backends.iter().cloned());
+            merged
+                .entry(service.clone())
+                .or_default()
+                .extend(backends.iter().cloned());
         }
     }
     merged
@@ -54,15 +57,21 @@ pub fn services(
     let owners: BTreeMap<IpAddr, &EndpointKey> = pods
         .iter()
         .flat_map(|(key, pod)| {
-            pod.endpoint.iter().flat_map(move |end| end.addresses.iter().map(move |a| (*a, key)))
+            pod.endpoint
+                .iter()
+                .flat_map(move |end| end.addresses.iter().map(move |a| (*a, key)))
         })
         .collect();
-    let services = objects.known.iter().filter_map(|(name, object)| match &object.content {
-        Content::Service(service) => {
-            Some((NamespacedName::new(name.namespace.as_str(), name.name.as_str()), service))
-        }
-        _ => None,
-    });
+    let services = objects
+        .known
+        .iter()
+        .filter_map(|(name, object)| match &object.content {
+            Content::Service(service) => Some((
+                NamespacedName::new(name.namespace.as_str(), name.name.as_str()),
+                service,
+            )),
+            _ => None,
+        });
     services
         .map(|(name, service)| {
             let ports = match slices.get(&name) {
@@ -118,8 +127,11 @@ fn from_slices(
             );
             if is_of {
                 port.backends.insert(backend.clone());
-                port.pods
-                    .extend(owners.get(&backend.address).map(|key| ((*key).clone(), backend.port)));
+                port.pods.extend(
+                    owners
+                        .get(&backend.address)
+                        .map(|key| ((*key).clone(), backend.port)),
+                );
             }
         }
     }
@@ -140,12 +152,18 @@ fn from_selector(
         .filter(|selector| !selector.is_empty());
     let is_selected = |endpoint: &WorkloadEndpoint| {
         selector.is_some_and(|selector| {
-            selector.iter().all(|(key, value)| endpoint.labels.get(key) == Some(value))
+            selector
+                .iter()
+                .all(|(key, value)| endpoint.labels.get(key) == Some(value))
         })
     };
     let mut ports = declared(service);
     for (key, pod) in pods.iter().filter(|(key, _)| key.namespace == namespace) {
-        let Some(endpoint) = pod.endpoint.as_ref().filter(|endpoint| is_selected(endpoint)) else {
+        let Some(endpoint) = pod
+            .endpoint
+            .as_ref()
+            .filter(|endpoint| is_selected(endpoint))
+        else {
             continue;
         };
         for (port, target) in &mut ports {
@@ -175,9 +193,10 @@ impl Target {
         match &port.target_port {
             None | Some(IntOrString::Int(0)) => u16::try_from(port.port).ok().map(Self::Number),
             Some(IntOrString::Int(number)) => u16::try_from(*number).ok().map(Self::Number),
-            Some(IntOrString::String(name)) => {
-                Some(name.parse().map_or_else(|_| Self::Name(name.clone()), Self::Number))
-            }
+            Some(IntOrString::String(name)) => Some(
+                name.parse()
+                    .map_or_else(|_| Self::Name(name.clone()), Self::Number),
+            ),
         }
     }
 
@@ -196,7 +215,10 @@ impl Target {
 
 /// Ports of a Service, without backends yet.
 fn declared(service: &Service) -> Vec<(ServicePort, Target)> {
-    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    let ports = service
+        .spec
+        .iter()
+        .flat_map(|spec| spec.ports.iter().flatten());
     let declared = ports.filter_map(|port| {
         let declared = ServicePort {
             name: port.name.clone().unwrap_or_default(),

@@ -88,12 +88,17 @@ pub fn run(args: &Args) -> Result<Finding> {
         Output::Tree => show(&answer),
         Output::Json => report::json(&answer)?,
     };
-    Ok(Finding { text, holds: answer.is_available })
+    Ok(Finding {
+        text,
+        holds: answer.is_available,
+    })
 }
 
 async fn wait(args: &Args) -> Result<Answer> {
     let cluster = Connection::open(&args.connection).await?;
-    let end = args.wait.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
+    let end = args
+        .wait
+        .map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
     loop {
         let answer = read(&cluster).await?;
         let is_over = end.is_none_or(|end| tokio::time::Instant::now() >= end);
@@ -106,29 +111,55 @@ async fn wait(args: &Args) -> Result<Answer> {
 
 async fn read(cluster: &Connection) -> Result<Answer> {
     let apps = |kind, plural| live::resource("apps", "v1", kind, plural);
-    let mut workloads = cluster.list(&apps("Deployment", "deployments"), Some(NAMESPACE)).await?;
-    workloads.extend(cluster.list(&apps("DaemonSet", "daemonsets"), Some(NAMESPACE)).await?);
+    let mut workloads = cluster
+        .list(&apps("Deployment", "deployments"), Some(NAMESPACE))
+        .await?;
+    workloads.extend(
+        cluster
+            .list(&apps("DaemonSet", "daemonsets"), Some(NAMESPACE))
+            .await?,
+    );
     let statuses = live::resource("operator.tigera.io", "v1", "TigeraStatus", "tigerastatuses");
     let statuses = cluster.list(&statuses, None).await?;
     let maps = live::resource("", "v1", "ConfigMap", "configmaps");
     let maps = cluster.list(&maps, Some(NAMESPACE)).await?;
-    Ok(answer(cluster.mode().to_string(), &workloads, &statuses, &maps))
+    Ok(answer(
+        cluster.mode().to_string(),
+        &workloads,
+        &statuses,
+        &maps,
+    ))
 }
 
 fn answer(storage: String, workloads: &[Value], statuses: &[Value], maps: &[Value]) -> Answer {
-    let components: Vec<Component> =
-        WORKLOADS.iter().map(|(kind, name)| component(kind, name, workloads)).collect();
+    let components: Vec<Component> = WORKLOADS
+        .iter()
+        .map(|(kind, name)| component(kind, name, workloads))
+        .collect();
     let parts: Vec<Part> = statuses.iter().filter_map(part).collect();
-    let map = maps.iter().find(|map| map["metadata"]["name"] == CONFIG_MAP);
-    let data = map.and_then(|map| map["data"].as_object()).into_iter().flatten();
+    let map = maps
+        .iter()
+        .find(|map| map["metadata"]["name"] == CONFIG_MAP);
+    let data = map
+        .and_then(|map| map["data"].as_object())
+        .into_iter()
+        .flatten();
     let reports = data.filter_map(|(_, text)| serde_json::from_str::<Report>(text.as_str()?).ok());
-    let Report { objects, records, nodes } = Report::joined(reports);
+    let Report {
+        objects,
+        records,
+        nodes,
+    } = Report::joined(reports);
     let total = objects.total + records.total + nodes.total;
-    let listed = [objects, records, nodes].into_iter().flat_map(|listing| listing.first);
-    let problems: Vec<String> =
-        listed.map(|entry| format!("{}: {}", entry.subject, entry.reason)).collect();
-    let are_ready =
-        components.iter().all(|one| one.wanted.is_some_and(|wanted| one.ready >= wanted));
+    let listed = [objects, records, nodes]
+        .into_iter()
+        .flat_map(|listing| listing.first);
+    let problems: Vec<String> = listed
+        .map(|entry| format!("{}: {}", entry.subject, entry.reason))
+        .collect();
+    let are_ready = components
+        .iter()
+        .all(|one| one.wanted.is_some_and(|wanted| one.ready >= wanted));
     let are_available = !parts.is_empty() && parts.iter().all(|one| one.available && !one.degraded);
     Answer {
         is_available: are_ready && are_available,
@@ -141,9 +172,15 @@ fn answer(storage: String, workloads: &[Value], statuses: &[Value], maps: &[Valu
 }
 
 fn component(kind: &str, name: &'static str, workloads: &[Value]) -> Component {
-    let found = workloads.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
+    let found = workloads
+        .iter()
+        .find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
     let Some(found) = found else {
-        return Component { name, wanted: None, ready: 0 };
+        return Component {
+            name,
+            wanted: None,
+            ready: 0,
+        };
     };
     let number = |pointer: &str| found.pointer(pointer).and_then(Value::as_u64);
     let (wanted, updated, available) = match kind {
@@ -158,7 +195,9 @@ fn component(kind: &str, name: &'static str, workloads: &[Value]) -> Component {
             number("/status/availableReplicas"),
         ),
     };
-    let ready = updated.unwrap_or_default().min(available.unwrap_or_default());
+    let ready = updated
+        .unwrap_or_default()
+        .min(available.unwrap_or_default());
     // A status of an earlier version says nothing about this one.
     let is_seen = number("/status/observedGeneration") >= number("/metadata/generation");
     Component {
@@ -170,39 +209,77 @@ fn component(kind: &str, name: &'static str, workloads: &[Value]) -> Component {
 
 fn part(object: &Value) -> Option<Part> {
     let status: TigeraStatus = serde_json::from_value(object.clone()).ok()?;
-    let conditions = status.status.map(|status| status.conditions).unwrap_or_default();
-    let is = |kind: &str| conditions.iter().any(|one| one.kind == kind && one.status == "True");
+    let conditions = status
+        .status
+        .map(|status| status.conditions)
+        .unwrap_or_default();
+    let is = |kind: &str| {
+        conditions
+            .iter()
+            .any(|one| one.kind == kind && one.status == "True")
+    };
     let (available, degraded) = (is("Available"), is("Degraded"));
     let speaks = |kind: &str, status: &str| {
         (kind == "Degraded" || kind == "Progressing") && status == "True"
             || kind == "Available" && status != "True"
     };
-    let spoken = conditions.iter().filter(|one| speaks(&one.kind, &one.status));
-    let messages = spoken.map(|one| format!("{}: {}", one.reason, one.message)).collect();
+    let spoken = conditions
+        .iter()
+        .filter(|one| speaks(&one.kind, &one.status));
+    let messages = spoken
+        .map(|one| format!("{}: {}", one.reason, one.message))
+        .collect();
     let name = status.metadata.name.unwrap_or_default();
-    Some(Part { name, available, progressing: is("Progressing"), degraded, messages })
+    Some(Part {
+        name,
+        available,
+        progressing: is("Progressing"),
+        degraded,
+        messages,
+    })
 }
 
 fn show(answer: &Answer) -> String {
     let mut text = format!("storage {}\n", answer.storage);
-    for Component { name, wanted, ready } in &answer.components {
+    for Component {
+        name,
+        wanted,
+        ready,
+    } in &answer.components
+    {
         text += &match wanted {
             Some(wanted) => format!("{name}: {ready} of {wanted} ready\n"),
             None => format!("{name}: missing\n"),
         };
     }
-    for Part { name, available, progressing, degraded, messages } in &answer.parts {
+    for Part {
+        name,
+        available,
+        progressing,
+        degraded,
+        messages,
+    } in &answer.parts
+    {
         let word = |is: bool, word: &'static str| is.then_some(word);
         let words = [
-            Some(if *available { "available" } else { "not available" }),
+            Some(if *available {
+                "available"
+            } else {
+                "not available"
+            }),
             word(*progressing, "progressing"),
             word(*degraded, "degraded"),
         ];
         let words: Vec<&str> = words.into_iter().flatten().collect();
         text += &format!("part {name}: {}\n", words.join(", "));
-        messages.iter().for_each(|message| text += &format!("  {message}\n"));
+        messages
+            .iter()
+            .for_each(|message| text += &format!("  {message}\n"));
     }
-    answer.problems.iter().for_each(|problem| text += &format!("problem: {problem}\n"));
+    answer
+        .problems
+        .iter()
+        .for_each(|problem| text += &format!("problem: {problem}\n"));
     if answer.more_problems > 0 {
         text += &format!("and {} more problems\n", answer.more_problems);
     }
@@ -230,7 +307,11 @@ mod tests {
                 "numberAvailable": available,
             },
         });
-        vec![deployment("margay-operator"), deployment("margay-typha"), agents]
+        vec![
+            deployment("margay-operator"),
+            deployment("margay-typha"),
+            agents,
+        ]
     }
 
     fn status(name: &str, degraded: &str) -> Value {
@@ -256,7 +337,12 @@ mod tests {
     fn an_installation_is_available_when_all_of_it_is() {
         let of = |available, degraded| {
             let statuses = [status("calico", degraded)];
-            answer("projectcalico.org/v3".to_owned(), &workloads(available), &statuses, &[])
+            answer(
+                "projectcalico.org/v3".to_owned(),
+                &workloads(available),
+                &statuses,
+                &[],
+            )
         };
         assert!(of(3, "False").is_available);
         assert!(!of(2, "False").is_available);
@@ -276,8 +362,15 @@ mod tests {
     #[test]
     fn problems_and_conditions_are_shown() {
         let entry = Entry::new("NetworkPolicy x/a", "spec.selector: bad");
-        let objects = Listing { total: 3, first: [entry].into() };
-        let text = serde_json::to_string(&Report { objects, ..Report::default() }).expect("JSON");
+        let objects = Listing {
+            total: 3,
+            first: [entry].into(),
+        };
+        let text = serde_json::to_string(&Report {
+            objects,
+            ..Report::default()
+        })
+        .expect("JSON");
         let map = json!({"metadata": {"name": CONFIG_MAP}, "data": {"typha-1": text}});
         let answer = answer(
             "projectcalico.org/v3".to_owned(),

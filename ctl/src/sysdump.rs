@@ -20,15 +20,40 @@ const MAX_FILE: usize = 32 << 20;
 /// What stands for a value that was taken out.
 const REMOVED: &str = "<removed>";
 /// Words in the names of fields and variables whose values may be secret.
-const SECRET: [&str; 7] =
-    ["password", "passwd", "secret", "token", "credential", "privatekey", "headers"];
+const SECRET: [&str; 7] = [
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "credential",
+    "privatekey",
+    "headers",
+];
 
 /// Resources that are listed beside Calico's: namespace, group, version, kind, plural.
-type Listed = (Option<&'static str>, &'static str, &'static str, &'static str, &'static str);
+type Listed = (
+    Option<&'static str>,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+);
 const RESOURCES: [Listed; 8] = [
     (None, "", "v1", "Node", "nodes"),
-    (None, "operator.tigera.io", "v1", "Installation", "installations"),
-    (None, "operator.tigera.io", "v1", "TigeraStatus", "tigerastatuses"),
+    (
+        None,
+        "operator.tigera.io",
+        "v1",
+        "Installation",
+        "installations",
+    ),
+    (
+        None,
+        "operator.tigera.io",
+        "v1",
+        "TigeraStatus",
+        "tigerastatuses",
+    ),
     (Some(NAMESPACE), "", "v1", "Pod", "pods"),
     (Some(NAMESPACE), "", "v1", "ConfigMap", "configmaps"),
     (Some(NAMESPACE), "", "v1", "Event", "events"),
@@ -62,7 +87,10 @@ pub fn run(args: &Args) -> Result<Finding> {
     std::fs::create_dir_all(folder).with_context(|| format!("{shown}: cannot be created"))?;
     let mut entries =
         std::fs::read_dir(folder).with_context(|| format!("{shown}: cannot be read"))?;
-    ensure!(entries.next().is_none(), "{shown}: must be empty, so that nothing is mixed with it");
+    ensure!(
+        entries.next().is_none(),
+        "{shown}: must be empty, so that nothing is mixed with it"
+    );
     let errors = live::block_on(async {
         let cluster = Connection::open(&args.connection).await?;
         let mut errors = dump_objects(&cluster, folder).await?;
@@ -71,16 +99,25 @@ pub fn run(args: &Args) -> Result<Finding> {
     })?;
     let mut text =
         format!("the files are in {shown}; look through them before they leave the house\n");
-    errors.iter().for_each(|error| text += &format!("missing: {error}\n"));
-    Ok(Finding { text, holds: errors.is_empty() })
+    errors
+        .iter()
+        .for_each(|error| text += &format!("missing: {error}\n"));
+    Ok(Finding {
+        text,
+        holds: errors.is_empty(),
+    })
 }
 
 /// Writes every kind into a file of its own; returns what could not be read.
 async fn dump_objects(cluster: &Connection, folder: &Path) -> Result<Vec<String>> {
-    let calico = kind::ALL.iter().map(|kind| (None, kind.resource(cluster.mode())));
-    let others = RESOURCES.iter().map(|(namespace, group, version, kind, plural)| {
-        (*namespace, live::resource(group, version, kind, plural))
-    });
+    let calico = kind::ALL
+        .iter()
+        .map(|kind| (None, kind.resource(cluster.mode())));
+    let others = RESOURCES
+        .iter()
+        .map(|(namespace, group, version, kind, plural)| {
+            (*namespace, live::resource(group, version, kind, plural))
+        });
     let mut errors = Vec::new();
     for (namespace, resource) in others.chain(calico) {
         match dump(cluster, namespace, &resource).await {
@@ -121,7 +158,9 @@ async fn dump_logs(cluster: &Connection, args: &Args) -> Result<Vec<String>> {
     let mut errors = Vec::new();
     for (pod, container, has_former) in containers(&listed, &args.focus_nodes) {
         let lives = [(false, ""), (true, ".previous")];
-        for (previous, ending) in lives.into_iter().filter(|(previous, _)| has_former || !previous)
+        for (previous, ending) in lives
+            .into_iter()
+            .filter(|(previous, _)| has_former || !previous)
         {
             let params = LogParams {
                 container: Some(container.clone()),
@@ -133,7 +172,11 @@ async fn dump_logs(cluster: &Connection, args: &Args) -> Result<Vec<String>> {
                 ..LogParams::default()
             };
             match pods.logs(&pod, &params).await {
-                Ok(text) => write(&args.folder, &format!("{pod}.{container}{ending}.log"), &text)?,
+                Ok(text) => write(
+                    &args.folder,
+                    &format!("{pod}.{container}{ending}.log"),
+                    &text,
+                )?,
                 Err(error) => errors.push(format!("log of {pod} {container}{ending}: {error}")),
             }
         }
@@ -149,13 +192,21 @@ fn containers(pods: &[Pod], nodes: &[String]) -> Vec<(String, String, bool)> {
     };
     let mut found = Vec::new();
     for pod in pods.iter().filter(is_meant) {
-        let statuses =
-            pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-        let restarted: Vec<&str> =
-            statuses.filter(|one| one.restart_count > 0).map(|one| one.name.as_str()).collect();
+        let statuses = pod
+            .status
+            .iter()
+            .flat_map(|status| status.container_statuses.iter().flatten());
+        let restarted: Vec<&str> = statuses
+            .filter(|one| one.restart_count > 0)
+            .map(|one| one.name.as_str())
+            .collect();
         let spec = pod.spec.iter();
-        let all =
-            spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+        let all = spec.flat_map(|spec| {
+            spec.init_containers
+                .iter()
+                .flatten()
+                .chain(&spec.containers)
+        });
         found.extend(all.map(|container| {
             let is_restarted = restarted.contains(&container.name.as_str());
             (pod.name_any(), container.name.clone(), is_restarted)
@@ -178,7 +229,10 @@ fn redact(value: &mut Value) {
             fields.remove("managedFields");
             fields.remove("kubectl.kubernetes.io/last-applied-configuration");
             // A variable of a container has its name in a field beside the value.
-            let is_variable = fields.get("name").and_then(Value::as_str).is_some_and(is_secret);
+            let is_variable = fields
+                .get("name")
+                .and_then(Value::as_str)
+                .is_some_and(is_secret);
             for (name, value) in fields {
                 if is_secret(name) && value.is_string() || is_variable && name == "value" {
                     *value = REMOVED.into();
@@ -193,7 +247,11 @@ fn redact(value: &mut Value) {
 }
 
 fn is_secret(name: &str) -> bool {
-    let plain: String = name.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
+    let plain: String = name
+        .to_lowercase()
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
     // The name of a Secret is none.
     let is_name = plain.ends_with("name") || plain.ends_with("ref") || plain.ends_with("refs");
     !is_name && SECRET.iter().any(|word| plain.contains(word))
@@ -272,7 +330,9 @@ mod tests {
     fn files_are_of_limited_size() {
         let folder = tempfile::tempdir().expect("a folder");
         write(folder.path(), "a", &"ä".repeat(MAX_FILE)).expect("written");
-        let size = std::fs::metadata(folder.path().join("a")).expect("a file").len();
+        let size = std::fs::metadata(folder.path().join("a"))
+            .expect("a file")
+            .len();
         assert!(size <= MAX_FILE as u64 && size > MAX_FILE as u64 - 4);
     }
 }

@@ -10,12 +10,18 @@ pub struct Tree {
 impl Tree {
     /// A line without any below it.
     pub fn leaf(line: impl Into<String>) -> Self {
-        Self { line: line.into(), below: Vec::new() }
+        Self {
+            line: line.into(),
+            below: Vec::new(),
+        }
     }
 
     /// A line with others below it.
     pub fn new(line: impl Into<String>, below: impl IntoIterator<Item = Self>) -> Self {
-        Self { line: line.into(), below: below.into_iter().collect() }
+        Self {
+            line: line.into(),
+            below: below.into_iter().collect(),
+        }
     }
 
     /// Appends the tree to a text, ending in a line break.
@@ -28,7 +34,11 @@ impl Tree {
     fn write_below(&self, indent: &str, text: &mut String) {
         for (index, tree) in self.below.iter().enumerate() {
             let is_last = index + 1 == self.below.len();
-            let (branch, space) = if is_last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            let (branch, space) = if is_last {
+                ("└─ ", "   ")
+            } else {
+                ("├─ ", "│  ")
+            };
             text.push_str(&format!("{indent}{branch}{}\n", tree.line));
             tree.write_below(&format!("{indent}{space}"), text);
         }
@@ -44,7 +54,10 @@ mod tests {
         let mut text = String::new();
         let tree = Tree::new(
             "a",
-            [Tree::new("b", [Tree::leaf("c"), Tree::leaf("d")]), Tree::new("e", [Tree::leaf("f")])],
+            [
+                Tree::new("b", [Tree::leaf("c"), Tree::leaf("d")]),
+                Tree::new("e", [Tree::leaf("f")]),
+            ],
         );
         tree.write(&mut text);
         assert_eq!(text, "a\n├─ b\n│  ├─ c\n│  └─ d\n└─ e\n   └─ f\n");

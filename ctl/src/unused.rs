@@ -17,7 +17,13 @@ impl Default for Schemas {
     fn default() -> Self {
         let schemas = crds::all().into_iter().filter_map(|definition| {
             let names = (definition.spec.group, definition.spec.names.kind);
-            let schema = definition.spec.versions.into_iter().next()?.schema?.open_api_v3_schema?;
+            let schema = definition
+                .spec
+                .versions
+                .into_iter()
+                .next()?
+                .schema?
+                .open_api_v3_schema?;
             let mut schema = serde_json::to_value(schema).ok()?;
             Some((names, schema["properties"]["spec"].take()))
         });
@@ -28,10 +34,18 @@ impl Default for Schemas {
 impl Schemas {
     /// Adds what an object of these kinds says without any effect. Lists are not looked into.
     pub fn find_ignored(&self, object: &Value, found: &mut BTreeSet<Ignored>) {
-        let text =
-            |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (group, kind) =
-            (text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group), text("/kind"));
+        let text = |pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let (group, kind) = (
+            text("/apiVersion")
+                .rsplit_once('/')
+                .map_or("", |(group, _)| group),
+            text("/kind"),
+        );
         let name = match text("/metadata/namespace") {
             "" => format!("{kind} {}", text("/metadata/name")),
             namespace => format!("{kind} {namespace}/{}", text("/metadata/name")),
@@ -39,7 +53,9 @@ impl Schemas {
         let spec = &object["spec"];
         if group == storage::Mode::V1.group() {
             // Fields of other versions belong there; those that do nothing are in the tables.
-            let kind = storage::kind::ALL.iter().find(|known| known.stored_kind == kind);
+            let kind = storage::kind::ALL
+                .iter()
+                .find(|known| known.stored_kind == kind);
             if let Some(table) = kind.and_then(|kind| fields::table(kind.kind)) {
                 table.find_ignored(&name, spec, found);
             }
@@ -50,7 +66,12 @@ impl Schemas {
         } else if GROUPS.contains(&group) {
             let meaning =
                 "this version does not serve the kind, so the object has no effect".to_owned();
-            found.insert(Ignored { is_unsafe: false, object: name, field: String::new(), meaning });
+            found.insert(Ignored {
+                is_unsafe: false,
+                object: name,
+                field: String::new(),
+                meaning,
+            });
         } else if (group, kind) == ("networking.k8s.io", "NetworkPolicy") {
             found.extend(lost_fields(&name, object));
         }
@@ -111,7 +132,11 @@ mod tests {
         };
         let cases = [
             (
-                object("projectcalico.org/v3", "FelixConfiguration", json!({"bpfEnabled": true})),
+                object(
+                    "projectcalico.org/v3",
+                    "FelixConfiguration",
+                    json!({"bpfEnabled": true}),
+                ),
                 "FelixConfiguration a, spec.bpfEnabled is true",
             ),
             (
@@ -123,7 +148,11 @@ mod tests {
                 "FelixConfiguration a, spec.bpfEnabled is true",
             ),
             (
-                object("projectcalico.org/v3", "GlobalNetworkPolicy", json!({"selektor": "all()"})),
+                object(
+                    "projectcalico.org/v3",
+                    "GlobalNetworkPolicy",
+                    json!({"selektor": "all()"}),
+                ),
                 "GlobalNetworkPolicy a, spec.selektor is all()",
             ),
             (
@@ -146,7 +175,10 @@ mod tests {
                 ),
                 "",
             ),
-            (object("projectcalico.org/v3", "Tier", json!({"order": 1})), ""),
+            (
+                object("projectcalico.org/v3", "Tier", json!({"order": 1})),
+                "",
+            ),
             (object("v1", "ConfigMap", json!({"a": 1})), ""),
         ];
         let schemas = Schemas::default();
@@ -157,7 +189,10 @@ mod tests {
             match wanted {
                 "" => assert_eq!(found, [""; 0], "{object}"),
                 wanted => {
-                    assert!(found.len() == 1 && found[0].starts_with(wanted), "{object}: {found:?}")
+                    assert!(
+                        found.len() == 1 && found[0].starts_with(wanted),
+                        "{object}: {found:?}"
+                    )
                 }
             }
         }

@@ -60,14 +60,21 @@ pub fn run(args: &Args) -> Result<Finding> {
         Output::Tree => show(&answer),
         Output::Json => report::json(&answer)?,
     };
-    Ok(Finding { text, holds: answer.refused.is_empty() && answer.misleading.is_empty() })
+    Ok(Finding {
+        text,
+        holds: answer.refused.is_empty() && answer.misleading.is_empty(),
+    })
 }
 
 /// Looks at an object, or at all of a list.
 fn find_ignored(schemas: &Schemas, value: &Value, found: &mut BTreeSet<Ignored>) {
-    let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+    let is_list = value["kind"]
+        .as_str()
+        .is_some_and(|kind| kind.ends_with("List"));
     match value["items"].as_array().filter(|_| is_list) {
-        Some(items) => items.iter().for_each(|item| schemas.find_ignored(item, found)),
+        Some(items) => items
+            .iter()
+            .for_each(|item| schemas.find_ignored(item, found)),
         None => schemas.find_ignored(value, found),
     }
 }
@@ -89,8 +96,18 @@ fn answer(objects: &Objects, ignored: &BTreeSet<Ignored>) -> Answer {
 fn show(answer: &Answer) -> String {
     let mut text = String::new();
     report::write_remarks(&answer.refused, &[], &mut text);
-    answer.misleading.iter().for_each(|field| text += &format!("misleading: {field}\n"));
-    answer.unused.iter().for_each(|field| text += &format!("unused: {field}\n"));
+    answer
+        .misleading
+        .iter()
+        .for_each(|field| text += &format!("misleading: {field}\n"));
+    answer
+        .unused
+        .iter()
+        .for_each(|field| text += &format!("unused: {field}\n"));
     report::write_remarks(&[], &answer.notes, &mut text);
-    text + &format!("{} objects, {} refused\n", answer.objects, answer.refused.len())
+    text + &format!(
+        "{} objects, {} refused\n",
+        answer.objects,
+        answer.refused.len()
+    )
 }

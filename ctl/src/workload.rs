@@ -55,7 +55,10 @@ impl PodObject {
             return false;
         };
         self.key.namespace == pod.key.namespace
-            && template.labels.iter().all(|(key, value)| other.labels.get(key) == Some(value))
+            && template
+                .labels
+                .iter()
+                .all(|(key, value)| other.labels.get(key) == Some(value))
     }
 }
 
@@ -65,15 +68,19 @@ pub fn is_workload(api_version: &str, kind: &str) -> bool {
 }
 
 fn template_path(api_version: &str, kind: &str) -> Option<&'static str> {
-    let found =
-        WORKLOADS.iter().find(|(version, known, _)| (*version, *known) == (api_version, kind));
+    let found = WORKLOADS
+        .iter()
+        .find(|(version, known, _)| (*version, *known) == (api_version, kind));
     found.map(|(_, _, path)| *path)
 }
 
 /// Reads a pod whose namespace is set. One that is not scheduled counts as if it were: offline no
 /// pod is.
 pub fn of_pod(mut value: Value) -> Result<PodObject> {
-    ensure!(value["spec"].is_object() || value["spec"].is_null(), "Pod: spec: must be a map");
+    ensure!(
+        value["spec"].is_object() || value["spec"].is_null(),
+        "Pod: spec: must be a map"
+    );
     for (field, filler) in [("nodeName", NODE), ("serviceAccountName", SERVICE_ACCOUNT)] {
         let spec = &mut value["spec"];
         if spec[field].as_str().is_none_or(str::is_empty) {
@@ -90,7 +97,10 @@ pub fn of_pod(mut value: Value) -> Result<PodObject> {
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
     );
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     Ok(PodObject {
         key,
         endpoint: workload_endpoint(&pod).map(|(_, endpoint)| endpoint),
@@ -120,11 +130,17 @@ pub fn of_workload(key: &EndpointKey, mut value: Value) -> Result<PodObject> {
 
 fn ports(pod: &Pod) -> BTreeSet<(Protocol, u16)> {
     let spec = pod.spec.iter();
-    let containers =
-        spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    let containers = spec.flat_map(|spec| {
+        spec.init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers)
+    });
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     let port = |port: &k8s_openapi::api::core::v1::ContainerPort| {
-        let number = u16::try_from(port.container_port).ok().filter(|port| *port > 0)?;
+        let number = u16::try_from(port.container_port)
+            .ok()
+            .filter(|port| *port > 0)?;
         Some((protocol(port.protocol.as_deref())?, number))
     };
     ports.filter_map(port).collect()
@@ -163,9 +179,21 @@ mod tests {
         });
         let pod = of_workload(&name, job).expect("a workload");
         let endpoint = pod.endpoint.expect("not on the host's network");
-        assert_eq!((pod.key.to_string().as_str(), endpoint.labels["app"].as_str()), ("n/c", "x"));
-        assert_eq!((endpoint.service_account.as_str(), endpoint.node.as_str()), ("s", NODE));
-        assert_eq!(pod.ports, BTreeSet::from([(Protocol::TCP, 80), (Protocol::UDP, 53)]));
+        assert_eq!(
+            (
+                pod.key.to_string().as_str(),
+                endpoint.labels["app"].as_str()
+            ),
+            ("n/c", "x")
+        );
+        assert_eq!(
+            (endpoint.service_account.as_str(), endpoint.node.as_str()),
+            ("s", NODE)
+        );
+        assert_eq!(
+            pod.ports,
+            BTreeSet::from([(Protocol::TCP, 80), (Protocol::UDP, 53)])
+        );
         assert!(of_workload(&name, json!({"apiVersion": "batch/v1", "kind": "CronJob"})).is_err());
     }
 
@@ -176,7 +204,11 @@ mod tests {
             of_pod(json!({"metadata": metadata, "spec": spec, "status": {"phase": phase}}))
                 .expect("a pod")
         };
-        assert!(pod(json!({"containers": [], "hostNetwork": true}), "Running").endpoint.is_none());
+        assert!(
+            pod(json!({"containers": [], "hostNetwork": true}), "Running")
+                .endpoint
+                .is_none()
+        );
         assert!(!pod(json!({"containers": []}), "Succeeded").is_alive);
         let named = pod(json!({"containers": [], "nodeName": "n1"}), "Running")
             .endpoint

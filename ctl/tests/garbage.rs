@@ -31,8 +31,10 @@ fn samples() -> Vec<Value> {
     ];
     for name in ["shop", "pods.yaml", "change.yaml"] {
         let path = folder.join(name).display().to_string();
-        manifest::read(&path, &mut |document| samples.push(document.expect("valid").1))
-            .expect("readable");
+        manifest::read(&path, &mut |document| {
+            samples.push(document.expect("valid").1)
+        })
+        .expect("readable");
     }
     samples
 }
@@ -61,15 +63,26 @@ fn parts(value: &Value, at: &str, found: &mut Vec<String>) {
 
 #[test]
 fn whatever_stands_in_an_object_is_reported_and_not_fatal() {
-    let (schemas, origin) = (Schemas::default(), Origin { file: "f".to_owned(), line: 1 });
+    let (schemas, origin) = (
+        Schemas::default(),
+        Origin {
+            file: "f".to_owned(),
+            line: 1,
+        },
+    );
     let (mut examined, mut reported) = (0, 0);
     for sample in samples() {
         let mut pointers = Vec::new();
         parts(&sample, "", &mut pointers);
         for pointer in pointers {
-            for other in
-                [json!(null), json!(true), json!(-1), json!("x"), json!([[]]), json!({"x": {}})]
-            {
+            for other in [
+                json!(null),
+                json!(true),
+                json!(-1),
+                json!("x"),
+                json!([[]]),
+                json!({"x": {}}),
+            ] {
                 let mut object = sample.clone();
                 *object.pointer_mut(&pointer).expect("a part of it") = other;
                 let mut ignored = BTreeSet::new();
@@ -83,5 +96,8 @@ fn whatever_stands_in_an_object_is_reported_and_not_fatal() {
             }
         }
     }
-    assert!(examined > 1000 && reported > 300, "{reported} of {examined}");
+    assert!(
+        examined > 1000 && reported > 300,
+        "{reported} of {examined}"
+    );
 }

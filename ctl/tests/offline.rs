@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 
 /// Folder with the manifests of these tests.
 fn data(name: &str) -> String {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).display().to_string()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+        .display()
+        .to_string()
 }
 
 fn run(args: &[&str]) -> Output {
@@ -26,7 +30,10 @@ fn answer(args: &[&str]) -> (i32, String) {
     } else {
         text
     };
-    (output.status.code().expect("no signal"), text.replace(&data(""), ""))
+    (
+        output.status.code().expect("no signal"),
+        text.replace(&data(""), ""),
+    )
 }
 
 #[test]
@@ -35,8 +42,15 @@ fn an_explanation_names_the_rule_at_both_ends() {
     let (status, text) = answer(&["explain", "shop/web", "svc/shop/db", "-f", &shop]);
     assert_eq!(status, 0, "{text}");
     expect_test::expect_file!["data/allowed.txt"].assert_eq(&text);
-    let (status, text) =
-        answer(&["explain", "other/curl", "shop/db-0", "-p", "postgres", "-f", &shop]);
+    let (status, text) = answer(&[
+        "explain",
+        "other/curl",
+        "shop/db-0",
+        "-p",
+        "postgres",
+        "-f",
+        &shop,
+    ]);
     assert_eq!(status, 1, "{text}");
     expect_test::expect_file!["data/denied.txt"].assert_eq(&text);
 }
@@ -58,13 +72,19 @@ fn json_has_the_same_answer() {
     let answer: Value = serde_json::from_str(&text).expect("JSON");
     let connection = &answer["connections"][0];
     assert_eq!(answer["verdict"], "deny");
-    assert_eq!((&connection["protocol"], &connection["port"]), (&json!("tcp"), &json!(5432)));
+    assert_eq!(
+        (&connection["protocol"], &connection["port"]),
+        (&json!("tcp"), &json!(5432))
+    );
     let ingress = &connection["ends"][1];
     assert_eq!(
         (&ingress["direction"], &ingress["endpoint"]),
         (&json!("ingress"), &json!("pod shop/db-0"))
     );
-    let last = ingress["steps"].as_array().and_then(|steps| steps.last()).expect("a step");
+    let last = ingress["steps"]
+        .as_array()
+        .and_then(|steps| steps.last())
+        .expect("a step");
     assert_eq!(
         (&last["kind"], &last["tier"], &last["action"]),
         (&json!("tierEnd"), &json!("default"), &json!("deny"))
@@ -81,15 +101,38 @@ fn what_cannot_be_answered_has_a_status_of_its_own() {
             &["explain", "shop/wep", "shop/db-0", "-f", &shop],
             "there is no pod shop/wep; did you mean shop/web?",
         ),
-        (&["explain", "shop/web", "10.0.0.1", "-f", &shop], "--port: missing"),
-        (&["explain", "svc/shop/db", "shop/web", "-f", &shop], "opens no connections"),
-        (&["explain", "shop/web", "svc/shop/none", "-f", &shop], "there is no Service shop/none"),
         (
-            &["explain", "shop/web", "shop/db-0", "-p", "http", "-f", &shop],
+            &["explain", "shop/web", "10.0.0.1", "-f", &shop],
+            "--port: missing",
+        ),
+        (
+            &["explain", "svc/shop/db", "shop/web", "-f", &shop],
+            "opens no connections",
+        ),
+        (
+            &["explain", "shop/web", "svc/shop/none", "-f", &shop],
+            "there is no Service shop/none",
+        ),
+        (
+            &[
+                "explain",
+                "shop/web",
+                "shop/db-0",
+                "-p",
+                "http",
+                "-f",
+                &shop,
+            ],
             "declares no port of this name",
         ),
-        (&["explain", "shop/agent", "shop/db-0", "-f", &shop], "uses its host's network"),
-        (&["explain", "a/b", "c/d", "-f", "/nonexistent"], "/nonexistent: cannot be read"),
+        (
+            &["explain", "shop/agent", "shop/db-0", "-f", &shop],
+            "uses its host's network",
+        ),
+        (
+            &["explain", "a/b", "c/d", "-f", "/nonexistent"],
+            "/nonexistent: cannot be read",
+        ),
         (&["explain", "a/b"], "required"),
         (
             &["explain", "a/b", "c/d", "--kubeconfig", "/nonexistent"],
@@ -155,7 +198,10 @@ fn examples_have_their_verdicts() {
 fn rows(table: &str) -> Vec<(String, String, String, String, String)> {
     let (mut cells, mut header, mut asked) =
         (Vec::new(), Vec::new(), (String::new(), String::new()));
-    for line in table.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
+    for line in table
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
+    {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         match words.as_slice() {
             [protocol, port] if !line.starts_with(' ') => asked = (protocol.clone(), port.clone()),
@@ -163,7 +209,13 @@ fn rows(table: &str) -> Vec<(String, String, String, String, String)> {
             [from, marks @ ..] => {
                 let asked_cells = header.iter().zip(marks).filter(|(_, mark)| *mark != "-");
                 cells.extend(asked_cells.map(|(to, mark)| {
-                    (asked.0.clone(), asked.1.clone(), from.clone(), to.clone(), mark.clone())
+                    (
+                        asked.0.clone(),
+                        asked.1.clone(),
+                        from.clone(),
+                        to.clone(),
+                        mark.clone(),
+                    )
                 }));
             }
             [] => {}
@@ -193,7 +245,10 @@ fn staged_policies_are_compared_when_asked_for() {
     assert_eq!(status, 1, "{text}");
     let answer: Value = serde_json::from_str(&text).expect("JSON");
     let changes = answer["changes"].as_array().expect("changes");
-    assert!(changes.iter().all(|change| change["verdict"] == "allow"), "{text}");
+    assert!(
+        changes.iter().all(|change| change["verdict"] == "allow"),
+        "{text}"
+    );
     let traffic: Vec<&Value> = changes.iter().map(|change| &change["traffic"]).collect();
     let from_curl = json!(["tcp 1-22,24-65535", "udp", "sctp", "icmp"]);
     assert!(traffic.contains(&&from_curl), "{text}");
@@ -212,7 +267,10 @@ fn validation_tells_refused_objects_and_fields_without_effect() {
 fn completion_and_manual_pages_are_made_of_the_commands() {
     let (status, text) = answer(&["completion", "bash"]);
     assert_eq!(status, 0, "{text}");
-    assert!(text.contains("explain") && text.contains("--show-blocks"), "{text}");
+    assert!(
+        text.contains("explain") && text.contains("--show-blocks"),
+        "{text}"
+    );
     let folder = tempfile::tempdir().expect("a folder");
     let (status, text) = answer(&["man", &folder.path().display().to_string()]);
     assert_eq!(status, 0, "{text}");
@@ -226,11 +284,16 @@ fn the_program_has_another_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let name = folder.path().join("calicoctl");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kubectl-margay"), &name).expect("a link");
-    let output = Command::new(name).args(["version", "--client"]).output().expect("it runs");
+    let output = Command::new(name)
+        .args(["version", "--client"])
+        .output()
+        .expect("it runs");
     let text = String::from_utf8(output.stdout).expect("text");
     assert!(text.starts_with("Client Version:    v"), "{text}");
-    let help =
-        Command::new(folder.path().join("calicoctl")).arg("--help").output().expect("it runs");
+    let help = Command::new(folder.path().join("calicoctl"))
+        .arg("--help")
+        .output()
+        .expect("it runs");
     let help = String::from_utf8(help.stdout).expect("text");
     assert!(help.contains("Usage: calicoctl <COMMAND>"), "{help}");
 }

@@ -1,6 +1,7 @@
 //! What every implementation of [`Dataplane`] does: cases over random views, histories and packets.
 //!
-//! [`conformance!`](crate::conformance!) makes a test of each case for an implementation that is named:
+//! [`conformance!`](crate::conformance!) makes a test of each case for an implementation that is
+//! named:
 //!
 //! ```ignore
 //! margay_dataplane::conformance!(Simulated);
@@ -38,7 +39,8 @@ pub trait Subject {
     fn dataplane(&mut self) -> &mut dyn Dataplane;
     /// What the kernel holds; panics if the kernel would not take it.
     fn state(&self) -> Self::State;
-    /// Whether a packet gets through by what the kernel holds, and the prefixes of the reports on its way.
+    /// Whether a packet gets through by what the kernel holds, and the prefixes of the reports on
+    /// its way.
     fn travel(&self, packet: &Packet, way: Way) -> (bool, Vec<String>);
     /// Takes away a part of what the kernel holds, as another program might.
     fn damage(&mut self);
@@ -61,8 +63,8 @@ macro_rules! conformance {
     ($subject:ty) => {
         $crate::conformance! {
             $subject:
-            a_packet_fares_as_the_records_say
-            a_packet_fares_at_host_endpoints_as_the_records_say
+            a_packet_has_the_verdict_of_the_records
+            a_packet_has_the_verdict_of_the_records_at_host_endpoints
             following_changes_ends_where_a_fresh_start_does
             a_commit_leaves_nothing_to_do
             what_others_take_away_is_put_back
@@ -79,13 +81,23 @@ macro_rules! conformance {
 
 /// Every record, as after a start.
 pub fn all_dirty(records: &Records) -> Dirty {
-    Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() }
+    Dirty {
+        records: records.keys().cloned().collect(),
+        members: BTreeMap::new(),
+    }
 }
 
 /// The interface of a pod of the sample, and the pod.
 pub fn mk_attached(number: usize) -> (String, Attached) {
     let (endpoint, addresses) = mk_pod(number);
-    (interface_name(&endpoint), Attached { endpoint, uid: String::new(), addresses })
+    (
+        interface_name(&endpoint),
+        Attached {
+            endpoint,
+            uid: String::new(),
+            addresses,
+        },
+    )
 }
 
 /// A fresh one that has committed this view.
@@ -103,16 +115,25 @@ fn fresh<S: Subject>(records: &Records, links: &Links, pods: impl IntoIterator<I
 }
 
 fn commit(subject: &mut impl Subject, records: &Records) -> Committed {
-    subject.dataplane().commit(records, Instant::now()).expect("the kernel takes it")
+    subject
+        .dataplane()
+        .commit(records, Instant::now())
+        .expect("the kernel takes it")
 }
 
 fn pod_of(address: IpAddr) -> Option<EndpointKey> {
-    (0..3).map(mk_pod).find(|(_, addresses)| addresses.contains(&address)).map(|(key, _)| key)
+    (0..3)
+        .map(mk_pod)
+        .find(|(_, addresses)| addresses.contains(&address))
+        .map(|(key, _)| key)
 }
 
 /// Forwarded packets pass and are reported as the reference evaluator says.
-pub fn a_packet_fares_as_the_records_say<S: Subject>() {
-    proptest!(ProptestConfig::with_cases(CASES), |(view in sample::view(), packets in vec(sample::packet(), 60))| {
+pub fn a_packet_has_the_verdict_of_the_records<S: Subject>() {
+    proptest!(ProptestConfig::with_cases(CASES), |(
+        view in sample::view(),
+        packets in vec(sample::packet(), 60),
+    )| {
         let subject: S = fresh(&view, &Links::new(), 0..3);
         for packet in packets {
             let says = |address, direction| match pod_of(address) {
@@ -132,9 +153,12 @@ pub fn a_packet_fares_as_the_records_say<S: Subject>() {
 }
 
 /// So do packets of interfaces that have host endpoints, whichever way they take.
-pub fn a_packet_fares_at_host_endpoints_as_the_records_say<S: Subject>() {
+pub fn a_packet_has_the_verdict_of_the_records_at_host_endpoints<S: Subject>() {
     let packets = vec(host::packet(), 60);
-    proptest!(ProptestConfig::with_cases(CASES), |(view in sample::host_view(), packets in packets)| {
+    proptest!(ProptestConfig::with_cases(CASES), |(
+        view in sample::host_view(),
+        packets in packets,
+    )| {
         let links = mk_links();
         let subject: S = fresh(&view, &links, 0..3);
         for (packet, way) in packets {
@@ -143,7 +167,13 @@ pub fn a_packet_fares_at_host_endpoints_as_the_records_say<S: Subject>() {
                 continue;
             }
             let expected = host::oracle(&view, &links, &packet, way);
-            prop_assert_eq!(subject.travel(&packet, way), expected, "{:?}\n{:?}", packet, subject.state());
+            prop_assert_eq!(
+                subject.travel(&packet, way),
+                expected,
+                "{:?}\n{:?}",
+                packet,
+                subject.state(),
+            );
         }
     });
 }
@@ -172,10 +202,14 @@ fn difference(held: &Records, view: &Records) -> Dirty {
     let ids: BTreeSet<&RecordId> = held.keys().chain(view.keys()).collect();
     for id in ids {
         match (id, held.get(id), view.get(id)) {
-            (RecordId::IpSet(set), Some(Record::IpSet(old)), Some(Record::IpSet(new))) if old.kind == new.kind => {
-                old.members.symmetric_difference(&new.members).for_each(|member| {
-                    dirty.mark_member(set, member.clone(), new.members.contains(member));
-                });
+            (RecordId::IpSet(set), Some(Record::IpSet(old)), Some(Record::IpSet(new)))
+                if old.kind == new.kind =>
+            {
+                old.members
+                    .symmetric_difference(&new.members)
+                    .for_each(|member| {
+                        dirty.mark_member(set, member.clone(), new.members.contains(member));
+                    });
             }
             (_, old, new) if old != new => dirty.mark(id.clone()),
             _ => {}
@@ -184,7 +218,8 @@ fn difference(held: &Records, view: &Records) -> Dirty {
     dirty
 }
 
-/// Whatever came before, the kernel ends up with what a new one would have made of the same view, pods and links.
+/// Whatever came before, the kernel ends up with what a new one would have made of the same view,
+/// pods and links.
 pub fn following_changes_ends_where_a_fresh_start_does<S: Subject>() {
     proptest!(ProptestConfig::with_cases(CASES), |(history in vec(step(), 1..8))| {
         let (mut records, mut pods, mut links) = (Records::new(), BTreeSet::new(), Links::new());
@@ -234,9 +269,13 @@ pub fn a_commit_leaves_nothing_to_do<S: Subject>() {
     });
 }
 
-/// What another program has taken away comes back, whether that was noticed or is found by comparing.
+/// What another program has taken away comes back, whether that was noticed or is found by
+/// comparing.
 pub fn what_others_take_away_is_put_back<S: Subject>() {
-    proptest!(ProptestConfig::with_cases(CASES / 4), |(view in sample::host_view(), is_noticed in any::<bool>())| {
+    proptest!(ProptestConfig::with_cases(CASES / 4), |(
+        view in sample::host_view(),
+        is_noticed in any::<bool>(),
+    )| {
         let mut subject: S = fresh(&view, &mk_links(), 0..3);
         let wanted = subject.state();
         subject.damage();
@@ -250,11 +289,15 @@ pub fn what_others_take_away_is_put_back<S: Subject>() {
     });
 }
 
-/// A pod of which the view says nothing is cut off in both directions, and so is an interface that had one.
+/// A pod of which the view says nothing is cut off in both directions, and so is an interface that
+/// had one.
 pub fn a_pod_without_a_record_is_cut_off<S: Subject>() {
     let records = Records::new();
     let (interface, _) = mk_attached(0);
-    let ways = [mk_packet("10.0.0.0", "192.0.2.7"), mk_packet("192.0.2.7", "10.0.0.0")];
+    let ways = [
+        mk_packet("10.0.0.0", "192.0.2.7"),
+        mk_packet("192.0.2.7", "10.0.0.0"),
+    ];
     let mut subject: S = fresh(&records, &Links::new(), [0]);
     assert!(!subject.dataplane().has_policy(&interface));
     for packet in &ways {

@@ -34,8 +34,11 @@ impl Dirty {
             return;
         }
         let delta = self.members.entry(set.clone()).or_default();
-        let (here, there) =
-            if came { (&mut delta.added, &mut delta.removed) } else { (&mut delta.removed, &mut delta.added) };
+        let (here, there) = if came {
+            (&mut delta.added, &mut delta.removed)
+        } else {
+            (&mut delta.removed, &mut delta.added)
+        };
         if !there.remove(&member) {
             here.insert(member);
         }

@@ -19,9 +19,9 @@ use crate::routes::plan::VxlanDevice;
 use crate::routes::sysctl;
 use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 use margay_nft::{
-    AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, ExecError, Field, FieldType, Hook,
-    Limit, Log, LogTarget, Masquerade, Match, NftSocket, Proto, RateUnit, Rule, Ruleset, Selector, Set, SetKind,
-    SetName, Side, Statement, Transaction, Transport,
+    AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, ExecError, Field,
+    FieldType, Hook, Limit, Log, LogTarget, Masquerade, Match, NftSocket, Proto, RateUnit, Rule,
+    Ruleset, Selector, Set, SetKind, SetName, Side, Statement, Transaction, Transport,
 };
 
 /// Kernel feature that may be missing.
@@ -70,7 +70,12 @@ const FEATURES: [Feature; 11] = [
         "nf_tables",
         empty_table,
     ),
-    required_feature("connection tracking in nftables (ct)", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "nft_ct", ct_table),
+    required_feature(
+        "connection tracking in nftables (ct)",
+        "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT",
+        "nft_ct",
+        ct_table,
+    ),
     required_feature(
         "sets of ranges over several fields (Linux 5.6 and later)",
         "CONFIG_NF_TABLES",
@@ -83,14 +88,27 @@ const FEATURES: [Feature; 11] = [
         "nft_masq",
         masquerade_table,
     ),
-    required_feature("route lookups in nftables (fib)", "CONFIG_NFT_FIB_INET", "nft_fib_inet", fib_table),
+    required_feature(
+        "route lookups in nftables (fib)",
+        "CONFIG_NFT_FIB_INET",
+        "nft_fib_inet",
+        fib_table,
+    ),
     Feature {
         trial: Trial::Veth,
-        ..required_feature("pairs of virtual links (veth)", "CONFIG_VETH", "veth", empty_table)
+        ..required_feature(
+            "pairs of virtual links (veth)",
+            "CONFIG_VETH",
+            "veth",
+            empty_table,
+        )
     },
     // Running pods stay enforced without it, so the agent starts.
     Feature {
-        without: Some("no pod starts, because conntrack entries of the former owner of its address cannot be deleted"),
+        without: Some(
+            "no pod starts, because conntrack entries of the former owner of its address cannot be \
+             deleted",
+        ),
         trial: Trial::Connections,
         ..required_feature(
             "listing and deleting connections (ctnetlink)",
@@ -101,11 +119,23 @@ const FEATURES: [Feature; 11] = [
     },
     Feature {
         without: Some("a list of policies with a Log rule denies everything"),
-        ..required_feature("log messages of nftables (log)", "CONFIG_NFT_LOG", "nft_log", log_table)
+        ..required_feature(
+            "log messages of nftables (log)",
+            "CONFIG_NFT_LOG",
+            "nft_log",
+            log_table,
+        )
     },
     Feature {
-        without: Some("if logActionRateLimit is set, a list of policies with a Log rule denies everything"),
-        ..required_feature("rate limits in nftables (limit)", "CONFIG_NFT_LIMIT", "nft_limit", limit_table)
+        without: Some(
+            "if logActionRateLimit is set, a list of policies with a Log rule denies everything",
+        ),
+        ..required_feature(
+            "rate limits in nftables (limit)",
+            "CONFIG_NFT_LIMIT",
+            "nft_limit",
+            limit_table,
+        )
     },
     Feature {
         without: Some("pods of other nodes cannot be reached in pools with VXLAN encapsulation"),
@@ -130,16 +160,29 @@ const fn required_feature(
     module: &'static str,
     rules: fn() -> Ruleset,
 ) -> Feature {
-    Feature { name, options, module, without: None, trial: Trial::Table(rules) }
+    Feature {
+        name,
+        options,
+        module,
+        without: None,
+        trial: Trial::Table(rules),
+    }
 }
 
 impl fmt::Display for MissingFeature {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Feature { name, options, module, without, .. } = self.feature;
+        let Feature {
+            name,
+            options,
+            module,
+            without,
+            ..
+        } = self.feature;
         let without = without.unwrap_or("no policy can be enforced");
         write!(
             out,
-            "this kernel lacks {name} ({}): {without}; load the module {module} on the node, or use a kernel with {options}",
+            "this kernel lacks {name} ({}): {without}; load the module {module} on the node, or \
+             use a kernel with {options}",
             self.error
         )
     }
@@ -174,10 +217,19 @@ pub fn probe() -> io::Result<Vec<MissingFeature>> {
 
 /// Fails if a feature is missing without which nothing can be enforced; returns the other missing
 /// features.
-pub fn require_features(missing: Vec<MissingFeature>) -> Result<Vec<MissingFeature>, UnsupportedKernel> {
-    let fatal: Vec<String> =
-        missing.iter().filter(|feature| feature.feature.without.is_none()).map(MissingFeature::to_string).collect();
-    if fatal.is_empty() { Ok(missing) } else { Err(UnsupportedKernel(fatal.join("; "))) }
+pub fn require_features(
+    missing: Vec<MissingFeature>,
+) -> Result<Vec<MissingFeature>, UnsupportedKernel> {
+    let fatal: Vec<String> = missing
+        .iter()
+        .filter(|feature| feature.feature.without.is_none())
+        .map(MissingFeature::to_string)
+        .collect();
+    if fatal.is_empty() {
+        Ok(missing)
+    } else {
+        Err(UnsupportedKernel(fatal.join("; ")))
+    }
 }
 
 /// Describes the missing features; `None` if none is missing.
@@ -186,8 +238,14 @@ pub fn describe_missing(missing: &[MissingFeature]) -> Option<String> {
     (!each.is_empty()).then(|| each.join("; "))
 }
 
-fn find_missing(mut attempt: impl FnMut(&'static Feature) -> io::Result<()>) -> Vec<MissingFeature> {
-    let try_one = |feature: &'static Feature| attempt(feature).err().map(|error| MissingFeature { feature, error });
+fn find_missing(
+    mut attempt: impl FnMut(&'static Feature) -> io::Result<()>,
+) -> Vec<MissingFeature> {
+    let try_one = |feature: &'static Feature| {
+        attempt(feature)
+            .err()
+            .map(|error| MissingFeature { feature, error })
+    };
     FEATURES.iter().filter_map(try_one).collect()
 }
 
@@ -218,8 +276,17 @@ impl Feature {
                 let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
                 let (mac, underlay) = (Mac([2; 6]), Some(LOOPBACK));
                 let (vni, port, mtu) = (1, 4789, 1450);
-                let device =
-                    VxlanDevice { address: local, mac, local, vni, port, mtu, underlay, up: true, offloads: true };
+                let device = VxlanDevice {
+                    address: local,
+                    mac,
+                    local,
+                    vni,
+                    port,
+                    mtu,
+                    underlay,
+                    up: true,
+                    offloads: true,
+                };
                 create_link(message::new_vxlan(&device, LOOPBACK))
             }
             Trial::Ipv6 if sysctl::has_ipv6() => Ok(()),
@@ -238,7 +305,9 @@ fn create_link(request: netlink_packet_route::RouteNetlinkMessage) -> io::Result
         other => io::Error::other(other),
     };
     let mut socket = RouteSocket::open().map_err(error)?;
-    socket.exec(request, RequestMode::Create, || "a link".to_owned()).map_err(error)
+    socket
+        .exec(request, RequestMode::Create, || "a link".to_owned())
+        .map_err(error)
 }
 
 // --- Tables ---
@@ -250,7 +319,12 @@ fn empty_table() -> Ruleset {
 /// A table with one base chain with this rule.
 fn table_with_rule(kind: ChainType, hook: Hook, rule: Rule) -> Ruleset {
     let mut ruleset = empty_table();
-    let base = Base { kind, hook, priority: 0, policy: ChainPolicy::Accept };
+    let base = Base {
+        kind,
+        hook,
+        priority: 0,
+        policy: ChainPolicy::Accept,
+    };
     let name = ChainName::new("trial").expect("a constant name is valid");
     ruleset.put_chain(name, Chain::base(base, vec![rule]));
     ruleset
@@ -258,40 +332,85 @@ fn table_with_rule(kind: ChainType, hook: Hook, rule: Rule) -> Ruleset {
 
 fn ct_table() -> Ruleset {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
-    let known = Rule::new().when(Match::CtState(CmpOp::Eq, states[0] | states[1])).counter().accept();
+    let known = Rule::new()
+        .when(Match::CtState(CmpOp::Eq, states[0] | states[1]))
+        .counter()
+        .accept();
     table_with_rule(ChainType::Filter, Hook::Forward, known)
 }
 
 /// A set of ranges over several fields, as the sets of peers with ports use.
 fn ranges_table() -> Ruleset {
     let name = SetName::new("trial").expect("a constant name is valid");
-    let key = vec![Selector::Saddr4, Selector::L4proto, Selector::Dport(Transport::Any)];
+    let key = vec![
+        Selector::Saddr4,
+        Selector::L4proto,
+        Selector::Dport(Transport::Any),
+    ];
     let rule = Rule::new().when(Match::in_set(key, &name)).accept();
     let mut ruleset = table_with_rule(ChainType::Filter, Hook::Forward, rule);
-    let kind = SetKind::of(vec![FieldType::Ipv4, FieldType::Proto, FieldType::Port]).with_intervals();
+    let kind =
+        SetKind::of(vec![FieldType::Ipv4, FieldType::Proto, FieldType::Port]).with_intervals();
     let net: ipnet::IpNet = "10.0.0.0/8".parse().expect("a constant range");
-    ruleset.put_set(name, Set::members(kind, [[Field::from(net), Field::from(Proto::TCP), Field::from(80..=90)]]));
+    ruleset.put_set(
+        name,
+        Set::members(
+            kind,
+            [[
+                Field::from(net),
+                Field::from(Proto::TCP),
+                Field::from(80..=90),
+            ]],
+        ),
+    );
     ruleset
 }
 
 fn masquerade_table() -> Ruleset {
-    let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
-    table_with_rule(ChainType::Nat, Hook::Postrouting, Rule::new().then(masquerade))
+    let masquerade = Statement::Masquerade(Masquerade {
+        ports: None,
+        fully_random: true,
+    });
+    table_with_rule(
+        ChainType::Nat,
+        Hook::Postrouting,
+        Rule::new().then(masquerade),
+    )
 }
 
 fn fib_table() -> Ruleset {
     let local = Match::AddressType(Side::Source, CmpOp::Eq, AddressType::Local);
-    table_with_rule(ChainType::Nat, Hook::Postrouting, Rule::new().when(local).accept())
+    table_with_rule(
+        ChainType::Nat,
+        Hook::Postrouting,
+        Rule::new().when(local).accept(),
+    )
 }
 
 fn log_table() -> Ruleset {
-    let log = Log { prefix: "trial".to_owned(), target: LogTarget::Syslog(5) };
-    table_with_rule(ChainType::Filter, Hook::Forward, Rule::new().then(Statement::Log(log)))
+    let log = Log {
+        prefix: "trial".to_owned(),
+        target: LogTarget::Syslog(5),
+    };
+    table_with_rule(
+        ChainType::Filter,
+        Hook::Forward,
+        Rule::new().then(Statement::Log(log)),
+    )
 }
 
 fn limit_table() -> Ruleset {
-    let limit = Limit { rate: 1, unit: RateUnit::Second, burst: Limit::DEFAULT_BURST, over: false };
-    table_with_rule(ChainType::Filter, Hook::Forward, Rule::new().then(Statement::Limit(limit)).accept())
+    let limit = Limit {
+        rate: 1,
+        unit: RateUnit::Second,
+        burst: Limit::DEFAULT_BURST,
+        over: false,
+    };
+    table_with_rule(
+        ChainType::Filter,
+        Hook::Forward,
+        Rule::new().then(Statement::Limit(limit)).accept(),
+    )
 }
 
 #[cfg(test)]
@@ -308,13 +427,16 @@ mod tests {
 
     #[test]
     fn what_is_lacking_is_named_with_option_module_and_remedy() {
-        let missing = require_features(without(&["vxlan", "ipv6"])).expect("nothing that is always needed");
+        let missing =
+            require_features(without(&["vxlan", "ipv6"])).expect("nothing that is always needed");
         let words: Vec<String> = missing.iter().map(MissingFeature::to_string).collect();
         let wanted = [
-            "this kernel lacks VXLAN links (Operation not supported (os error 95)): pods of other nodes cannot be reached in pools with VXLAN \
-             encapsulation; load the module vxlan on the node, or use a kernel with CONFIG_VXLAN",
-            "this kernel lacks IPv6 (Operation not supported (os error 95)): pods get no IPv6 addresses; load the module ipv6 on the node, or \
-             use a kernel with CONFIG_IPV6, and no ipv6.disable=1 on the kernel's command line",
+            "this kernel lacks VXLAN links (Operation not supported (os error 95)): pods of other \
+             nodes cannot be reached in pools with VXLAN encapsulation; load the module vxlan on \
+             the node, or use a kernel with CONFIG_VXLAN",
+            "this kernel lacks IPv6 (Operation not supported (os error 95)): pods get no IPv6 \
+             addresses; load the module ipv6 on the node, or use a kernel with CONFIG_IPV6, and no \
+             ipv6.disable=1 on the kernel's command line",
         ];
         assert_eq!(words, wanted);
         assert_eq!(super::describe_missing(&missing), Some(wanted.join("; ")));
@@ -326,14 +448,27 @@ mod tests {
         let refused = require_features(without(&["nft_ct", "veth", "vxlan"]))
             .expect_err("two that are always needed")
             .to_string();
-        assert!(refused.contains("CONFIG_NFT_CT") && refused.contains("CONFIG_VETH"), "{refused}");
-        assert!(!refused.contains("VXLAN"), "what is not always needed hides what is: {refused}");
+        assert!(
+            refused.contains("CONFIG_NFT_CT") && refused.contains("CONFIG_VETH"),
+            "{refused}"
+        );
+        assert!(
+            !refused.contains("VXLAN"),
+            "what is not always needed hides what is: {refused}"
+        );
     }
 
     /// Every test passes on a complete kernel.
     #[test]
     fn this_kernel_lacks_nothing() {
         let missing = probe().expect("root");
-        assert!(missing.is_empty(), "{:?}", missing.iter().map(MissingFeature::to_string).collect::<Vec<_>>());
+        assert!(
+            missing.is_empty(),
+            "{:?}",
+            missing
+                .iter()
+                .map(MissingFeature::to_string)
+                .collect::<Vec<_>>()
+        );
     }
 }

@@ -40,7 +40,8 @@ impl Component {
 }
 
 fn main() -> anyhow::Result<()> {
-    // Every TLS connection of the process uses this provider; a second one would be a second implementation to trust.
+    // Every TLS connection of the process uses this provider; a second one would be a second
+    // implementation to trust.
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider was installed before main"))?;

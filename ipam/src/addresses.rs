@@ -19,7 +19,10 @@ use super::store::Namespace;
 fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
     match version {
         IpVersion::V4 => (format!("vxlan-tunnel-addr-{node}"), "vxlanTunnelAddress"),
-        IpVersion::V6 => (format!("vxlan-v6-tunnel-addr-{node}"), "vxlanV6TunnelAddress"),
+        IpVersion::V6 => (
+            format!("vxlan-v6-tunnel-addr-{node}"),
+            "vxlanV6TunnelAddress",
+        ),
     }
 }
 
@@ -36,8 +39,19 @@ pub struct NodeAddresses {
 impl NodeAddresses {
     /// Creates the service of a node. `clock` returns the time in RFC 3339, which is kept with each
     /// address.
-    pub fn new(node: String, allocator: Allocator, namespaces: ReadNamespace, clock: fn() -> String) -> Self {
-        Self { node, allocator, namespaces, known: NamespacesWithPools::default(), clock }
+    pub fn new(
+        node: String,
+        allocator: Allocator,
+        namespaces: ReadNamespace,
+        clock: fn() -> String,
+    ) -> Self {
+        Self {
+            node,
+            allocator,
+            namespaces,
+            known: NamespacesWithPools::default(),
+            clock,
+        }
     }
 
     /// Assigns the address of this node's VXLAN device for an IP version. It is the same one after
@@ -48,20 +62,36 @@ impl NodeAddresses {
             return Ok(present);
         }
         // Nobody else gets it meanwhile, because nothing is assigned from such a pool any more.
-        self.allocator.release(tunnel_names(&self.node, version).0).await?;
+        self.allocator
+            .release(tunnel_names(&self.node, version).0)
+            .await?;
         self.assign_tunnel(version).await
     }
 
     /// Returns true when a tunnel's address has no pool, or one that is being deleted, and another
     /// pool can serve the tunnel: the block around the old address would never be released.
     pub fn has_to_move(&self, present: &[IpNet]) -> bool {
-        let Some(pools) = self.pools().borrow().clone() else { return false };
-        let choice = PoolChoice { usage: Use::Tunnel, ..PoolChoice::default() };
-        let stays = |address: IpAddr| pools.iter().any(|pool| pool.cidr.contains(&address) && !pool.is_terminating);
-        let may_go = |address: IpAddr| {
-            pools.iter().any(|pool| pool.cidr.addr().is_ipv4() == address.is_ipv4() && pool.serves(&choice))
+        let Some(pools) = self.pools().borrow().clone() else {
+            return false;
         };
-        present.iter().map(IpNet::addr).any(|address| !stays(address) && may_go(address))
+        let choice = PoolChoice {
+            usage: Use::Tunnel,
+            ..PoolChoice::default()
+        };
+        let stays = |address: IpAddr| {
+            pools
+                .iter()
+                .any(|pool| pool.cidr.contains(&address) && !pool.is_terminating)
+        };
+        let may_go = |address: IpAddr| {
+            pools
+                .iter()
+                .any(|pool| pool.cidr.addr().is_ipv4() == address.is_ipv4() && pool.serves(&choice))
+        };
+        present
+            .iter()
+            .map(IpNet::addr)
+            .any(|address| !stays(address) && may_go(address))
     }
 
     /// The pools as this node sees them.
@@ -71,7 +101,10 @@ impl NodeAddresses {
 
     async fn assign_tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
         let (handle, kind) = tunnel_names(&self.node, version);
-        let secondary = BTreeMap::from([("node".to_owned(), self.node.clone()), ("type".to_owned(), kind.to_owned())]);
+        let secondary = BTreeMap::from([
+            ("node".to_owned(), self.node.clone()),
+            ("type".to_owned(), kind.to_owned()),
+        ]);
         let attribute = AllocationAttribute {
             handle_id: Some(handle),
             secondary: Some(secondary),
@@ -82,7 +115,13 @@ impl NodeAddresses {
             IpVersion::V4 => (any, Demand::Never),
             IpVersion::V6 => (Demand::Never, any),
         };
-        let request = AddressRequest { attribute, ipv4, ipv6, usage: Use::Tunnel, ..AddressRequest::default() };
+        let request = AddressRequest {
+            attribute,
+            ipv4,
+            ipv6,
+            usage: Use::Tunnel,
+            ..AddressRequest::default()
+        };
         self.allocator.assign(request).await
     }
 }
@@ -92,7 +131,10 @@ impl Addresses for NodeAddresses {
         let secondary = request.attribute.secondary.get_or_insert_default();
         secondary.insert("node".to_owned(), self.node.clone());
         secondary.insert("timestamp".to_owned(), (self.clock)());
-        match self.known.relevance(&request, &self.allocator.pools().await?) {
+        match self
+            .known
+            .relevance(&request, &self.allocator.pools().await?)
+        {
             Relevance::None => self.assign_in(request, &Namespace::default()).await,
             Relevance::Likely => {
                 let namespace = self.namespace(request.namespace()).await?;
@@ -115,7 +157,11 @@ impl NodeAddresses {
         Ok(namespace)
     }
 
-    async fn assign_in(&self, mut request: AddressRequest, namespace: &Namespace) -> Result<Vec<IpNet>, NoAddress> {
+    async fn assign_in(
+        &self,
+        mut request: AddressRequest,
+        namespace: &Namespace,
+    ) -> Result<Vec<IpNet>, NoAddress> {
         [request.ipv4, request.ipv6] = namespaces::demands(&request, namespace)?;
         request.admitted = namespaces::admitted(&self.allocator.pools().await?, namespace);
         self.allocator.assign(request).await
@@ -124,11 +170,15 @@ impl NodeAddresses {
     /// Assigns while the namespace is read, as if the namespace named no pools.
     async fn assign_meanwhile(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
         let nothing = Namespace::default();
-        let (namespace, given) =
-            tokio::join!(self.namespace(request.namespace()), self.assign_in(request.clone(), &nothing));
+        let (namespace, given) = tokio::join!(
+            self.namespace(request.namespace()),
+            self.assign_in(request.clone(), &nothing)
+        );
         // Whatever fails from here on, the caller releases the handle.
         let namespace = namespace?;
-        if namespaces::demands(&request, &namespace)? == [request.ipv4.clone(), request.ipv6.clone()] {
+        if namespaces::demands(&request, &namespace)?
+            == [request.ipv4.clone(), request.ipv6.clone()]
+        {
             return given;
         }
         self.allocator.release(request.handle().to_owned()).await?;

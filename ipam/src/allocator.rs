@@ -84,13 +84,25 @@ pub(super) enum Event {
     /// Outcome of a claim, with the IP version and the pools it was for.
     Claimed(IpVersion, PoolChoice, Result<Stored<Block>, NoAddress>),
     /// Blocks that the handle of a tunnel lists: it may have borrowed its address before a restart.
-    Found(AddressRequest, AssignReply, Result<Vec<Stored<Block>>, StoreError>),
+    Found(
+        AddressRequest,
+        AssignReply,
+        Result<Vec<Stored<Block>>, StoreError>,
+    ),
     /// Addresses borrowed for a request that this node's blocks serve only in part, or not at all.
-    Borrowed(AddressRequest, AssignReply, Result<Vec<Borrowed>, NoAddress>),
+    Borrowed(
+        AddressRequest,
+        AssignReply,
+        Result<Vec<Borrowed>, NoAddress>,
+    ),
     /// Outcome of the release of a block.
     BlockReleased(IpNet, BlockRelease),
     /// Addresses that a pod names, with their blocks.
-    Exact(Vec<IpNet>, AssignReply, Result<Vec<Stored<Block>>, NoAddress>),
+    Exact(
+        Vec<IpNet>,
+        AssignReply,
+        Result<Vec<Stored<Block>>, NoAddress>,
+    ),
     Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
     /// Blocks that have been read.
     Loaded(Loaded),
@@ -116,7 +128,12 @@ pub struct Allocator {
 impl Allocator {
     /// Starts the owner task. Blocks that the map lists for this node are read at once, and later
     /// ones as they appear.
-    pub fn spawn<S: Store>(node: String, store: Arc<S>, inputs: Inputs, clock: fn() -> String) -> Self {
+    pub fn spawn<S: Store>(
+        node: String,
+        store: Arc<S>,
+        inputs: Inputs,
+        clock: fn() -> String,
+    ) -> Self {
         let (events, received) = mpsc::channel(QUEUE);
         let owner = Owner::new(
             node.clone(),
@@ -132,7 +149,9 @@ impl Allocator {
     /// Assigns an address of each IP version that is needed, or none. A second request with the
     /// same handle gets the same addresses.
     pub async fn assign(&self, wanted: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
-        tokio::time::timeout(UNKNOWN, self.inputs.clone().known()).await.map_err(|_| self.inputs.unknown())??;
+        tokio::time::timeout(UNKNOWN, self.inputs.clone().known())
+            .await
+            .map_err(|_| self.inputs.unknown())??;
         let (reply, answer) = oneshot::channel();
         self.ask(Event::Assign(wanted, reply), answer).await
     }
@@ -146,7 +165,9 @@ impl Allocator {
     pub(super) async fn pools(&self) -> Result<Arc<Vec<NodePool>>, NoAddress> {
         let mut pools = self.inputs.pools.clone();
         let known = tokio::time::timeout(UNKNOWN, pools.wait_for(Option::is_some)).await;
-        let known = known.map_err(|_| self.inputs.unknown())?.map_err(|_| stopping())?;
+        let known = known
+            .map_err(|_| self.inputs.unknown())?
+            .map_err(|_| stopping())?;
         Ok(known.clone().unwrap_or_default())
     }
 
@@ -161,7 +182,11 @@ impl Allocator {
         }
     }
 
-    async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, NoAddress>>) -> Result<T, NoAddress> {
+    async fn ask<T>(
+        &self,
+        event: Event,
+        answer: oneshot::Receiver<Result<T, NoAddress>>,
+    ) -> Result<T, NoAddress> {
         self.events.send(event).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
@@ -170,15 +195,26 @@ impl Allocator {
 impl Inputs {
     /// Returns once all inputs are known.
     async fn known(mut self) -> Result<(), NoAddress> {
-        self.map.wait_for(Option::is_some).await.map_err(|_| stopping())?;
-        self.pools.wait_for(Option::is_some).await.map_err(|_| stopping())?;
-        self.limits.wait_for(Option::is_some).await.map_err(|_| stopping())?;
+        self.map
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| stopping())?;
+        self.pools
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| stopping())?;
+        self.limits
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| stopping())?;
         Ok(())
     }
 
     /// Returns true when all inputs are known.
     pub(super) fn is_known(&self) -> bool {
-        self.map.borrow().is_some() && self.pools.borrow().is_some() && self.limits.borrow().is_some()
+        self.map.borrow().is_some()
+            && self.pools.borrow().is_some()
+            && self.limits.borrow().is_some()
     }
 
     /// Error that names the input that is not known yet.
@@ -219,7 +255,10 @@ pub(super) async fn join(
 ) {
     let mut addresses = Ok(had);
     for part in parts {
-        match (part.await.unwrap_or_else(|_| Err(stopping())), &mut addresses) {
+        match (
+            part.await.unwrap_or_else(|_| Err(stopping())),
+            &mut addresses,
+        ) {
             (Ok(more), Ok(addresses)) => addresses.extend(more),
             (Err(error), Ok(_)) => addresses = Err(error),
             (_, Err(_)) => {}

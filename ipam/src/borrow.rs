@@ -31,8 +31,15 @@ pub(super) async fn borrow<S: Store>(
     attribute: &AllocationAttribute,
 ) -> Result<Option<Borrowed>, StoreError> {
     for cidr in blocks.iter().take(MOST) {
-        let constraints = Constraints::new(constraints.limits.clone(), &context.known, *cidr, constraints.now.clone());
-        if let Some(address) = borrow_from(store, &context.node, *cidr, &constraints, attribute).await? {
+        let constraints = Constraints::new(
+            constraints.limits.clone(),
+            &context.known,
+            *cidr,
+            constraints.now.clone(),
+        );
+        if let Some(address) =
+            borrow_from(store, &context.node, *cidr, &constraints, attribute).await?
+        {
             return Ok(Some((address, *cidr)));
         }
     }
@@ -48,7 +55,14 @@ async fn borrow_from<S: Store>(
 ) -> Result<Option<IpNet>, StoreError> {
     let handle = attribute.handle_id.clone().unwrap_or_default();
     for _ in 0..TRIES {
-        let Some(Stored { value: mut block, revision }) = store.block(cidr).await? else { return Ok(None) };
+        let Stored {
+            value: mut block,
+            revision,
+        } = match store.block(cidr).await {
+            Ok(Some(block)) => block,
+            Ok(None) | Err(StoreError::Damaged(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         if let Some(had) = block.of_handle(&handle).first() {
             return Ok(Some(IpNet::from(*had)));
         }
@@ -57,13 +71,20 @@ async fn borrow_from<S: Store>(
             return Ok(None);
         }
         // Only the one address changes. Addresses in cooldown are the owner's to free.
-        let Some(address) = block.assign(attribute, |address| constraints.is_reserved(address)) else {
+        let Some(address) = block.assign(attribute, |address| constraints.is_reserved(address))
+        else {
             return Ok(None);
         };
         // Before the block: if the agent ends in between, or the write of the block gets no answer,
         // the handle already tells where the address may be.
         store.put_handle(handle.clone(), vec![cidr]).await?;
-        match store.update_block(Stored { value: block, revision }).await {
+        match store
+            .update_block(Stored {
+                value: block,
+                revision,
+            })
+            .await
+        {
             Ok(_) => return Ok(Some(IpNet::from(address))),
             Err(StoreError::Conflict) => {}
             Err(error) => return Err(error),

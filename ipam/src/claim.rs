@@ -44,12 +44,17 @@ impl ClaimContext {
         version: IpVersion,
         choice: &'a PoolChoice,
     ) -> impl Iterator<Item = &'a NodePool> {
-        self.pools.iter().filter(move |pool| IpVersion::of(pool.cidr.addr()) == version && pool.serves(choice))
+        self.pools
+            .iter()
+            .filter(move |pool| IpVersion::of(pool.cidr.addr()) == version && pool.serves(choice))
     }
 
     /// Returns true when a block of the range may be created, as far as is known.
     fn allows(&self, cidr: IpNet) -> bool {
-        let is_block = self.pools.iter().any(|pool| pool.closed.is_none() && pool.has_block(cidr));
+        let is_block = self
+            .pools
+            .iter()
+            .any(|pool| pool.closed.is_none() && pool.has_block(cidr));
         is_block && self.known.overlapping(cidr).is_empty()
     }
 }
@@ -70,8 +75,11 @@ pub(super) async fn claim<S: Store>(
     context: &ClaimContext,
     want: &ClaimRequest,
 ) -> Result<Stored<Block>, NoAddress> {
-    let unavailable =
-        |error: StoreError| NoAddress::Unavailable(format!("IPAM block claim: {error}; the runtime will try again"));
+    let unavailable = |error: StoreError| {
+        NoAddress::Unavailable(format!(
+            "IPAM block claim: {error}; the runtime will try again"
+        ))
+    };
     let pools: Vec<&NodePool> = context.serving(want.version, &want.choice).collect();
     if pools.is_empty() {
         return Err(no_pool(Some(want.version), &want.choice, &context.pools));
@@ -79,7 +87,10 @@ pub(super) async fn claim<S: Store>(
     let mut collisions = 0;
     for pool in &pools {
         for cidr in candidates(pool.cidr, pool.block_size, &context.node) {
-            if context.known.contains(&cidr) || !context.allows(cidr) || is_reserved(&want.constraints, cidr) {
+            if context.known.contains(&cidr)
+                || !context.allows(cidr)
+                || is_reserved(&want.constraints, cidr)
+            {
                 continue;
             }
             match try_claim(store, context, cidr).await.map_err(unavailable)? {
@@ -87,23 +98,26 @@ pub(super) async fn claim<S: Store>(
                 None if collisions < COLLISIONS => collisions += 1,
                 None => {
                     return Err(NoAddress::Unavailable(format!(
-                        "{COLLISIONS} blocks were taken by other nodes at the same time; the runtime will try again"
+                        "{COLLISIONS} blocks were taken by other nodes at the same time; the \
+                         runtime will try again"
                     )));
                 }
             }
         }
     }
-    let names: Vec<String> = pools.iter().map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
-    Err(NoAddress::Exhausted(format!("every block of pool {} is taken", names.join(", "))))
+    let names: Vec<String> = pools
+        .iter()
+        .map(|pool| format!("{} ({})", pool.name, pool.cidr))
+        .collect();
+    Err(NoAddress::Exhausted(format!(
+        "every block of pool {} is taken",
+        names.join(", ")
+    )))
 }
 
 /// Claims a block if no block overlaps it; none if it, or one that overlaps it, is another node's.
 /// Blocks that the map does not list yet are ruled out in storage: larger ones by a read of each
 /// possible name, and the same one by its creation, in which only one of two nodes succeeds.
-///
-/// Of what the view may not have told yet, larger blocks around this one are looked for by name.
-/// Two nodes that make the same block at the same time are told apart by its creation, which only
-/// one of them can do.
 pub(super) async fn try_claim<S: Store>(
     store: &NodeObjects<S>,
     context: &ClaimContext,
@@ -113,14 +127,19 @@ pub(super) async fn try_claim<S: Store>(
         return Ok(None);
     }
     store.put_affinity(cidr, AffinityState::Pending).await?;
-    let block = match store.create_block(Block::new(cidr, &context.node, context.now.clone())).await {
+    let block = match store
+        .create_block(Block::new(cidr, &context.node, context.now.clone()))
+        .await
+    {
         Ok(block) => block,
-        Err(StoreError::Conflict) => match store.block(cidr).await? {
-            Some(block) if block.value.node() == Some(context.node.as_str()) => block,
-            _ => {
+        Err(StoreError::Conflict) => match store.block(cidr).await {
+            Ok(Some(block)) if block.value.node() == Some(context.node.as_str()) => block,
+            // Another node's, or nobody's until it is repaired, which the view cannot tell.
+            Ok(_) | Err(StoreError::Damaged(_)) => {
                 store.delete_affinity(cidr).await?;
                 return Ok(None);
             }
+            Err(error) => return Err(error),
         },
         Err(error) => return Err(error),
     };
@@ -129,8 +148,15 @@ pub(super) async fn try_claim<S: Store>(
 }
 
 async fn has_larger<S: Store>(store: &NodeObjects<S>, cidr: IpNet) -> Result<bool, StoreError> {
-    let found = try_join_all(possible(parents(cidr)).map(|parent| store.block(parent))).await?;
-    Ok(found.iter().any(Option::is_some))
+    let exists = |parent| async move {
+        match store.block(parent).await {
+            Ok(block) => Ok(block.is_some()),
+            Err(StoreError::Damaged(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    };
+    let found = try_join_all(possible(parents(cidr)).map(exists)).await?;
+    Ok(found.contains(&true))
 }
 
 /// Keeps the ranges that are small enough for a block.
@@ -142,12 +168,19 @@ pub(super) fn possible(ranges: impl Iterator<Item = IpNet>) -> impl Iterator<Ite
 fn is_reserved(constraints: &Constraints, cidr: IpNet) -> bool {
     let touches = |range: &IpNet| range.contains(&cidr) || cidr.contains(range);
     constraints.limits.reserved.iter().any(touches)
-        && Block::new(cidr, "", String::new()).available(|address| constraints.limits.is_reserved(address)) == 0
+        && Block::new(cidr, "", String::new())
+            .available(|address| constraints.limits.is_reserved(address))
+            == 0
 }
 
 /// Error of a choice that no pool serves. `version` is none if any IP version would have done.
-pub(super) fn no_pool(version: Option<IpVersion>, choice: &PoolChoice, pools: &[NodePool]) -> NoAddress {
-    let of_version = |pool: &&NodePool| version.is_none_or(|version| IpVersion::of(pool.cidr.addr()) == version);
+pub(super) fn no_pool(
+    version: Option<IpVersion>,
+    choice: &PoolChoice,
+    pools: &[NodePool],
+) -> NoAddress {
+    let of_version =
+        |pool: &&NodePool| version.is_none_or(|version| IpVersion::of(pool.cidr.addr()) == version);
     let reasons: BTreeSet<String> = pools
         .iter()
         .filter(of_version)
@@ -165,7 +198,9 @@ pub(super) fn no_pool(version: Option<IpVersion>, choice: &PoolChoice, pools: &[
         0 => "there is none".to_owned(),
         _ => reasons.into_iter().collect::<Vec<_>>().join("; "),
     };
-    NoAddress::Exhausted(format!("no IPPool{of} may be used for {whose}: {why}; add or correct one"))
+    NoAddress::Exhausted(format!(
+        "no IPPool{of} may be used for {whose}: {why}; add or correct one"
+    ))
 }
 
 /// Error of a request that names a pool it cannot have; `why` is none if the pool does not exist.
@@ -174,9 +209,12 @@ pub(super) fn unknown_pool(version: IpVersion, name: &str, why: Option<&str>) ->
         IpVersion::V4 => ("IPv4", "ipv4_pools", ANNOTATION_POD_POOLS_V4),
         IpVersion::V6 => ("IPv6", "ipv6_pools", ANNOTATION_POD_POOLS_V6),
     };
-    let why = why.map_or_else(|| format!("does not exist, or is not of {of}"), str::to_owned);
+    let why = why.map_or_else(
+        || format!("does not exist, or is not of {of}"),
+        str::to_owned,
+    );
     NoAddress::Refused(format!(
-        "IPPool {name:?} {why}; correct the pool, or the place that names it: annotation {annotation} of the pod or of its Namespace, or {field} of the \
-         network configuration"
+        "IPPool {name:?} {why}; correct the pool, or the place that names it: annotation \
+         {annotation} of the pod or of its Namespace, or {field} of the network configuration"
     ))
 }

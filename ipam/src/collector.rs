@@ -1,5 +1,5 @@
-//! IPAM garbage collector: carries out the plans of [`crate::leak_scan`]. It reads nodes and pods by
-//! name before it releases their addresses, and changes nothing that has changed since the scan.
+//! IPAM garbage collector: carries out the plans of [`crate::leak_scan`]. It reads nodes and pods
+//! by name before it releases their addresses, and changes nothing that has changed since the scan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,8 @@ use tracing::{info, warn};
 
 use crate::check;
 use crate::leak_scan::{
-    self, Affinity, BlockToDelete, CollectionPlan, Handle, IpamState, LeakCandidates, PodFacts, Release, ScanRules,
+    self, Affinity, BlockToDelete, CollectionPlan, Handle, IpamState, LeakCandidates, PodFacts,
+    Release, ScanRules,
 };
 use crate::release::remove_block_from_handle;
 use crate::store::{AffinityState, Cluster, Objects, Store, StoreError};
@@ -42,7 +43,13 @@ impl<S: Store + Cluster> Collector<S> {
     /// `overlaps`.
     pub fn new(store: S, overlaps: watch::Sender<Vec<String>>) -> Self {
         let (candidates, stale_handles) = (LeakCandidates::default(), BTreeMap::new());
-        Self { store, overlaps, begin: Instant::now(), candidates, stale_handles }
+        Self {
+            store,
+            overlaps,
+            begin: Instant::now(),
+            candidates,
+            stale_handles,
+        }
     }
 
     /// Forgets what earlier scans have found, because others may have collected since.
@@ -56,7 +63,9 @@ impl<S: Store + Cluster> Collector<S> {
     pub async fn collect(&mut self, rules: ScanRules) -> Result<bool, StoreError> {
         let state = self.read_state().await?;
         let overlapping = check::overlaps(&state.blocks);
-        self.overlaps.send_if_modified(|published| std::mem::replace(published, overlapping.clone()) != overlapping);
+        self.overlaps.send_if_modified(|published| {
+            std::mem::replace(published, overlapping.clone()) != overlapping
+        });
         let mut plan = leak_scan::plan(&state, rules, &mut self.candidates, self.begin.elapsed());
         let mut existing = BTreeSet::new();
         for node in plan.nodes() {
@@ -68,13 +77,14 @@ impl<S: Store + Cluster> Collector<S> {
         let verified = self.read_pods(&to_verify).await;
         plan.retain_confirmed(&existing, &verified);
         self.exec(&plan).await;
-        let has_more = verified.len() < to_verify.len() || plan.handle_nodes.len() > ANNOTATED_HANDLES.0;
+        let has_more =
+            verified.len() < to_verify.len() || plan.handle_nodes.len() > ANNOTATED_HANDLES.0;
         Ok(self.candidates.has_node() || has_more)
     }
 
-    /// Reads the state in the order that [`IpamState`] asks for: handles before blocks, and nodes, pods
-    /// and pools after them. A pod that gets an address meanwhile is seen, and its address is no
-    /// candidate.
+    /// Reads the state in the order that [`IpamState`] asks for: handles before blocks, and nodes,
+    /// pods and pools after them. A pod that gets an address meanwhile is seen, and its address is
+    /// no candidate.
     async fn read_state(&self) -> Result<IpamState, StoreError> {
         let handles = Objects::<IPAMHandle>::list(&self.store, handle).await?;
         let blocks = Objects::<IPAMBlock>::list(&self.store, block).await?;
@@ -85,7 +95,14 @@ impl<S: Store + Cluster> Collector<S> {
         let pools = self.store.pools().await?;
         let blocks = blocks.into_iter().flatten().collect();
         let affinities = affinities.into_iter().flatten().collect();
-        Ok(IpamState { nodes, pods, blocks, affinities, handles, pools })
+        Ok(IpamState {
+            nodes,
+            pods,
+            blocks,
+            affinities,
+            handles,
+            pools,
+        })
     }
 
     /// Reads pods by name: their facts, or none if they do not exist. Pods that could not be read
@@ -112,7 +129,9 @@ impl<S: Store + Cluster> Collector<S> {
     async fn exec(&mut self, plan: &CollectionPlan) {
         // First, because agents may not write a handle before its node is known.
         stream::iter(plan.handle_nodes.iter().take(ANNOTATED_HANDLES.0))
-            .for_each_concurrent(ANNOTATED_HANDLES.1, |(handle, node)| self.annotate_handle(handle, node))
+            .for_each_concurrent(ANNOTATED_HANDLES.1, |(handle, node)| {
+                self.annotate_handle(handle, node)
+            })
             .await;
         for (cidr, releases) in &plan.releases {
             if let Err(error) = self.release(*cidr, releases).await {
@@ -120,34 +139,74 @@ impl<S: Store + Cluster> Collector<S> {
             }
         }
         self.update_stale_handles().await;
-        let mut affinities: BTreeMap<(IpNet, &str), &Affinity> =
-            plan.affinities.iter().map(|affinity| ((affinity.cidr, affinity.node.as_str()), affinity)).collect();
+        let mut affinities: BTreeMap<(IpNet, &str), &Affinity> = plan
+            .affinities
+            .iter()
+            .map(|affinity| ((affinity.cidr, affinity.node.as_str()), affinity))
+            .collect();
         for block in &plan.blocks {
-            let affinity = block.node.as_deref().and_then(|node| affinities.remove(&(block.cidr, node)));
+            let affinity = block
+                .node
+                .as_deref()
+                .and_then(|node| affinities.remove(&(block.cidr, node)));
             match self.delete_block_with_affinity(block, affinity).await {
-                Ok(true) => info!(block = %block.cidr, node = block.node, "block deleted: empty and not needed"),
+                Ok(true) => {
+                    info!(
+                        block = %block.cidr,
+                        node = block.node,
+                        "block deleted: empty and not needed",
+                    )
+                }
                 Ok(false) => {
-                    info!(block = %block.cidr, node = block.node, "block has changed since the scan and stays")
+                    info!(
+                        block = %block.cidr,
+                        node = block.node,
+                        "block has changed since the scan and stays",
+                    )
                 }
                 Err(error) => {
-                    warn!(block = %block.cidr, node = block.node, %error, "block cannot be deleted, retrying later")
+                    warn!(
+                        block = %block.cidr,
+                        node = block.node,
+                        %error,
+                        "block cannot be deleted, retrying later",
+                    )
                 }
             }
         }
         for affinity in affinities.into_values() {
             match self.delete_affinity(affinity).await {
-                Ok(true) => info!(node = affinity.node, block = %affinity.cidr, "affinity deleted: it has no block"),
+                Ok(true) => {
+                    info!(
+                        node = affinity.node,
+                        block = %affinity.cidr,
+                        "affinity deleted: it has no block",
+                    )
+                }
                 Ok(false) => {
-                    info!(node = affinity.node, block = %affinity.cidr, "affinity has changed since the scan and stays")
+                    info!(
+                        node = affinity.node,
+                        block = %affinity.cidr,
+                        "affinity has changed since the scan and stays",
+                    )
                 }
                 Err(error) => {
-                    warn!(node = affinity.node, block = %affinity.cidr, %error, "affinity cannot be deleted, retrying later")
+                    warn!(
+                        node = affinity.node,
+                        block = %affinity.cidr,
+                        %error,
+                        "affinity cannot be deleted, retrying later",
+                    )
                 }
             }
         }
         for handle in &plan.handles {
             if let Err(error) = self.delete_handle(handle).await {
-                warn!(handle = handle.name, %error, "handle without addresses cannot be deleted, retrying later");
+                warn!(
+                    handle = handle.name,
+                    %error,
+                    "handle without addresses cannot be deleted, retrying later",
+                );
             }
         }
     }
@@ -161,7 +220,12 @@ impl<S: Store + Cluster> Collector<S> {
         for release in releases {
             if block.release_address(release.address, release.sequence) {
                 is_changed = true;
-                info!(address = %release.address, node = release.node, pod = release.pod, "leaked address released");
+                info!(
+                    address = %release.address,
+                    node = release.node,
+                    pod = release.pod,
+                    "leaked address released",
+                );
                 handles.extend(Some(release.handle.clone()).filter(|handle| !handle.is_empty()));
             }
         }
@@ -182,17 +246,29 @@ impl<S: Store + Cluster> Collector<S> {
             let block = match self.read_block(cidr).await {
                 Ok(block) => block.map(|(_, block)| block),
                 Err(error) => {
-                    warn!(block = %cidr, %error, "handles may still list the block, retrying later");
+                    warn!(
+                        block = %cidr,
+                        %error,
+                        "handles may still list the block, retrying later",
+                    );
                     self.stale_handles.insert(cidr, handles);
                     continue;
                 }
             };
             for handle in handles {
-                if block.as_ref().is_some_and(|block| !block.of_handle(&handle).is_empty()) {
+                if block
+                    .as_ref()
+                    .is_some_and(|block| !block.of_handle(&handle).is_empty())
+                {
                     continue;
                 }
                 if let Err(error) = remove_block_from_handle(&self.store, &handle, cidr).await {
-                    warn!(block = %cidr, handle, %error, "handle may still list the block, retrying later");
+                    warn!(
+                        block = %cidr,
+                        handle,
+                        %error,
+                        "handle may still list the block, retrying later",
+                    );
                     self.stale_handles.entry(cidr).or_default().insert(handle);
                 }
             }
@@ -205,14 +281,16 @@ impl<S: Store + Cluster> Collector<S> {
         };
         match Block::parse(object.spec.clone()) {
             Ok(block) => Ok(Some((object, block))),
-            Err(error) => Err(StoreError::Failed(format!("{error}; repair or delete it"))),
+            Err(error) => Err(StoreError::Damaged(format!("{error}; repair or delete it"))),
         }
     }
 
     /// Writes the node of a handle that has not changed since the scan into its annotation.
     async fn annotate_handle(&self, scanned: &Handle, node: &str) {
         let written = async {
-            let Some(mut object) = Objects::<IPAMHandle>::get(&self.store, scanned.name.clone()).await? else {
+            let Some(mut object) =
+                Objects::<IPAMHandle>::get(&self.store, scanned.name.clone()).await?
+            else {
                 return Ok(());
             };
             if handle(object.clone()) != *scanned {
@@ -230,14 +308,18 @@ impl<S: Store + Cluster> Collector<S> {
 
     /// Deletes a handle that has not changed since the scan.
     async fn delete_handle(&self, scanned: &Handle) -> Result<(), StoreError> {
-        let Some(object) = Objects::<IPAMHandle>::get(&self.store, scanned.name.clone()).await? else {
+        let Some(object) = Objects::<IPAMHandle>::get(&self.store, scanned.name.clone()).await?
+        else {
             return Ok(());
         };
         if handle(object.clone()) != *scanned {
             return Ok(());
         }
         if Objects::<IPAMHandle>::delete(&self.store, object.metadata).await? {
-            info!(handle = scanned.name, "handle deleted: no block has an address of it");
+            info!(
+                handle = scanned.name,
+                "handle deleted: no block has an address of it"
+            );
         }
         Ok(())
     }
@@ -254,7 +336,10 @@ impl<S: Store + Cluster> Collector<S> {
         let Some(affinity) = affinity else {
             return self.delete_block(scanned).await;
         };
-        let Some(marked) = self.set_state(affinity, AffinityState::PendingDeletion).await? else {
+        let Some(marked) = self
+            .set_state(affinity, AffinityState::PendingDeletion)
+            .await?
+        else {
             return Ok(false);
         };
         if self.delete_block(scanned).await? {
@@ -266,8 +351,14 @@ impl<S: Store + Cluster> Collector<S> {
     }
 
     /// Writes the state of an affinity and returns it; none if it has changed since the scan.
-    async fn set_state(&self, scanned: &Affinity, state: AffinityState) -> Result<Option<Affinity>, StoreError> {
-        let Some(mut object) = Objects::<BlockAffinity>::get(&self.store, scanned.name.clone()).await? else {
+    async fn set_state(
+        &self,
+        scanned: &Affinity,
+        state: AffinityState,
+    ) -> Result<Option<Affinity>, StoreError> {
+        let Some(mut object) =
+            Objects::<BlockAffinity>::get(&self.store, scanned.name.clone()).await?
+        else {
             return Ok(None);
         };
         if affinity(object.clone()).as_ref() != Some(scanned) {
@@ -299,7 +390,9 @@ impl<S: Store + Cluster> Collector<S> {
 
     /// Deletes an affinity in the same way. Returns true when it is gone.
     async fn delete_affinity(&self, scanned: &Affinity) -> Result<bool, StoreError> {
-        let Some(mut object) = Objects::<BlockAffinity>::get(&self.store, scanned.name.clone()).await? else {
+        let Some(mut object) =
+            Objects::<BlockAffinity>::get(&self.store, scanned.name.clone()).await?
+        else {
             return Ok(true);
         };
         if affinity(object.clone()).as_ref() != Some(scanned) {
@@ -314,7 +407,7 @@ impl<S: Store + Cluster> Collector<S> {
 }
 
 /// Converts an IPAMBlock, if it is valid.
-pub fn block(object: IPAMBlock) -> Option<Block> {
+fn block(object: IPAMBlock) -> Option<Block> {
     match Block::parse(object.spec) {
         Ok(block) => Some(block),
         Err(error) => {
@@ -327,7 +420,10 @@ pub fn block(object: IPAMBlock) -> Option<Block> {
 /// Converts a BlockAffinity, if it is one of a node.
 pub fn affinity(object: BlockAffinity) -> Option<Affinity> {
     let BlockAffinity { metadata, spec } = object;
-    let is_of_node = spec.kind.as_deref().is_none_or(|kind| matches!(kind, "" | "host"));
+    let is_of_node = spec
+        .kind
+        .as_deref()
+        .is_none_or(|kind| matches!(kind, "" | "host"));
     Some(Affinity {
         name: metadata.name.unwrap_or_default(),
         cidr: spec.cidr.parse().ok().filter(|_| is_of_node)?,
@@ -343,8 +439,14 @@ pub fn handle(object: IPAMHandle) -> Handle {
     Handle {
         name: metadata.name.unwrap_or_default(),
         id: spec.handle_id,
-        node: metadata.annotations.and_then(|mut annotations| annotations.remove(names::ANNOTATION_HANDLE_NODE)),
-        blocks: spec.block.into_keys().filter_map(|cidr| cidr.parse().ok()).collect(),
+        node: metadata
+            .annotations
+            .and_then(|mut annotations| annotations.remove(names::ANNOTATION_HANDLE_NODE)),
+        blocks: spec
+            .block
+            .into_keys()
+            .filter_map(|cidr| cidr.parse().ok())
+            .collect(),
         version: metadata.resource_version.unwrap_or_default(),
     }
 }

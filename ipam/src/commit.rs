@@ -12,7 +12,7 @@ use super::node_objects::{NodeObjects, Stored};
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
 
-/// Maximum number of attempts of a write; then those who wait for it are told that storage is
+/// Maximum number of attempts of a write; then its callers get an error that storage is
 /// unavailable.
 const TRIES: u32 = 5;
 /// Delay before the second try after an error that is not a conflict; it doubles.
@@ -72,7 +72,11 @@ pub(super) async fn commit<S: Store>(
                 Ok(Some(block)) if block.value.node() == owner.as_deref() => stored = block,
                 Ok(block) => {
                     // Another node's, or deleted: none of the attempts can have been done in it.
-                    return WriteOutcome { cidr, block: block.or(Some(gone(cidr))), unfinished: operations };
+                    return WriteOutcome {
+                        cidr,
+                        block: block.or(Some(gone(cidr))),
+                        unfinished: operations,
+                    };
                 }
                 Err(error) => {
                     failure = error;
@@ -80,7 +84,11 @@ pub(super) async fn commit<S: Store>(
                 }
             }
         }
-        if attempt == 0 && operations.iter().any(|operation| is_missing(&stored.value, operation)) {
+        if attempt == 0
+            && operations
+                .iter()
+                .any(|operation| is_missing(&stored.value, operation))
+        {
             failure = StoreError::Conflict;
             continue;
         }
@@ -94,7 +102,11 @@ pub(super) async fn commit<S: Store>(
             "IPAM block {cidr} could not be written: {failure}; the runtime will try again"
         )));
     }
-    WriteOutcome { cidr, block: None, unfinished: Vec::new() }
+    WriteOutcome {
+        cidr,
+        block: None,
+        unfinished: Vec::new(),
+    }
 }
 
 /// Returns true when the cache lacks the handle to be released: another task writes the addresses
@@ -123,7 +135,9 @@ async fn write<S: Store>(
         match operation {
             Operation::Assign(part, reply) if !reply.is_closed() => {
                 if block.of_handle(part.handle()).is_empty() {
-                    full |= block.assign(&part.attribute, |address| constraints.is_reserved(address)).is_none();
+                    full |= block
+                        .assign(&part.attribute, |address| constraints.is_reserved(address))
+                        .is_none();
                 }
                 if !part.recorded.is_empty() {
                     handles.push(store.put_handle(part.handle().to_owned(), part.recorded.clone()));
@@ -141,10 +155,19 @@ async fn write<S: Store>(
         if !is_fresh {
             return Err(StoreError::Conflict);
         }
-        join_all(handles).await.into_iter().collect::<Result<Vec<()>, _>>()?;
-        return Ok(Done { block: stored.clone(), full });
+        join_all(handles)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<()>, _>>()?;
+        return Ok(Done {
+            block: stored.clone(),
+            full,
+        });
     }
-    let changed = Stored { value: block, revision: stored.revision.clone() };
+    let changed = Stored {
+        value: block,
+        revision: stored.revision.clone(),
+    };
     // At the same time, so that a pod waits for one round trip. If only one of the two is done, the
     // caller gets an error and releases the handle, which looks for it in all blocks of this node.
     let (written, handled) = tokio::join!(store.update_block(changed), join_all(handles));
@@ -166,7 +189,11 @@ fn answer(block: Stored<Block>, operations: Vec<Operation>, full: bool) -> Write
             Operation::Release(_, reply) => drop(reply.send(Ok(()))),
         }
     }
-    WriteOutcome { cidr: block.value.cidr(), block: Some(block), unfinished }
+    WriteOutcome {
+        cidr: block.value.cidr(),
+        block: Some(block),
+        unfinished,
+    }
 }
 
 /// Stand-in for a block that does not exist: a deleted one, which belongs to nobody.
@@ -180,7 +207,10 @@ fn gone(cidr: IpNet) -> Stored<Block> {
 }
 
 /// Reads the blocks that a handle lists.
-pub(super) async fn locate<S: Store>(store: &NodeObjects<S>, handle: &str) -> Result<Vec<Stored<Block>>, StoreError> {
+pub(super) async fn locate<S: Store>(
+    store: &NodeObjects<S>,
+    handle: &str,
+) -> Result<Vec<Stored<Block>>, StoreError> {
     let mut found = Vec::new();
     for cidr in store.handle_blocks(handle.to_owned()).await? {
         found.extend(store.block(cidr).await?);
@@ -207,10 +237,12 @@ pub(super) async fn release_from<S: Store>(
             }
             match store.update_block(stored.clone()).await {
                 Ok(_) => break,
-                Err(StoreError::Conflict) if attempt < TRIES => match store.block(stored.value.cidr()).await? {
-                    Some(newer) => stored = newer,
-                    None => break,
-                },
+                Err(StoreError::Conflict) if attempt < TRIES => {
+                    match store.block(stored.value.cidr()).await? {
+                        Some(newer) => stored = newer,
+                        None => break,
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

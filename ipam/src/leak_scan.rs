@@ -36,8 +36,8 @@ pub const COOLDOWN_GRACE: Duration = Duration::from_secs(1200);
 /// Settings of the scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanRules {
-    /// Time that an address has had no pod before it is due; none: never, as for `leakGracePeriod:
-    /// 0`.
+    /// Time that an address has had no pod before it is due; none: never, as for
+    /// `leakGracePeriod: 0`.
     pub leak: Option<Duration>,
     /// True when empty blocks of a node that has another one are due; false where nodes may not
     /// claim new ones themselves.
@@ -46,7 +46,10 @@ pub struct ScanRules {
 
 impl Default for ScanRules {
     fn default() -> Self {
-        Self { leak: Some(LEAK_GRACE), releases_spare_blocks: true }
+        Self {
+            leak: Some(LEAK_GRACE),
+            releases_spare_blocks: true,
+        }
     }
 }
 
@@ -112,7 +115,11 @@ pub struct BlockToDelete {
 
 impl BlockToDelete {
     fn new(block: &Block) -> Self {
-        Self { cidr: block.cidr(), node: block.node().map(str::to_owned), deleted: block.spec().deleted }
+        Self {
+            cidr: block.cidr(),
+            node: block.node().map(str::to_owned),
+            deleted: block.spec().deleted,
+        }
     }
 
     /// Returns true when the block still has no addresses and is as it was scanned.
@@ -135,8 +142,8 @@ pub struct IpamState {
     /// All handles, listed before blocks: an address is in its block before it is in its handle, so
     /// a new handle is not taken for a leaked one.
     pub handles: Vec<Handle>,
-    /// Ranges of all pools, including disabled ones but not those that are being deleted; none while
-    /// one is not known.
+    /// Ranges of all pools, including disabled ones but not those that are being deleted; none
+    /// while one is not known.
     pub pools: Option<Vec<IpNet>>,
 }
 
@@ -160,7 +167,9 @@ pub struct LeakCandidates(BTreeMap<LeakCandidate, Duration>);
 impl LeakCandidates {
     /// Returns true when a node is among them.
     pub fn has_node(&self) -> bool {
-        self.0.keys().any(|candidate| matches!(candidate, LeakCandidate::Node(_)))
+        self.0
+            .keys()
+            .any(|candidate| matches!(candidate, LeakCandidate::Node(_)))
     }
 }
 
@@ -200,56 +209,107 @@ pub struct CollectionPlan {
 impl CollectionPlan {
     /// Nodes of objects that are due, to be read by name.
     pub fn nodes(&self) -> BTreeSet<&str> {
-        let releases = self.releases.values().flatten().filter(|release| release.has_left);
+        let releases = self
+            .releases
+            .values()
+            .flatten()
+            .filter(|release| release.has_left);
         let blocks = self.blocks.iter().filter_map(|block| block.node.as_deref());
-        let affinities = self.affinities.iter().map(|affinity| affinity.node.as_str());
-        releases.map(|release| release.node.as_str()).chain(blocks).chain(affinities).collect()
+        let affinities = self
+            .affinities
+            .iter()
+            .map(|affinity| affinity.node.as_str());
+        releases
+            .map(|release| release.node.as_str())
+            .chain(blocks)
+            .chain(affinities)
+            .collect()
     }
 
     /// Pods of addresses that are due, to be read by name.
     pub fn pods(&self) -> BTreeSet<&str> {
-        self.releases.values().flatten().filter_map(|release| release.pod.as_deref()).collect()
+        self.releases
+            .values()
+            .flatten()
+            .filter_map(|release| release.pod.as_deref())
+            .collect()
     }
 
     /// Removes what the reads by name disprove: `existing` are nodes that the list lacked and that
     /// exist; `verified` has the pods that were read by name, with their facts if they exist. A pod
     /// that was not read keeps its addresses.
-    pub fn retain_confirmed(&mut self, existing: &BTreeSet<String>, verified: &BTreeMap<String, Option<PodFacts>>) {
+    pub fn retain_confirmed(
+        &mut self,
+        existing: &BTreeSet<String>,
+        verified: &BTreeMap<String, Option<PodFacts>>,
+    ) {
         let keeps = |release: &Release| {
             let pod = release.pod.as_ref().map(|pod| verified.get(pod));
             pod.is_some_and(|found| match found {
                 None => true,
-                Some(facts) => facts.as_ref().is_some_and(|pod| pod.may_have(&release.node, release.address)),
+                Some(facts) => facts
+                    .as_ref()
+                    .is_some_and(|pod| pod.may_have(&release.node, release.address)),
             })
         };
-        let kept = self.releases.values().flatten().filter(|release| release.has_left && keeps(release));
+        let kept = self
+            .releases
+            .values()
+            .flatten()
+            .filter(|release| release.has_left && keeps(release));
         let mut staying: BTreeSet<String> = kept.map(|release| release.node.clone()).collect();
         staying.extend(existing.iter().cloned());
-        let stays = |release: &Release| keeps(release) || (release.has_left && staying.contains(&release.node));
+        let stays = |release: &Release| {
+            keeps(release) || (release.has_left && staying.contains(&release.node))
+        };
         for releases in self.releases.values_mut() {
             releases.retain(|release| !stays(release));
         }
         self.releases.retain(|_, releases| !releases.is_empty());
-        self.blocks.retain(|block| block.node.as_ref().is_none_or(|node| !staying.contains(node)));
-        self.affinities.retain(|affinity| !staying.contains(&affinity.node));
+        self.blocks.retain(|block| {
+            block
+                .node
+                .as_ref()
+                .is_none_or(|node| !staying.contains(node))
+        });
+        self.affinities
+            .retain(|affinity| !staying.contains(&affinity.node));
     }
 }
 
 /// Returns the objects that are due at `now`, on a monotonic clock, and updates the candidates.
-pub fn plan(state: &IpamState, rules: ScanRules, candidates: &mut LeakCandidates, now: Duration) -> CollectionPlan {
+pub fn plan(
+    state: &IpamState,
+    rules: ScanRules,
+    candidates: &mut LeakCandidates,
+    now: Duration,
+) -> CollectionPlan {
     if state.nodes.is_empty() {
         candidates.0.clear();
         return CollectionPlan::default();
     }
     let inhabited = inhabited(state);
-    let mut scan =
-        LeakScan { state, rules, inhabited, before: std::mem::take(&mut candidates.0), after: BTreeMap::new(), now };
+    let mut scan = LeakScan {
+        state,
+        rules,
+        inhabited,
+        before: std::mem::take(&mut candidates.0),
+        after: BTreeMap::new(),
+        now,
+    };
     let mut plan = CollectionPlan::default();
-    let used = state.blocks.iter().filter(|block| block.allocated().next().is_some());
-    let mut staying: BTreeSet<(&str, bool)> = used.filter_map(|block| Some((block.node()?, is_v4(block)))).collect();
+    let used = state
+        .blocks
+        .iter()
+        .filter(|block| block.allocated().next().is_some());
+    let mut staying: BTreeSet<(&str, bool)> = used
+        .filter_map(|block| Some((block.node()?, is_v4(block))))
+        .collect();
     for block in &state.blocks {
-        let releases: Vec<Release> =
-            block.allocated().filter_map(|(address, attribute)| scan.find_release(block, address, attribute)).collect();
+        let releases: Vec<Release> = block
+            .allocated()
+            .filter_map(|(address, attribute)| scan.find_release(block, address, attribute))
+            .collect();
         let is_emptied = releases.len() == block.allocated().count();
         if is_emptied && scan.is_unneeded(block, &staying) {
             plan.blocks.insert(BlockToDelete::new(block));
@@ -272,11 +332,15 @@ pub fn plan(state: &IpamState, rules: ScanRules, candidates: &mut LeakCandidates
 /// other, and the handle gets none.
 fn find_handle_nodes(state: &IpamState) -> BTreeMap<Handle, String> {
     let unowned = state.handles.iter().filter(|handle| handle.node.is_none());
-    let unowned: BTreeMap<&str, &Handle> = unowned.map(|handle| (handle.id.as_str(), handle)).collect();
+    let unowned: BTreeMap<&str, &Handle> =
+        unowned.map(|handle| (handle.id.as_str(), handle)).collect();
     let mut nodes: BTreeMap<&Handle, BTreeSet<&str>> = BTreeMap::new();
     for block in state.blocks.iter().filter(|_| !unowned.is_empty()) {
         for (_, attribute) in block.allocated() {
-            let handle = attribute.handle_id.as_deref().and_then(|id| unowned.get(id));
+            let handle = attribute
+                .handle_id
+                .as_deref()
+                .and_then(|id| unowned.get(id));
             let handle = handle.filter(|handle| handle.blocks.contains(&block.cidr()));
             if let (Some(handle), Some(node)) = (handle, secondary(attribute, "node")) {
                 nodes.entry(handle).or_default().insert(node);
@@ -284,7 +348,9 @@ fn find_handle_nodes(state: &IpamState) -> BTreeMap<Handle, String> {
         }
     }
     let single = nodes.into_iter().filter(|(_, nodes)| nodes.len() == 1);
-    single.filter_map(|(handle, nodes)| Some((handle.clone(), (*nodes.first()?).to_owned()))).collect()
+    single
+        .filter_map(|(handle, nodes)| Some((handle.clone(), (*nodes.first()?).to_owned())))
+        .collect()
 }
 
 /// Returns the absent nodes with a listed pod that may have one of their addresses.
@@ -310,12 +376,19 @@ fn secondary<'a>(attribute: &'a AllocationAttribute, key: &str) -> Option<&'a st
 }
 
 fn pod_of(attribute: &AllocationAttribute) -> Option<String> {
-    Some(format!("{}/{}", secondary(attribute, "namespace")?, secondary(attribute, "pod")?))
+    Some(format!(
+        "{}/{}",
+        secondary(attribute, "namespace")?,
+        secondary(attribute, "pod")?
+    ))
 }
 
 /// Returns true when the pod may have the address.
 fn has_address(state: &IpamState, pod: &str, node: &str, address: IpAddr) -> bool {
-    state.pods.get(pod).is_some_and(|pod| pod.may_have(node, address))
+    state
+        .pods
+        .get(pod)
+        .is_some_and(|pod| pod.may_have(node, address))
 }
 
 struct LeakScan<'a> {
@@ -329,12 +402,24 @@ struct LeakScan<'a> {
 }
 
 impl LeakScan<'_> {
-    fn find_release(&mut self, block: &Block, address: IpAddr, attribute: &AllocationAttribute) -> Option<Release> {
+    fn find_release(
+        &mut self,
+        block: &Block,
+        address: IpAddr,
+        attribute: &AllocationAttribute,
+    ) -> Option<Release> {
         if attribute.released_at.is_some() {
             let sequence = block.sequence(address);
             let is_over = self.is_due(LeakCandidate::Address(address, sequence), COOLDOWN_GRACE);
             let (handle, node) = (String::new(), block.node().unwrap_or_default().to_owned());
-            return is_over.then_some(Release { address, sequence, handle, node, pod: None, has_left: false });
+            return is_over.then_some(Release {
+                address,
+                sequence,
+                handle,
+                node,
+                pod: None,
+                has_left: false,
+            });
         }
         let (node, sequence) = (secondary(attribute, "node")?, block.sequence(address));
         let pod = pod_of(attribute);
@@ -348,7 +433,14 @@ impl LeakScan<'_> {
             }
         }
         let handle = attribute.handle_id.clone().unwrap_or_default();
-        Some(Release { address, sequence, handle, node: node.to_owned(), pod, has_left })
+        Some(Release {
+            address,
+            sequence,
+            handle,
+            node: node.to_owned(),
+            pod,
+            has_left,
+        })
     }
 
     /// Returns true when a block that is empty, or will be, is due. `staying` are nodes that keep
@@ -360,8 +452,8 @@ impl LeakScan<'_> {
         let is_empty = block.allocated().next().is_none();
         let candidate = LeakCandidate::Block(block.cidr(), block.spec().sequence_number);
         let Some(node) = block.node() else {
-            // Calico leaves a block without affinity when its pool is deleted while addresses are in
-            // use. An affinity that is not a node's may be one for Services.
+            // Calico leaves a block without affinity when its pool is deleted while addresses are
+            // in use. An affinity that is not a node's may be one for Services.
             let has_no_affinity = block.spec().affinity.as_deref().is_none_or(str::is_empty);
             return is_empty && has_no_affinity && self.is_due(candidate, DRAIN_GRACE);
         };
@@ -369,20 +461,36 @@ impl LeakScan<'_> {
             return true;
         }
         let has_pool = |pools: &Vec<IpNet>| pools.iter().any(|pool| pool.contains(&block.cidr()));
-        let is_stray = self.state.pools.as_ref().is_some_and(|pools| !has_pool(pools));
+        let is_stray = self
+            .state
+            .pools
+            .as_ref()
+            .is_some_and(|pools| !has_pool(pools));
         let is_spare = self.rules.releases_spare_blocks && staying.contains(&(node, is_v4(block)));
-        let grace = if is_stray { Some(DRAIN_GRACE) } else { self.rules.leak.filter(|_| is_spare) };
+        let grace = if is_stray {
+            Some(DRAIN_GRACE)
+        } else {
+            self.rules.leak.filter(|_| is_spare)
+        };
         is_empty && grace.is_some_and(|grace| self.is_due(candidate, grace))
     }
 
     fn find_affinities(&mut self, deleted: &BTreeSet<BlockToDelete>) -> BTreeSet<Affinity> {
         let state = self.state;
-        let blocks: BTreeMap<IpNet, &Block> = state.blocks.iter().map(|block| (block.cidr(), block)).collect();
+        let blocks: BTreeMap<IpNet, &Block> = state
+            .blocks
+            .iter()
+            .map(|block| (block.cidr(), block))
+            .collect();
         let mut unneeded = BTreeSet::new();
         for affinity in &state.affinities {
-            let block = blocks.get(&affinity.cidr).filter(|block| block.node() == Some(affinity.node.as_str()));
-            let goes_with_block = block.is_some_and(|block| deleted.contains(&BlockToDelete::new(block)));
-            let has_no_block = block.is_none() && (affinity.deleted || self.has_left(&affinity.node));
+            let block = blocks
+                .get(&affinity.cidr)
+                .filter(|block| block.node() == Some(affinity.node.as_str()));
+            let goes_with_block =
+                block.is_some_and(|block| deleted.contains(&BlockToDelete::new(block)));
+            let has_no_block =
+                block.is_none() && (affinity.deleted || self.has_left(&affinity.node));
             if goes_with_block || has_no_block {
                 unneeded.insert(affinity.clone());
             }
@@ -402,16 +510,25 @@ impl LeakScan<'_> {
             .flat_map(Block::allocated)
             .filter_map(|(_, attribute)| attribute.handle_id.as_deref())
             .collect();
-        let unused = state.handles.iter().filter(|handle| !used.contains(handle.id.as_str()));
-        let candidate = |handle: &Handle| LeakCandidate::Handle(handle.name.clone(), handle.version.clone());
-        unused.filter(|handle| self.is_due(candidate(handle), grace)).cloned().collect()
+        let unused = state
+            .handles
+            .iter()
+            .filter(|handle| !used.contains(handle.id.as_str()));
+        let candidate =
+            |handle: &Handle| LeakCandidate::Handle(handle.name.clone(), handle.version.clone());
+        unused
+            .filter(|handle| self.is_due(candidate(handle), grace))
+            .cloned()
+            .collect()
     }
 
     /// Returns true when the node has been absent for its grace period, and none of its pods is
     /// left.
     fn has_left(&mut self, node: &str) -> bool {
         let is_absent = !self.state.nodes.contains(node);
-        is_absent && self.is_due(LeakCandidate::Node(node.to_owned()), NODE_GRACE) && !self.inhabited.contains(node)
+        is_absent
+            && self.is_due(LeakCandidate::Node(node.to_owned()), NODE_GRACE)
+            && !self.inhabited.contains(node)
     }
 
     fn is_due(&mut self, candidate: LeakCandidate, grace: Duration) -> bool {

@@ -3,20 +3,20 @@
 //! ```text
 //!  CNI service --request--> addresses --> allocator --> owner --commit--> node_objects
 //!               (namespaces: which pools)      (one task, caches blocks)       |
-//!                                                                            store <-- API server, or memory
+//!                                                                            store <-- API server
 //!  operator --when it leads--> collector --leak_scan, check--------------------|
 //! ```
 //!
-//! On a node: [`request`] (what is asked, and why there may be no address), [`addresses`] (attributes
-//! as Calico keeps them), [`namespaces`] and [`pools`] (where an address may come from), [`limits`]
-//! (settings and reservations), [`allocator`] (the way to the one task that owns the node's blocks,
-//! `owner`). That task assigns from its blocks (`commit`), claims new ones (`claim`), borrows from
-//! other nodes' (`borrow`), assigns addresses that pods name (`exact`) and releases blocks that it does
-//! not need (`idle_blocks`), within `constraints`: reservations, overlaps, cooldown. It writes through
-//! `node_objects`, in Calico's order.
+//! On a node: [`request`] (what is asked, and why there may be no address), [`addresses`]
+//! (attributes as Calico keeps them), [`namespaces`] and [`pools`] (where an address may come
+//! from), [`limits`] (settings and reservations), [`allocator`] (the way to the one task that owns
+//! the node's blocks, `owner`). That task assigns from its blocks (`commit`), claims new ones
+//! (`claim`), borrows from other nodes' (`borrow`), assigns addresses that pods name (`exact`) and
+//! releases blocks that it does not need (`idle_blocks`), within `constraints`: reservations,
+//! overlaps, cooldown. It writes through `node_objects`, in Calico's order.
 //!
 //! By hand: [`release`]. In the operator: [`leak_scan`] (pure: what is due) and [`collector`] (carries it out). [`check`]
-//! reports what does not fit together.
+//! reports what does not fit together, [`excess`] blocks beyond the limit of a node.
 //!
 //! All of it works on the traits of [`store`], of which there is one for a cluster and, with the
 //! feature `testing`, one in memory:
@@ -46,7 +46,8 @@
 //! let inputs = Inputs { map, pools, limits };
 //! let allocator = Allocator::spawn("n1".to_owned(), Arc::new(storage.clone()), inputs, clock);
 //!
-//! let request = AddressRequest::of_pod("k8s-pod-network.0a1b".to_owned(), &EndpointKey::new("shop", "web-0"));
+//! let pod = EndpointKey::new("shop", "web-0");
+//! let request = AddressRequest::of_pod("k8s-pod-network.0a1b".to_owned(), &pod);
 //! let addresses = allocator.assign(request.clone()).await?;
 //! assert_eq!(allocator.assign(request.clone()).await?, addresses, "the handle has them");
 //! assert_eq!(storage.lock().blocks().len(), 1);
@@ -67,6 +68,7 @@ pub mod collector;
 mod commit;
 mod constraints;
 mod exact;
+pub mod excess;
 mod idle_blocks;
 pub mod leak_scan;
 pub mod limits;

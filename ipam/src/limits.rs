@@ -19,7 +19,14 @@ pub fn follow(
     informations: watch::Receiver<Listed<ClusterInformation>>,
 ) -> watch::Receiver<KnownLimits> {
     let (sender, receiver) = watch::channel(None);
-    tokio::spawn(run(Sources { configurations, reservations, informations }, sender));
+    tokio::spawn(run(
+        Sources {
+            configurations,
+            reservations,
+            informations,
+        },
+        sender,
+    ));
     receiver
 }
 
@@ -30,11 +37,14 @@ struct Sources {
 }
 
 async fn run(mut sources: Sources, sender: watch::Sender<KnownLimits>) {
-    let mut told = Vec::new();
+    let mut logged = Vec::new();
     loop {
         if let Some((limits, problems)) = sources.limits() {
-            problems.iter().filter(|problem| !told.contains(*problem)).for_each(|problem| tracing::warn!("{problem}"));
-            told = problems;
+            problems
+                .iter()
+                .filter(|problem| !logged.contains(*problem))
+                .for_each(|problem| tracing::warn!("{problem}"));
+            logged = problems;
             sender.send_if_modified(|present| {
                 let differs = present.as_deref() != Some(&limits);
                 if differs {
@@ -59,8 +69,10 @@ impl Sources {
         let configurations = self.configurations.borrow_and_update().clone()?;
         let informations = self.informations.borrow_and_update().clone()?;
         let reservations = self.reservations.borrow_and_update().clone()?;
-        let reservations: BTreeMap<_, _> =
-            reservations.iter().map(|(name, object)| (name.clone(), object.spec.clone())).collect();
+        let reservations: BTreeMap<_, _> = reservations
+            .iter()
+            .map(|(name, object)| (name.clone(), object.spec.clone()))
+            .collect();
         let configuration = configurations.get(SINGLETON).map(|object| &object.spec);
         let information = informations.get(SINGLETON).map(|object| &object.spec);
         Some(Limits::new(configuration, &reservations, information))

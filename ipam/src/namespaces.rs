@@ -2,7 +2,7 @@
 //! namespaceSelector, and by annotations that name pools.
 //!
 //! A pod's namespace is read while its addresses are assigned, so that the read delays nobody. If
-//! it turns out to name pools, the addresses are released and assigned anew; from then on, pods of
+//! it turns out to name pools, the addresses are released and assigned again; from then on, pods of
 //! that namespace wait for the read first.
 
 use std::collections::BTreeSet;
@@ -19,7 +19,8 @@ use super::request::{AddressRequest, Demand, NoAddress};
 use super::store::{Namespace, Store, StoreError, bounded};
 
 /// Reads a namespace.
-pub type ReadNamespace = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;
+pub type ReadNamespace =
+    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;
 
 /// Reads namespaces from storage.
 pub fn reader<S: Store>(store: Arc<S>) -> ReadNamespace {
@@ -48,8 +49,8 @@ impl NamespacesWithPools {
     /// Influence of the namespace on the request.
     pub(super) fn relevance(&self, request: &AddressRequest, pools: &[NodePool]) -> Relevance {
         let mut demands = request.demands().into_iter().zip(request.named_by_pod);
-        let may_name =
-            request.exact.is_empty() && demands.any(|((_, demand), by_pod)| *demand != Demand::Never && !by_pod);
+        let may_name = request.exact.is_empty()
+            && demands.any(|((_, demand), by_pod)| *demand != Demand::Never && !by_pod);
         match (pools.iter().any(|pool| pool.namespaces.is_some()), may_name) {
             (true, _) => Relevance::Likely,
             (false, true) if self.names().contains(request.namespace()) => Relevance::Likely,
@@ -73,9 +74,16 @@ impl NamespacesWithPools {
 
 /// Returns the demands of the pod: pools that it names itself count before those of its namespace,
 /// and these before those of the network configuration.
-pub(super) fn demands(request: &AddressRequest, namespace: &Namespace) -> Result<[Demand; 2], NoAddress> {
+pub(super) fn demands(
+    request: &AddressRequest,
+    namespace: &Namespace,
+) -> Result<[Demand; 2], NoAddress> {
     let mut demands = [request.ipv4.clone(), request.ipv6.clone()];
-    for ((version, demand), by_pod) in IpVersion::ALL.into_iter().zip(&mut demands).zip(request.named_by_pod) {
+    for ((version, demand), by_pod) in IpVersion::ALL
+        .into_iter()
+        .zip(&mut demands)
+        .zip(request.named_by_pod)
+    {
         if let Some(text) = namespace.pools.get(&version)
             && *demand != Demand::Never
             && !by_pod
@@ -94,7 +102,8 @@ fn pools(version: IpVersion, name: &str, text: &str) -> Result<Vec<String>, NoAd
             IpVersion::V6 => ANNOTATION_POD_POOLS_V6,
         };
         return Err(NoAddress::Refused(format!(
-            "annotation {annotation} of Namespace {name} is {text:?}: must be a JSON list of names or ranges of IPPools, such as [\"pool-a\"]; correct the Namespace"
+            "annotation {annotation} of Namespace {name} is {text:?}: must be a JSON list of names \
+             or ranges of IPPools, such as [\"pool-a\"]; correct the Namespace"
         )));
     }
     Ok(named)
@@ -102,7 +111,14 @@ fn pools(version: IpVersion, name: &str, text: &str) -> Result<Vec<String>, NoAd
 
 /// Returns the pools with a namespaceSelector that selects the namespace.
 pub(super) fn admitted(pools: &[NodePool], namespace: &Namespace) -> BTreeSet<String> {
-    let selects =
-        |pool: &&NodePool| pool.namespaces.as_ref().is_some_and(|selector| selector.matches(&namespace.labels));
-    pools.iter().filter(selects).map(|pool| pool.name.clone()).collect()
+    let selects = |pool: &&NodePool| {
+        pool.namespaces
+            .as_ref()
+            .is_some_and(|selector| selector.matches(&namespace.labels))
+    };
+    pools
+        .iter()
+        .filter(selects)
+        .map(|pool| pool.name.clone())
+        .collect()
 }

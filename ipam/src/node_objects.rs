@@ -1,5 +1,6 @@
-//! Blocks, affinities and handles as one node reads and writes them: in Calico's order, which leaves
-//! nothing behind that another writer would misread. Every operation ends within a time limit.
+//! Blocks, affinities and handles as one node reads and writes them: in Calico's order, which
+//! leaves nothing behind that another writer would misread. Every operation ends within a time
+//! limit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +9,9 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
-use margay_api::v3::ipam::{BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec};
+use margay_api::v3::ipam::{
+    BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec,
+};
 
 use super::store::{AffinityState, Objects, Store, StoreError, bounded};
 
@@ -31,7 +34,7 @@ fn parse(object: IPAMBlock) -> Result<Stored<Block>, StoreError> {
     let revision = object.metadata.resource_version.unwrap_or_default();
     match Block::parse(object.spec) {
         Ok(value) => Ok(Stored { value, revision }),
-        Err(error) => Err(StoreError::Failed(format!(
+        Err(error) => Err(StoreError::Damaged(format!(
             "IPAMBlock {}: {error}; repair or delete it",
             object.metadata.name.unwrap_or_default()
         ))),
@@ -51,7 +54,10 @@ fn object(block: &Block, revision: Option<String>) -> IPAMBlock {
 
 /// Metadata that names an object whatever its version: what is marked as deleted may go.
 fn any_version(metadata: ObjectMeta) -> ObjectMeta {
-    ObjectMeta { resource_version: None, ..metadata }
+    ObjectMeta {
+        resource_version: None,
+        ..metadata
+    }
 }
 
 impl<S: Store> NodeObjects<S> {
@@ -60,15 +66,20 @@ impl<S: Store> NodeObjects<S> {
         Self { node, store }
     }
 
-    /// Reads a block, if it exists. A block whose deletion has begun is deleted; where this node may
-    /// not do that, it exists until its deleter is back.
+    /// Reads a block, if it exists. A block whose deletion has begun is deleted; where this node
+    /// may not do that, it exists until its deleter is back.
     pub(super) async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
         bounded(async {
-            let Some(found) = Objects::<IPAMBlock>::get(&*self.store, names::block(cidr)).await? else {
+            let Some(found) = Objects::<IPAMBlock>::get(&*self.store, names::block(cidr)).await?
+            else {
                 return Ok(None);
             };
             let metadata = any_version(found.metadata.clone());
-            if found.spec.deleted && Objects::<IPAMBlock>::delete(&*self.store, metadata).await.is_ok() {
+            if found.spec.deleted
+                && Objects::<IPAMBlock>::delete(&*self.store, metadata)
+                    .await
+                    .is_ok()
+            {
                 return Ok(None);
             }
             parse(found).map(Some)
@@ -82,8 +93,18 @@ impl<S: Store> NodeObjects<S> {
     }
 
     /// Replaces a block, unless it has changed since it was read.
-    pub(super) async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
-        bounded(async { parse(self.store.replace(object(&block.value, Some(block.revision))).await?) }).await
+    pub(super) async fn update_block(
+        &self,
+        block: Stored<Block>,
+    ) -> Result<Stored<Block>, StoreError> {
+        bounded(async {
+            parse(
+                self.store
+                    .replace(object(&block.value, Some(block.revision)))
+                    .await?,
+            )
+        })
+        .await
     }
 
     /// Deletes a block in two steps: the mark, unless the block has changed since it was read, then
@@ -93,14 +114,21 @@ impl<S: Store> NodeObjects<S> {
             let mut wanted = object(&block.value, Some(block.revision));
             wanted.spec.deleted = true;
             let marked = self.store.replace(wanted).await?;
-            Objects::<IPAMBlock>::delete(&*self.store, any_version(marked.metadata)).await.map(drop)
+            Objects::<IPAMBlock>::delete(&*self.store, any_version(marked.metadata))
+                .await
+                .map(drop)
         })
         .await
     }
 
-    /// Writes this node's affinity to a block. [`AffinityState::Pending`] creates it; another state of
-    /// one that has gone is a conflict: somebody took it for left over, and the claim begins anew.
-    pub(super) async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
+    /// Writes this node's affinity to a block. [`AffinityState::Pending`] creates it; another state
+    /// of one that has gone is a conflict: somebody took it for left over, and the claim begins
+    /// again.
+    pub(super) async fn put_affinity(
+        &self,
+        cidr: IpNet,
+        state: AffinityState,
+    ) -> Result<(), StoreError> {
         let name = names::affinity(&self.node, cidr);
         let wanted = BlockAffinity {
             metadata: ObjectMeta {
@@ -135,8 +163,8 @@ impl<S: Store> NodeObjects<S> {
         .await
     }
 
-    /// Deletes this node's affinity to a block, if it exists, in two steps: the mark, which only one
-    /// of two writers can set, then the deletion of what is marked.
+    /// Deletes this node's affinity to a block, if it exists, in two steps: the mark, which only
+    /// one of two writers can set, then the deletion of what is marked.
     pub(super) async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
         bounded(async {
             let name = names::affinity(&self.node, cidr);
@@ -147,20 +175,36 @@ impl<S: Store> NodeObjects<S> {
                 present.spec.deleted = true;
                 present = self.store.replace(present).await?;
             }
-            Objects::<BlockAffinity>::delete(&*self.store, any_version(present.metadata)).await.map(drop)
+            Objects::<BlockAffinity>::delete(&*self.store, any_version(present.metadata))
+                .await
+                .map(drop)
         })
         .await
     }
 
     /// Records that one address of each of these blocks has the handle. Blocks that are recorded
     /// already stay as they are. The annotation keeps other nodes' agents from changing the handle.
-    pub(super) async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
+    pub(super) async fn put_handle(
+        &self,
+        handle: String,
+        blocks: Vec<IpNet>,
+    ) -> Result<(), StoreError> {
         let name = names::handle(&handle);
-        let wanted: BTreeMap<String, u32> = blocks.iter().map(|block| (block.to_string(), 1)).collect();
-        let annotations = BTreeMap::from([(names::ANNOTATION_HANDLE_NODE.to_owned(), self.node.clone())]);
+        let wanted: BTreeMap<String, u32> =
+            blocks.iter().map(|block| (block.to_string(), 1)).collect();
+        let annotations =
+            BTreeMap::from([(names::ANNOTATION_HANDLE_NODE.to_owned(), self.node.clone())]);
         let object = IPAMHandle {
-            metadata: ObjectMeta { name: Some(name.clone()), annotations: Some(annotations), ..ObjectMeta::default() },
-            spec: IPAMHandleSpec { handle_id: handle, block: wanted.clone(), deleted: false },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                annotations: Some(annotations),
+                ..ObjectMeta::default()
+            },
+            spec: IPAMHandleSpec {
+                handle_id: handle,
+                block: wanted.clone(),
+                deleted: false,
+            },
         };
         bounded(async {
             match self.store.create(object.clone()).await {
@@ -188,8 +232,14 @@ impl<S: Store> NodeObjects<S> {
 
     /// Reads the blocks that a handle has addresses in; none if there is no such handle.
     pub(super) async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        let found = bounded(Objects::<IPAMHandle>::get(&*self.store, names::handle(&handle))).await?;
-        let blocks = found.into_iter().flat_map(|object| object.spec.block.into_keys());
+        let found = bounded(Objects::<IPAMHandle>::get(
+            &*self.store,
+            names::handle(&handle),
+        ))
+        .await?;
+        let blocks = found
+            .into_iter()
+            .flat_map(|object| object.spec.block.into_keys());
         Ok(blocks.filter_map(|cidr| cidr.parse().ok()).collect())
     }
 
@@ -197,10 +247,17 @@ impl<S: Store> NodeObjects<S> {
     /// handle without the annotation of its node, as Calico writes it, may not be deleted here; the
     /// operator collects it once it has no addresses.
     pub(super) async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
-        let metadata = ObjectMeta { name: Some(names::handle(&handle)), ..ObjectMeta::default() };
+        let metadata = ObjectMeta {
+            name: Some(names::handle(&handle)),
+            ..ObjectMeta::default()
+        };
         match bounded(Objects::<IPAMHandle>::delete(&*self.store, metadata)).await {
             Err(StoreError::Refused(why)) => {
-                tracing::warn!(handle, why, "a handle may not be deleted by its node, and is left to the operator");
+                tracing::warn!(
+                    handle,
+                    why,
+                    "a handle may not be deleted by its node, and is left to the operator"
+                );
                 Ok(())
             }
             result => result.map(drop),

@@ -30,7 +30,7 @@ use super::idle_blocks::{self, BlockRelease, IdleBlocks};
 use super::node_objects::{NodeObjects, Stored};
 use super::pools::NodePool;
 use super::request::NoAddress;
-use super::store::Store;
+use super::store::{Store, StoreError};
 
 /// Block of this node, with the operations that wait for its next write.
 struct Slot {
@@ -63,7 +63,10 @@ impl Slot {
     /// Returns true when the handle has an address here, or will have after the queued operations.
     fn holds(&self, handle: &str) -> bool {
         !self.stored.value.of_handle(handle).is_empty()
-            || self.queue.iter().any(|operation| operation.handle() == handle)
+            || self
+                .queue
+                .iter()
+                .any(|operation| operation.handle() == handle)
             || self.writing.contains(handle)
     }
 
@@ -80,8 +83,16 @@ impl Slot {
 
     /// Number of addresses that the queued operations leave.
     fn room(&self, constraints: &Constraints) -> usize {
-        let assigns = self.queue.iter().filter(|operation| matches!(operation, Operation::Assign(..))).count();
-        if self.is_releasing { 0 } else { constraints.room(&self.stored.value).saturating_sub(assigns) }
+        let assigns = self
+            .queue
+            .iter()
+            .filter(|operation| matches!(operation, Operation::Assign(..)))
+            .count();
+        if self.is_releasing {
+            0
+        } else {
+            constraints.room(&self.stored.value).saturating_sub(assigns)
+        }
     }
 }
 
@@ -188,7 +199,11 @@ impl<S: Store> Owner<S> {
             Event::Found(wanted, reply, found) => self.finish_find(wanted, reply, found),
             Event::Borrowed(wanted, reply, result) => self.finish_borrow(wanted, reply, result),
             Event::Exact(addresses, reply, taken) => {
-                let answer = taken.map(|blocks| blocks.into_iter().for_each(|block| self.insert_block(block)));
+                let answer = taken.map(|blocks| {
+                    blocks
+                        .into_iter()
+                        .for_each(|block| self.insert_block(block))
+                });
                 // Whoever asked may have gone.
                 let _ = reply.send(answer.map(|()| addresses));
             }
@@ -209,13 +224,17 @@ impl<S: Store> Owner<S> {
         let missing: Vec<IpNet> = {
             let map = self.inputs.map.borrow_and_update();
             for (cidr, slot) in &mut self.blocks {
-                let is_listed = map.as_ref().is_some_and(|map| map.get(cidr) == Some(&self.node));
+                let is_listed = map
+                    .as_ref()
+                    .is_some_and(|map| map.get(cidr) == Some(&self.node));
                 if slot.is_listed && !is_listed {
                     left.push(*cidr);
                 }
                 slot.is_listed = is_listed;
             }
-            let ours = |(cidr, node): &(&IpNet, &String)| **node == self.node && !self.blocks.contains_key(*cidr);
+            let ours = |(cidr, node): &(&IpNet, &String)| {
+                **node == self.node && !self.blocks.contains_key(*cidr)
+            };
             let known = map.iter().flat_map(|map| map.iter());
             known.filter(ours).map(|(cidr, _)| *cidr).collect()
         };
@@ -230,15 +249,22 @@ impl<S: Store> Owner<S> {
 
     fn finish_load(&mut self, loaded: Loaded) {
         self.loading -= 1;
-        // Removed only if storage says so: a block that the map does not list may just be too new for it.
+        // Removed only if storage says so: a block that the map does not list may just be too new
+        // for it.
         for cidr in &loaded.left {
-            let is_found = loaded.found.iter().any(|block| block.value.cidr() == *cidr && self.is_ours(block));
+            let is_found = loaded
+                .found
+                .iter()
+                .any(|block| block.value.cidr() == *cidr && self.is_ours(block));
             if !is_found && !loaded.unread.contains(cidr) {
                 self.remove_block(*cidr);
             }
         }
         self.unread.extend(loaded.unread);
-        loaded.found.into_iter().for_each(|block| self.insert_block(block));
+        loaded
+            .found
+            .into_iter()
+            .for_each(|block| self.insert_block(block));
         self.retry();
     }
 
@@ -249,8 +275,16 @@ impl<S: Store> Owner<S> {
     fn insert_block(&mut self, stored: Stored<Block>) {
         if self.is_ours(&stored) {
             let cidr = stored.value.cidr();
-            let is_listed = self.inputs.map.borrow().as_ref().is_some_and(|map| map.get(&cidr) == Some(&self.node));
-            self.blocks.entry(cidr).or_insert_with(|| Slot { is_listed, ..Slot::new(stored) });
+            let is_listed = self
+                .inputs
+                .map
+                .borrow()
+                .as_ref()
+                .is_some_and(|map| map.get(&cidr) == Some(&self.node));
+            self.blocks.entry(cidr).or_insert_with(|| Slot {
+                is_listed,
+                ..Slot::new(stored)
+            });
         }
     }
 
@@ -260,7 +294,11 @@ impl<S: Store> Owner<S> {
             // The write in progress finds out by the version.
             return;
         }
-        let queue = self.blocks.remove(&cidr).map(|slot| slot.queue).unwrap_or_default();
+        let queue = self
+            .blocks
+            .remove(&cidr)
+            .map(|slot| slot.queue)
+            .unwrap_or_default();
         self.requeue(queue);
     }
 
@@ -289,7 +327,10 @@ impl<S: Store> Owner<S> {
 
     fn known(&self) -> KnownBlocks {
         let map = self.inputs.map.borrow().clone().unwrap_or_default();
-        KnownBlocks { map, own: self.blocks.keys().copied().collect() }
+        KnownBlocks {
+            map,
+            own: self.blocks.keys().copied().collect(),
+        }
     }
 
     fn constraints(&self, known: &KnownBlocks, cidr: IpNet) -> Constraints {
@@ -298,15 +339,20 @@ impl<S: Store> Owner<S> {
 
     /// Reason why nothing may be written now, if so.
     fn locked(&self) -> Option<NoAddress> {
-        let text = "the cluster's addresses are locked: ClusterInformation default has datastoreReady false, as while data is moved or repaired; \
-                    the runtime will try again";
-        self.limits().is_locked.then(|| NoAddress::Unavailable(text.to_owned()))
+        let text = "the cluster's addresses are locked: ClusterInformation default has \
+                    datastoreReady false, as while data is moved or repaired; the runtime will try \
+                    again";
+        self.limits()
+            .is_locked
+            .then(|| NoAddress::Unavailable(text.to_owned()))
     }
 
     /// Retries all waiting requests.
     fn retry(&mut self) {
         if self.is_ready() {
-            std::mem::take(&mut self.waiting).into_iter().for_each(|waiting| self.retry_one(waiting));
+            std::mem::take(&mut self.waiting)
+                .into_iter()
+                .for_each(|waiting| self.retry_one(waiting));
         }
     }
 
@@ -336,10 +382,16 @@ impl<S: Store> Owner<S> {
             return;
         }
         slot.is_writing = true;
-        slot.writing = slot.queue.iter().map(|operation| operation.handle().to_owned()).collect();
+        slot.writing = slot
+            .queue
+            .iter()
+            .map(|operation| operation.handle().to_owned())
+            .collect();
         let (stored, queue) = (slot.stored.clone(), std::mem::take(&mut slot.queue));
         let store = self.store.clone();
-        self.spawn(async move { Event::Written(commit::commit(&*store, stored, queue, &constraints).await) });
+        self.spawn(async move {
+            Event::Written(commit::commit(&*store, stored, queue, &constraints).await)
+        });
     }
 
     fn finish_write(&mut self, written: WriteOutcome) {
@@ -348,14 +400,20 @@ impl<S: Store> Owner<S> {
             return;
         };
         slot.is_writing = false;
-        // Without an answer the cache may be older than the block: releases look here for any handle,
-        // and the next write finds out by its version.
+        // Without an answer the cache may be older than the block: releases look here for any
+        // handle, and the next write finds out by its version.
         slot.is_uncertain = written.block.is_none();
         slot.writing.clear();
         let mut orphans = Vec::new();
         match written.block {
             Some(block) if block.value.node() == Some(self.node.as_str()) => slot.stored = block,
-            Some(_) => orphans = self.blocks.remove(&cidr).map(|slot| slot.queue).unwrap_or_default(),
+            Some(_) => {
+                orphans = self
+                    .blocks
+                    .remove(&cidr)
+                    .map(|slot| slot.queue)
+                    .unwrap_or_default()
+            }
             None => {}
         }
         self.requeue(written.unfinished.into_iter().chain(orphans));
@@ -364,7 +422,9 @@ impl<S: Store> Owner<S> {
     }
 
     fn finish_block_release(&mut self, cidr: IpNet, returned: BlockRelease) {
-        let Some(slot) = self.blocks.get_mut(&cidr) else { return };
+        let Some(slot) = self.blocks.get_mut(&cidr) else {
+            return;
+        };
         (slot.is_writing, slot.is_releasing) = (false, false);
         match returned {
             BlockRelease::Done => {
@@ -394,23 +454,46 @@ impl<S: Store> Owner<S> {
 
 /// Reads blocks of this node, and confirms the affinities to those that are new to it: the agent
 /// may have ended between the block and its affinity.
-async fn read<S: Store>(store: &NodeObjects<S>, node: &str, missing: Vec<IpNet>, left: Vec<IpNet>) -> Loaded {
-    let mut loaded = Loaded { found: Vec::new(), unread: Vec::new(), left: left.clone() };
+async fn read<S: Store>(
+    store: &NodeObjects<S>,
+    node: &str,
+    missing: Vec<IpNet>,
+    left: Vec<IpNet>,
+) -> Loaded {
+    let mut loaded = Loaded {
+        found: Vec::new(),
+        unread: Vec::new(),
+        left: left.clone(),
+    };
     for cidr in missing.iter().chain(&left) {
         match store.block(*cidr).await {
             Ok(block) => loaded.found.extend(block),
+            // Whose addresses are in it says so when they are released; nobody else waits for it.
+            Err(StoreError::Damaged(error)) => {
+                tracing::error!(%cidr, error, "a block of this node cannot be used")
+            }
             Err(error) => {
-                tracing::warn!(%cidr, %error, "a block of this node could not be read; it is read again when it is needed");
+                tracing::warn!(
+                    %cidr,
+                    %error,
+                    "a block of this node could not be read; it is read again when it is needed",
+                );
                 loaded.unread.push(*cidr);
             }
         }
     }
-    let new =
-        loaded.found.iter().filter(|block| block.value.node() == Some(node) && missing.contains(&block.value.cidr()));
+    let new = loaded
+        .found
+        .iter()
+        .filter(|block| block.value.node() == Some(node) && missing.contains(&block.value.cidr()));
     for block in new {
         let cidr = block.value.cidr();
         if let Err(error) = idle_blocks::confirm(store, cidr).await {
-            tracing::warn!(%cidr, %error, "the claim on a block of this node could not be confirmed");
+            tracing::warn!(
+                %cidr,
+                %error,
+                "the claim on a block of this node could not be confirmed",
+            );
         }
     }
     loaded

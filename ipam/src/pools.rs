@@ -72,6 +72,14 @@ pub struct PoolChoice {
     pub admitted: BTreeSet<String>,
 }
 
+/// Returns true when the block is of a pool that this node may use. Only such blocks count for the
+/// limit of a node.
+pub(super) fn can_serve(pools: &[NodePool], cidr: IpNet) -> bool {
+    pools
+        .iter()
+        .any(|pool| pool.can_serve() && pool.cidr.contains(&cidr))
+}
+
 impl NodePool {
     /// Reason why the pool does not serve the choice, if so; a text that follows its name.
     pub fn refusal(&self, choice: &PoolChoice) -> Option<&str> {
@@ -105,6 +113,11 @@ impl NodePool {
         self.closed.is_none() && self.selected && !self.manual
     }
 
+    /// Returns true when this node may have blocks of the pool, named or not.
+    fn can_serve(&self) -> bool {
+        self.closed.is_none() && self.selected
+    }
+
     /// Returns true when that is its name or its range.
     pub fn is_named(&self, name: &str) -> bool {
         name == self.name || name.parse() == Ok(self.cidr)
@@ -134,7 +147,9 @@ async fn run(
     loop {
         let known = listed.borrow_and_update().clone();
         let of_labels = labels.borrow_and_update().clone();
-        let pools = known.zip(of_labels).map(|(known, labels)| Arc::new(of_node(&known, &labels)));
+        let pools = known
+            .zip(of_labels)
+            .map(|(known, labels)| Arc::new(of_node(&known, &labels)));
         sender.send_if_modified(|present| {
             let differs = *present != pools;
             *present = pools;
@@ -158,7 +173,9 @@ pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePoo
         let spec = &object.spec;
         let cidr: IpNet = spec.cidr.parse().ok()?;
         let uses = |wanted: &str| {
-            spec.allowed_uses.as_ref().is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == wanted))
+            spec.allowed_uses
+                .as_ref()
+                .is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == wanted))
         };
         let (selects_node, namespaces, selectors) = selectors(spec, labels);
         Some(NodePool {
@@ -178,27 +195,50 @@ pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePoo
 }
 
 fn block_size(spec: &IPPoolSpec, cidr: IpNet) -> Option<u8> {
-    let default = if cidr.addr().is_ipv4() { BLOCK_SIZE_V4 } else { BLOCK_SIZE_V6 };
-    spec.block_size.map_or(Some(default), |size| u8::try_from(size).ok()).filter(|size| {
-        (cidr.max_prefix_len() - LARGEST_BLOCK..=cidr.max_prefix_len()).contains(size) && *size >= cidr.prefix_len()
-    })
+    let default = if cidr.addr().is_ipv4() {
+        BLOCK_SIZE_V4
+    } else {
+        BLOCK_SIZE_V6
+    };
+    spec.block_size
+        .map_or(Some(default), |size| u8::try_from(size).ok())
+        .filter(|size| {
+            (cidr.max_prefix_len() - LARGEST_BLOCK..=cidr.max_prefix_len()).contains(size)
+                && *size >= cidr.prefix_len()
+        })
 }
 
 /// Evaluates the selectors: true when the node is selected, the selector of namespaces, and the
 /// reason why the pool serves nobody if a selector is invalid.
 fn selectors(spec: &IPPoolSpec, labels: &Labels) -> (bool, Option<Selector>, Option<String>) {
-    let all =
-        |text: &Option<String>| text.as_deref().map(str::trim).is_none_or(|text| text.is_empty() || text == "all()");
+    let all = |text: &Option<String>| {
+        text.as_deref()
+            .map(str::trim)
+            .is_none_or(|text| text.is_empty() || text == "all()")
+    };
     let parse = |text: &Option<String>| Selector::parse(text.as_deref().unwrap_or("all()"));
     let wrong = |field: &str, text: &Option<String>| {
-        format!("has a {field} that is no selector: {:?}; correct it", text.as_deref().unwrap_or_default())
+        format!(
+            "has a {field} that is no selector: {:?}; correct it",
+            text.as_deref().unwrap_or_default()
+        )
     };
     match (parse(&spec.node_selector), parse(&spec.namespace_selector)) {
-        (Ok(node), Ok(namespaces)) => {
-            (node.matches(labels), Some(namespaces).filter(|_| !all(&spec.namespace_selector)), None)
-        }
-        (Err(_), _) => (false, None, Some(wrong("nodeSelector", &spec.node_selector))),
-        (_, Err(_)) => (false, None, Some(wrong("namespaceSelector", &spec.namespace_selector))),
+        (Ok(node), Ok(namespaces)) => (
+            node.matches(labels),
+            Some(namespaces).filter(|_| !all(&spec.namespace_selector)),
+            None,
+        ),
+        (Err(_), _) => (
+            false,
+            None,
+            Some(wrong("nodeSelector", &spec.node_selector)),
+        ),
+        (_, Err(_)) => (
+            false,
+            None,
+            Some(wrong("namespaceSelector", &spec.namespace_selector)),
+        ),
     }
 }
 
@@ -213,11 +253,13 @@ fn closed(object: &IPPool, winner: Option<&str>) -> Option<String> {
         return Some("is being deleted".to_owned());
     }
     match allocatable(object) {
-        Some(condition) if condition.status == "False" => {
-            Some(format!("is not allocatable: {}", condition.message.trim_end_matches('.')))
-        }
+        Some(condition) if condition.status == "False" => Some(format!(
+            "is not allocatable: {}",
+            condition.message.trim_end_matches('.')
+        )),
         Some(_) => None,
-        None => winner.map(|other| format!("overlaps IPPool {other}, which comes first; delete one of them")),
+        None => winner
+            .map(|other| format!("overlaps IPPool {other}, which comes first; delete one of them")),
     }
 }
 
@@ -227,13 +269,24 @@ fn closed(object: &IPPool, winner: Option<&str>) -> Option<String> {
 fn kept_out(pools: &BTreeMap<String, IPPool>) -> BTreeMap<&str, &str> {
     let may_hold = |pool: &&IPPool| {
         let is_false = allocatable(pool).is_some_and(|condition| condition.status == "False");
-        !pool.spec.disabled.unwrap_or(false) && (!is_false || pool.metadata.deletion_timestamp.is_some())
+        !pool.spec.disabled.unwrap_or(false)
+            && (!is_false || pool.metadata.deletion_timestamp.is_some())
     };
-    let mut ordered: Vec<(&String, &IPPool)> = pools.iter().filter(|(_, pool)| may_hold(pool)).collect();
-    ordered.sort_by_key(|(name, pool)| (allocatable(pool).is_none(), pool.metadata.creation_timestamp.clone(), *name));
+    let mut ordered: Vec<(&String, &IPPool)> =
+        pools.iter().filter(|(_, pool)| may_hold(pool)).collect();
+    ordered.sort_by_key(|(name, pool)| {
+        (
+            allocatable(pool).is_none(),
+            pool.metadata.creation_timestamp.clone(),
+            *name,
+        )
+    });
     let (mut holders, mut kept_out): (Vec<(&str, &IPPoolSpec)>, _) = (Vec::new(), BTreeMap::new());
     for (name, pool) in ordered {
-        match holders.iter().find(|(_, holder)| overlap(holder, &pool.spec)) {
+        match holders
+            .iter()
+            .find(|(_, holder)| overlap(holder, &pool.spec))
+        {
             Some((holder, _)) => drop(kept_out.insert(name.as_str(), *holder)),
             None => holders.push((name, &pool.spec)),
         }
@@ -242,12 +295,18 @@ fn kept_out(pools: &BTreeMap<String, IPPool>) -> BTreeMap<&str, &str> {
 }
 
 fn allocatable(pool: &IPPool) -> Option<&Condition> {
-    pool.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == ALLOCATABLE)
+    pool.status
+        .as_ref()?
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == ALLOCATABLE)
 }
 
 fn overlap(one: &IPPoolSpec, other: &IPPoolSpec) -> bool {
     let range = |spec: &IPPoolSpec| spec.cidr.parse::<IpNet>().ok();
-    range(one).zip(range(other)).is_some_and(|(one, other)| one.contains(&other) || other.contains(&one))
+    range(one)
+        .zip(range(other))
+        .is_some_and(|(one, other)| one.contains(&other) || other.contains(&one))
 }
 
 #[cfg(test)]
@@ -260,7 +319,10 @@ mod tests {
     type Case = (&'static str, [bool; 4], fn(&mut IPPool));
 
     fn mk_pool(name: &str, cidr: &str, change: impl FnOnce(&mut IPPool)) -> (String, IPPool) {
-        let spec = IPPoolSpec { cidr: cidr.to_owned(), ..IPPoolSpec::default() };
+        let spec = IPPoolSpec {
+            cidr: cidr.to_owned(),
+            ..IPPoolSpec::default()
+        };
         let mut pool = IPPool::new(name, spec);
         change(&mut pool);
         (name.to_owned(), pool)
@@ -277,20 +339,39 @@ mod tests {
         // workloads of a namespace that it admits.
         let table: [Case; 12] = [
             ("default", [true, true, true, true], |_| {}),
-            ("disabled", [false; 4], |pool| pool.spec.disabled = Some(true)),
+            ("disabled", [false; 4], |pool| {
+                pool.spec.disabled = Some(true)
+            }),
             ("elsewhere", [false, false, true, false], |pool| {
                 pool.spec.node_selector = Some("rack == 'two'".to_owned())
             }),
-            ("here", [true, true, true, true], |pool| pool.spec.node_selector = Some("rack == 'one'".to_owned())),
-            ("manual", [false, false, true, false], |pool| pool.spec.assignment_mode = Some("Manual".to_owned())),
-            ("tunnels", [false, true, false, false], |pool| pool.spec.allowed_uses = Some(vec!["Tunnel".to_owned()])),
-            ("workloads", [true, false, true, true], |pool| pool.spec.allowed_uses = Some(vec!["Workload".to_owned()])),
-            ("wrong", [false; 4], |pool| pool.spec.node_selector = Some("rack ==".to_owned())),
-            ("wrong-namespaces", [false; 4], |pool| pool.spec.namespace_selector = Some("team ==".to_owned())),
-            ("team", [false, false, false, true], |pool| pool.spec.namespace_selector = Some("team == 'a'".to_owned())),
-            ("not-allocatable", [false; 4], |pool| pool.status = Some(condition("False"))),
+            ("here", [true, true, true, true], |pool| {
+                pool.spec.node_selector = Some("rack == 'one'".to_owned())
+            }),
+            ("manual", [false, false, true, false], |pool| {
+                pool.spec.assignment_mode = Some("Manual".to_owned())
+            }),
+            ("tunnels", [false, true, false, false], |pool| {
+                pool.spec.allowed_uses = Some(vec!["Tunnel".to_owned()])
+            }),
+            ("workloads", [true, false, true, true], |pool| {
+                pool.spec.allowed_uses = Some(vec!["Workload".to_owned()])
+            }),
+            ("wrong", [false; 4], |pool| {
+                pool.spec.node_selector = Some("rack ==".to_owned())
+            }),
+            ("wrong-namespaces", [false; 4], |pool| {
+                pool.spec.namespace_selector = Some("team ==".to_owned())
+            }),
+            ("team", [false, false, false, true], |pool| {
+                pool.spec.namespace_selector = Some("team == 'a'".to_owned())
+            }),
+            ("not-allocatable", [false; 4], |pool| {
+                pool.status = Some(condition("False"))
+            }),
             ("leaving", [false; 4], |pool| {
-                (pool.status, pool.metadata.deletion_timestamp) = (Some(condition("True")), Some(time()));
+                (pool.status, pool.metadata.deletion_timestamp) =
+                    (Some(condition("True")), Some(time()));
             }),
         ];
         for (name, wanted, change) in table {
@@ -306,7 +387,8 @@ mod tests {
                 choice(Use::Workload, &[name], &[]),
                 choice(Use::Workload, &[], &[name]),
             ];
-            let found = asked.map(|choice| pools.iter().any(|pool| pool.refusal(&choice).is_none()));
+            let found =
+                asked.map(|choice| pools.iter().any(|pool| pool.refusal(&choice).is_none()));
             assert_eq!(found, wanted, "{name}");
         }
     }
@@ -324,7 +406,9 @@ mod tests {
             last_transition_time: time(),
             observed_generation: None,
         };
-        IPPoolStatus { conditions: vec![condition] }
+        IPPoolStatus {
+            conditions: vec![condition],
+        }
     }
 
     #[test]
@@ -337,7 +421,10 @@ mod tests {
             mk_pool("tiny", "10.0.0.0/16", sized(12)),
             mk_pool("wide", "10.1.0.0/27", sized(26)),
         ];
-        let found: Vec<(String, u8)> = seen(pools).into_iter().map(|pool| (pool.name, pool.block_size)).collect();
+        let found: Vec<(String, u8)> = seen(pools)
+            .into_iter()
+            .map(|pool| (pool.name, pool.block_size))
+            .collect();
         assert_eq!(found, [("six".to_owned(), 122)]);
     }
 
@@ -346,7 +433,8 @@ mod tests {
         let at = |time: &str| {
             let time: serde_json::Value = time.into();
             move |pool: &mut IPPool| {
-                pool.metadata.creation_timestamp = Some(serde_json::from_value(time).expect("a time"));
+                pool.metadata.creation_timestamp =
+                    Some(serde_json::from_value(time).expect("a time"));
             }
         };
         let old = || mk_pool("z-old", "10.0.0.0/16", at("2026-01-01T00:00:00Z"));
@@ -361,23 +449,44 @@ mod tests {
             open.map(|pool| pool.name).collect::<Vec<_>>()
         };
         assert_eq!(open([old(), new(|_| {})]), ["z-old"]);
-        assert_eq!(open([old(), new(|pool| pool.status = Some(condition("True")))]), ["a-new"]);
-        assert_eq!(open([old(), new(|pool| pool.spec.cidr = "10.1.0.0/24".to_owned())]), ["a-new", "z-old"]);
+        assert_eq!(
+            open([old(), new(|pool| pool.status = Some(condition("True")))]),
+            ["a-new"]
+        );
+        assert_eq!(
+            open([old(), new(|pool| pool.spec.cidr = "10.1.0.0/24".to_owned())]),
+            ["a-new", "z-old"]
+        );
         let of_old = |change: fn(&mut IPPool)| {
             let (name, mut pool) = old();
             change(&mut pool);
             (name, pool)
         };
-        assert_eq!(open([of_old(|pool| pool.spec.disabled = Some(true)), new(|_| {})]), ["a-new"]);
-        assert_eq!(open([of_old(|pool| pool.status = Some(condition("False"))), new(|_| {})]), ["a-new"]);
+        assert_eq!(
+            open([of_old(|pool| pool.spec.disabled = Some(true)), new(|_| {})]),
+            ["a-new"]
+        );
+        assert_eq!(
+            open([
+                of_old(|pool| pool.status = Some(condition("False"))),
+                new(|_| {})
+            ]),
+            ["a-new"]
+        );
         let text = seen([old(), new(|_| {})])[0].closed.clone();
-        assert_eq!(text.as_deref(), Some("overlaps IPPool z-old, which comes first; delete one of them"));
+        assert_eq!(
+            text.as_deref(),
+            Some("overlaps IPPool z-old, which comes first; delete one of them")
+        );
         // What is kept out keeps nobody out.
         let third = mk_pool("third", "10.0.2.0/24", at("2026-01-03T00:00:00Z"));
         let wide = new(|pool| pool.spec.cidr = "10.0.0.0/8".to_owned());
         let first = of_old(|pool| pool.spec.cidr = "10.0.1.0/24".to_owned());
-        let open: Vec<String> =
-            seen([first, wide, third]).into_iter().filter(|pool| pool.closed.is_none()).map(|pool| pool.name).collect();
+        let open: Vec<String> = seen([first, wide, third])
+            .into_iter()
+            .filter(|pool| pool.closed.is_none())
+            .map(|pool| pool.name)
+            .collect();
         assert_eq!(open, ["third", "z-old"]);
     }
 }

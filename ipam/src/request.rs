@@ -36,14 +36,20 @@ impl AddressRequest {
     /// Request of a pod that needs an address of each IP version that has a pool. The handle is
     /// `<network>.<container id>`, as Calico's plugin spells it.
     pub fn of_pod(handle: String, pod: &EndpointKey) -> Self {
-        let secondary = [("namespace", pod.namespace.clone()), ("pod", pod.name.clone())];
+        let secondary = [
+            ("namespace", pod.namespace.clone()),
+            ("pod", pod.name.clone()),
+        ];
         let secondary = secondary.map(|(key, value)| (key.to_owned(), value)).into();
         let attribute = AllocationAttribute {
             handle_id: Some(handle),
             secondary: Some(secondary),
             ..AllocationAttribute::default()
         };
-        Self { attribute, ..Self::default() }
+        Self {
+            attribute,
+            ..Self::default()
+        }
     }
 
     /// The handle.
@@ -54,7 +60,10 @@ impl AddressRequest {
     /// Namespace of the pod; empty if it is not for a pod.
     pub(super) fn namespace(&self) -> &str {
         let secondary = self.attribute.secondary.as_ref();
-        secondary.and_then(|secondary| secondary.get("namespace")).map(String::as_str).unwrap_or_default()
+        secondary
+            .and_then(|secondary| secondary.get("namespace"))
+            .map(String::as_str)
+            .unwrap_or_default()
     }
 
     /// Demand of each IP version.
@@ -64,7 +73,11 @@ impl AddressRequest {
 
     /// Choice of pools of a request that names these.
     pub(super) fn choice(&self, named: Vec<String>) -> PoolChoice {
-        PoolChoice { usage: self.usage, named, admitted: self.admitted.clone() }
+        PoolChoice {
+            usage: self.usage,
+            named,
+            admitted: self.admitted.clone(),
+        }
     }
 }
 
@@ -100,7 +113,10 @@ pub enum NoAddress {
 pub trait Addresses: Send + Sync + 'static {
     /// Assigns addresses, which storage has under the handle when this returns. A second request
     /// with the same handle gets the same addresses.
-    fn assign(&self, request: AddressRequest) -> impl Future<Output = Result<Vec<IpNet>, NoAddress>> + Send;
+    fn assign(
+        &self,
+        request: AddressRequest,
+    ) -> impl Future<Output = Result<Vec<IpNet>, NoAddress>> + Send;
     /// Releases all addresses of the handle. An unknown handle is a success.
     fn release(&self, handle: String) -> impl Future<Output = Result<(), NoAddress>> + Send;
 }

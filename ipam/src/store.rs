@@ -30,6 +30,9 @@ pub enum StoreError {
     /// The API server does not allow it.
     #[error("{0}")]
     Refused(String),
+    /// The object is there and cannot be read: nothing of it can be used until somebody repairs it.
+    #[error("{0}")]
+    Damaged(String),
     /// It may or may not have been done.
     #[error("{0}")]
     Failed(String),
@@ -40,20 +43,25 @@ pub trait Objects<K>: Send + Sync + 'static {
     /// Reads an object, if it exists.
     fn get(&self, name: String) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
     /// Reads all objects and keeps the result of `keep` for each that can be decoded.
-    fn list<T: Send>(&self, keep: fn(K) -> T) -> impl Future<Output = Result<Vec<T>, StoreError>> + Send;
+    fn list<T: Send>(
+        &self,
+        keep: fn(K) -> T,
+    ) -> impl Future<Output = Result<Vec<T>, StoreError>> + Send;
     /// Creates an object, unless there is one of that name.
     fn create(&self, object: K) -> impl Future<Output = Result<K, StoreError>> + Send;
     /// Replaces an object, unless it has changed since it was read.
     fn replace(&self, object: K) -> impl Future<Output = Result<K, StoreError>> + Send;
     /// Deletes the object of that name, only with that UID and that version if they are set.
     /// Returns true when it is gone, false when it is another one or has changed.
-    fn delete(&self, metadata: ObjectMeta) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn delete(&self, metadata: ObjectMeta)
+    -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
 /// Storage of IPAM.
 pub trait Store: Objects<IPAMBlock> + Objects<BlockAffinity> + Objects<IPAMHandle> {
     /// Reads a namespace; one that does not exist has no labels and no annotations.
-    fn namespace(&self, name: String) -> impl Future<Output = Result<Namespace, StoreError>> + Send;
+    fn namespace(&self, name: String)
+    -> impl Future<Output = Result<Namespace, StoreError>> + Send;
 }
 
 /// Nodes, pods and pools, which tell whether addresses and blocks are still needed.
@@ -67,7 +75,10 @@ pub trait Cluster: Send + Sync {
     /// Reads a node by name, which is conclusive where a list may be incomplete.
     fn has_node(&self, name: String) -> impl Future<Output = Result<bool, StoreError>> + Send;
     /// Reads a pod by `namespace/name`, which is conclusive where a list may be incomplete.
-    fn pod(&self, name: String) -> impl Future<Output = Result<Option<PodFacts>, StoreError>> + Send;
+    fn pod(
+        &self,
+        name: String,
+    ) -> impl Future<Output = Result<Option<PodFacts>, StoreError>> + Send;
 }
 
 /// A namespace, as far as addresses of its pods depend on it.
@@ -103,7 +114,15 @@ impl AffinityState {
 
 /// Runs a request, or several that belong together, with a time limit. After it, they count as
 /// failed: they may or may not have been done.
-pub(crate) async fn bounded<T>(request: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let elapsed = |_| Err(StoreError::Failed(format!("no answer from the API server within {REQUEST_TIMEOUT:?}")));
-    tokio::time::timeout(REQUEST_TIMEOUT, request).await.unwrap_or_else(elapsed)
+pub(crate) async fn bounded<T>(
+    request: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let elapsed = |_| {
+        Err(StoreError::Failed(format!(
+            "no answer from the API server within {REQUEST_TIMEOUT:?}"
+        )))
+    };
+    tokio::time::timeout(REQUEST_TIMEOUT, request)
+        .await
+        .unwrap_or_else(elapsed)
 }

@@ -1,4 +1,5 @@
-//! The allocator against a store in memory that other nodes share: races, conflicts, lost answers, exhaustion.
+//! The allocator against a store in memory that other nodes share: races, conflicts, lost answers,
+//! exhaustion.
 
 mod collector;
 mod faults;
@@ -6,6 +7,7 @@ mod fixture;
 mod guard;
 mod idle_blocks;
 mod loans;
+mod named_addresses;
 mod namespaces;
 mod random;
 
@@ -30,14 +32,20 @@ use fixture::*;
 #[tokio::test]
 async fn nodes_that_start_together_share_a_pool_and_no_address() {
     let contents = Memory::default();
-    let nodes: Vec<Node> =
-        (0..3).map(|n| mk_node(&format!("n{n}"), &contents, vec![pool("10.0.0.0/24", 28)])).collect();
-    let asks = nodes
-        .iter()
-        .flat_map(|node| (0..40).map(|n| node.allocator.assign(wanted(&format!("{}-{n}", node.store.node)))));
+    let nodes: Vec<Node> = (0..3)
+        .map(|n| mk_node(&format!("n{n}"), &contents, vec![pool("10.0.0.0/24", 28)]))
+        .collect();
+    let asks = nodes.iter().flat_map(|node| {
+        (0..40).map(|n| {
+            node.allocator
+                .assign(wanted(&format!("{}-{n}", node.store.node)))
+        })
+    });
     let answers = futures::future::join_all(asks).await;
-    let addresses: BTreeSet<IpNet> =
-        answers.into_iter().flat_map(|answer| answer.expect("240 addresses serve 120 pods")).collect();
+    let addresses: BTreeSet<IpNet> = answers
+        .into_iter()
+        .flat_map(|answer| answer.expect("240 addresses serve 120 pods"))
+        .collect();
     assert_eq!(addresses.len(), 120);
     let contents = contents.lock();
     for (block, value) in contents.blocks() {
@@ -49,75 +57,149 @@ async fn nodes_that_start_together_share_a_pool_and_no_address() {
         );
     }
     assert_eq!(contents.handles().len(), 120);
-    assert!(contents.writes < 120, "{} writes: many pods share one", contents.writes);
+    assert!(
+        contents.writes < 120,
+        "{} writes: many pods share one",
+        contents.writes
+    );
 }
 
 #[tokio::test]
 async fn the_same_handle_has_the_same_address_and_release_gives_it_back() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    let first = node.allocator.assign(wanted("h")).await.expect("an address");
-    let (again, other) = tokio::join!(node.allocator.assign(wanted("h")), node.allocator.assign(wanted("other")));
+    let first = node
+        .allocator
+        .assign(wanted("h"))
+        .await
+        .expect("an address");
+    let (again, other) = tokio::join!(
+        node.allocator.assign(wanted("h")),
+        node.allocator.assign(wanted("other"))
+    );
     assert_eq!(again.expect("the same"), first);
     assert_ne!(other.expect("another"), first);
-    node.allocator.release("h".to_owned()).await.expect("release");
-    node.allocator.release("h".to_owned()).await.expect("releasing twice is no error");
+    node.allocator
+        .release("h".to_owned())
+        .await
+        .expect("release");
+    node.allocator
+        .release("h".to_owned())
+        .await
+        .expect("releasing twice is no error");
     let contents = contents.lock();
     assert_eq!(contents.handles().keys().collect::<Vec<_>>(), ["other"]);
-    assert_eq!(contents.blocks().into_values().map(|block| block.allocated().count()).sum::<usize>(), 1);
+    assert_eq!(
+        contents
+            .blocks()
+            .into_values()
+            .map(|block| block.allocated().count())
+            .sum::<usize>(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn somebody_elses_change_of_a_block_is_kept() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    node.allocator.assign(wanted("first")).await.expect("an address");
+    node.allocator
+        .assign(wanted("first"))
+        .await
+        .expect("an address");
     node.store.with(|contents| {
         let mut block = contents.blocks().into_values().next().expect("one block");
-        block.assign(&wanted("foreign").attribute, |_| false).expect("room");
+        block
+            .assign(&wanted("foreign").attribute, |_| false)
+            .expect("room");
         contents.put_block(&block);
     });
-    let second = node.allocator.assign(wanted("second")).await.expect("an address");
+    let second = node
+        .allocator
+        .assign(wanted("second"))
+        .await
+        .expect("an address");
     let foreign = node.store.with(|contents| {
-        contents.blocks().into_values().flat_map(|block| block.of_handle("foreign")).collect::<Vec<_>>()
+        contents
+            .blocks()
+            .into_values()
+            .flat_map(|block| block.of_handle("foreign"))
+            .collect::<Vec<_>>()
     });
     assert_eq!(foreign.len(), 1);
     assert_ne!(second[0].addr(), foreign[0]);
 }
 
 #[tokio::test]
-async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
+async fn a_full_pool_is_reported_and_serves_again_when_space_returns() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/30", 30)]);
     for n in 0..4 {
-        node.allocator.assign(wanted(&format!("h{n}"))).await.expect("an address");
+        node.allocator
+            .assign(wanted(&format!("h{n}")))
+            .await
+            .expect("an address");
     }
-    let full = node.allocator.assign(wanted("late")).await.expect_err("four addresses serve four pods");
+    let full = node
+        .allocator
+        .assign(wanted("late"))
+        .await
+        .expect_err("four addresses serve four pods");
     assert!(
-        matches!(&full, NoAddress::Exhausted(text) if text.contains("default (10.0.0.0/30)") && text.contains("add an IPPool")),
+        matches!(
+            &full,
+            NoAddress::Exhausted(text) if text.contains("default (10.0.0.0/30)") && text.contains(
+                "add an IPPool",
+            ),
+        ),
         "{full:?}"
     );
-    node.allocator.release("h2".to_owned()).await.expect("release");
-    node.allocator.assign(wanted("late")).await.expect("the released address");
+    node.allocator
+        .release("h2".to_owned())
+        .await
+        .expect("release");
+    node.allocator
+        .assign(wanted("late"))
+        .await
+        .expect("the released address");
     node.pools.send_replace(Some(Arc::new(vec![
         pool("10.0.0.0/30", 30),
-        NodePool { name: "more".to_owned(), ..pool("10.1.0.0/30", 30) },
+        NodePool {
+            name: "more".to_owned(),
+            ..pool("10.1.0.0/30", 30)
+        },
     ])));
-    node.allocator.assign(wanted("later")).await.expect("the new pool");
+    node.allocator
+        .assign(wanted("later"))
+        .await
+        .expect("the new pool");
 }
 
 #[tokio::test]
-async fn without_a_pool_the_error_tells_what_to_do() {
+async fn without_a_pool_the_error_has_the_remedy() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, Vec::new());
-    let error = node.allocator.assign(wanted("h")).await.expect_err("no pool");
-    assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")), "{error:?}");
-    node.pools.send_replace(Some(Arc::new(vec![NodePool { manual: true, ..pool("10.0.0.0/26", 26) }])));
+    let error = node
+        .allocator
+        .assign(wanted("h"))
+        .await
+        .expect_err("no pool");
+    assert!(
+        matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")),
+        "{error:?}"
+    );
+    node.pools.send_replace(Some(Arc::new(vec![NodePool {
+        manual: true,
+        ..pool("10.0.0.0/26", 26)
+    }])));
     assert!(
         node.allocator.assign(wanted("h")).await.is_err(),
         "a pool that must be named served a request that names none"
     );
-    let named = AddressRequest { ipv4: Demand::Always(vec!["default".to_owned()]), ..wanted("h") };
+    let named = AddressRequest {
+        ipv4: Demand::Always(vec!["default".to_owned()]),
+        ..wanted("h")
+    };
     node.allocator.assign(named).await.expect("the named pool");
 }
 
@@ -125,14 +207,30 @@ async fn without_a_pool_the_error_tells_what_to_do() {
 async fn a_restarted_node_uses_the_blocks_that_it_has() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
-    let address = node.allocator.assign(wanted("before")).await.expect("an address");
+    let address = node
+        .allocator
+        .assign(wanted("before"))
+        .await
+        .expect("an address");
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
-    tell_blocks(&restarted, "n1");
-    restarted.allocator.release("before".to_owned()).await.expect("found by its handle, loaded or not");
-    restarted.allocator.assign(wanted("after")).await.expect("an address");
-    let left = restarted
-        .store
-        .with(|contents| contents.blocks().into_values().flat_map(|block| block.of_handle("before")).count());
+    notify_blocks(&restarted, "n1");
+    restarted
+        .allocator
+        .release("before".to_owned())
+        .await
+        .expect("found by its handle, loaded or not");
+    restarted
+        .allocator
+        .assign(wanted("after"))
+        .await
+        .expect("an address");
+    let left = restarted.store.with(|contents| {
+        contents
+            .blocks()
+            .into_values()
+            .flat_map(|block| block.of_handle("before"))
+            .count()
+    });
     assert_eq!(left, 0, "{address:?} was not released");
 }
 
@@ -144,16 +242,38 @@ async fn a_pod_gets_an_address_of_each_pools_version_under_one_handle() {
     let mut all = BTreeSet::new();
     for answer in futures::future::join_all(asks).await {
         let addresses = answer.expect("both versions have room");
-        assert_eq!(addresses.iter().map(|net| net.addr().is_ipv6()).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(
+            addresses
+                .iter()
+                .map(|net| net.addr().is_ipv6())
+                .collect::<Vec<_>>(),
+            [false, true]
+        );
         all.extend(addresses);
     }
     assert_eq!(all.len(), 40);
     let (blocks, addresses) = node.store.with(|contents| held(contents, "h7"));
-    assert_eq!((blocks.len(), addresses.len()), (2, 2), "{blocks:?} {addresses:?}");
+    assert_eq!(
+        (blocks.len(), addresses.len()),
+        (2, 2),
+        "{blocks:?} {addresses:?}"
+    );
     let again = node.allocator.assign(wanted("h7")).await.expect("the same");
-    assert_eq!(again.iter().map(|net| net.addr().to_string()).collect::<Vec<_>>(), addresses);
-    node.allocator.release("h7".to_owned()).await.expect("release");
-    assert_eq!(node.store.with(|contents| held(contents, "h7")), (vec![], vec![]));
+    assert_eq!(
+        again
+            .iter()
+            .map(|net| net.addr().to_string())
+            .collect::<Vec<_>>(),
+        addresses
+    );
+    node.allocator
+        .release("h7".to_owned())
+        .await
+        .expect("release");
+    assert_eq!(
+        node.store.with(|contents| held(contents, "h7")),
+        (vec![], vec![])
+    );
     assert_eq!(node.store.with(|contents| held(contents, "h8").1.len()), 2);
 }
 
@@ -161,139 +281,128 @@ async fn a_pod_gets_an_address_of_each_pools_version_under_one_handle() {
 async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
     let contents = Memory::default();
     let node = dual("n1", &contents);
-    let six = AddressRequest { ipv4: Demand::Never, ..wanted("six") };
-    assert!(node.allocator.assign(six).await.expect("an address")[0].addr().is_ipv6());
-    let named = AddressRequest { ipv6: Demand::Always(vec!["fd00::/120".to_owned()]), ..wanted("both") };
-    assert_eq!(node.allocator.assign(named).await.expect("two addresses").len(), 2);
-    let nowhere = AddressRequest { ipv6: Demand::Always(vec!["default".to_owned()]), ..wanted("none") };
-    let error = node.allocator.assign(nowhere).await.expect_err("the pool is of the other version");
+    let six = AddressRequest {
+        ipv4: Demand::Never,
+        ..wanted("six")
+    };
     assert!(
-        matches!(&error, NoAddress::Refused(text) if text.contains("not of IPv6") && text.contains("ipv6_pools")),
+        node.allocator.assign(six).await.expect("an address")[0]
+            .addr()
+            .is_ipv6()
+    );
+    let named = AddressRequest {
+        ipv6: Demand::Always(vec!["fd00::/120".to_owned()]),
+        ..wanted("both")
+    };
+    assert_eq!(
+        node.allocator
+            .assign(named)
+            .await
+            .expect("two addresses")
+            .len(),
+        2
+    );
+    let nowhere = AddressRequest {
+        ipv6: Demand::Always(vec!["default".to_owned()]),
+        ..wanted("none")
+    };
+    let error = node
+        .allocator
+        .assign(nowhere)
+        .await
+        .expect_err("the pool is of the other version");
+    assert!(
+        matches!(
+            &error,
+            NoAddress::Refused(text) if text.contains("not of IPv6") && text.contains("ipv6_pools"),
+        ),
         "{error:?}"
     );
-    assert_eq!(node.store.with(|contents| held(contents, "none")), (vec![], vec![]), "all or nothing");
+    assert_eq!(
+        node.store.with(|contents| held(contents, "none")),
+        (vec![], vec![]),
+        "all or nothing"
+    );
 }
 
 #[tokio::test]
 async fn a_pod_that_cannot_have_both_gets_neither() {
     let contents = Memory::default();
-    let six = NodePool { name: "six".to_owned(), ..pool("fd00::/127", 127) };
+    let six = NodePool {
+        name: "six".to_owned(),
+        ..pool("fd00::/127", 127)
+    };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26), six.clone()]);
     for n in 0..2 {
-        node.allocator.assign(wanted(&format!("h{n}"))).await.expect("both");
+        node.allocator
+            .assign(wanted(&format!("h{n}")))
+            .await
+            .expect("both");
     }
-    let error = node.allocator.assign(wanted("late")).await.expect_err("IPv6 is used up");
-    assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("six (fd00::/127)")), "{error:?}");
-    assert_eq!(node.store.with(|contents| held(contents, "late")), (vec![], vec![]));
-    node.allocator.release("h0".to_owned()).await.expect("release");
-    assert_eq!(node.allocator.assign(wanted("late")).await.expect("both").len(), 2);
-    node.pools.send_replace(Some(Arc::new(vec![pool("10.0.0.0/24", 26)])));
-    assert_eq!(node.allocator.assign(wanted("four")).await.expect("the pool of IPv6 is gone").len(), 1);
-    assert_eq!(node.allocator.assign(wanted("late")).await.expect("what it has").len(), 2);
+    let error = node
+        .allocator
+        .assign(wanted("late"))
+        .await
+        .expect_err("IPv6 is used up");
+    assert!(
+        matches!(&error, NoAddress::Exhausted(text) if text.contains("six (fd00::/127)")),
+        "{error:?}"
+    );
+    assert_eq!(
+        node.store.with(|contents| held(contents, "late")),
+        (vec![], vec![])
+    );
+    node.allocator
+        .release("h0".to_owned())
+        .await
+        .expect("release");
+    assert_eq!(
+        node.allocator
+            .assign(wanted("late"))
+            .await
+            .expect("both")
+            .len(),
+        2
+    );
+    node.pools
+        .send_replace(Some(Arc::new(vec![pool("10.0.0.0/24", 26)])));
+    assert_eq!(
+        node.allocator
+            .assign(wanted("four"))
+            .await
+            .expect("the pool of IPv6 is gone")
+            .len(),
+        1
+    );
+    assert_eq!(
+        node.allocator
+            .assign(wanted("late"))
+            .await
+            .expect("what it has")
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]
 async fn a_restarted_node_gives_back_what_is_in_blocks_that_it_has_not_read_yet() {
     let contents = Memory::default();
     let node = dual("n1", &contents);
-    node.allocator.assign(wanted("before")).await.expect("two addresses");
+    node.allocator
+        .assign(wanted("before"))
+        .await
+        .expect("two addresses");
     let restarted = dual("n1", &contents);
     restarted.map.send_replace(None);
-    restarted.allocator.release("before".to_owned()).await.expect("its object names the blocks");
-    assert_eq!(restarted.store.with(|contents| held(contents, "before")), (vec![], vec![]));
-}
-
-/// `n1` has the block of 10.0.0.0/26 and one of fd00::/120; `n2` has neither.
-async fn owner_and_guest(contents: &Memory) -> (Node, Node, [String; 2]) {
-    let (owner, guest) = (dual("n1", contents), dual("n2", contents));
-    owner.allocator.assign(wanted("owner")).await.expect("two addresses");
-    let blocks: Vec<IpNet> = owner.store.with(|contents| contents.blocks().into_keys().collect());
-    let last = |block: &IpNet| block.broadcast().to_string();
-    (owner, guest, [last(&blocks[0]), last(&blocks[1])])
-}
-
-#[tokio::test]
-async fn a_pod_gets_the_addresses_that_it_names_out_of_whosever_block() {
-    let contents = Memory::default();
-    let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
-    let both = || exact("h", &[&six, &four]);
-    for _ in 0..2 {
-        let found = guest.allocator.assign(both()).await.expect("both are free");
-        assert_eq!(found.iter().map(|net| net.addr().to_string()).collect::<Vec<_>>(), [four.as_str(), six.as_str()]);
-    }
-    // The owner, whose cache is old, neither gives them away nor loses its own.
-    let mut others = BTreeSet::new();
-    for n in 0..20 {
-        others.extend(owner.allocator.assign(wanted(&format!("h{n}"))).await.expect("there is room"));
-    }
-    assert_eq!(others.len(), 40);
-    assert!(others.iter().all(|net| ![&four, &six].contains(&&net.addr().to_string())), "{others:?}");
-    assert_eq!(guest.store.with(|contents| held(contents, "h").1), [four.as_str(), six.as_str()]);
-    guest.allocator.release("h".to_owned()).await.expect("release");
-    assert_eq!(guest.store.with(|contents| held(contents, "h")), (vec![], vec![]));
-    owner.allocator.assign(exact("own", &[&four])).await.expect("free again, and of its own block");
-    owner.allocator.release("own".to_owned()).await.expect("release");
-    assert_eq!(guest.store.with(|contents| held(contents, "own")), (vec![], vec![]));
-}
-
-#[tokio::test]
-async fn what_is_half_in_an_own_block_is_given_back_whole_even_after_a_restart() {
-    let contents = Memory::default();
-    let (_owner, guest, [four, _]) = owner_and_guest(&contents).await;
-    guest.allocator.assign(wanted("local")).await.expect("blocks of its own");
-    let six = guest.store.with(|contents| held(contents, "local").0.last().cloned()).expect("a block of IPv6");
-    let six = six.parse::<IpNet>().expect("a range").broadcast().to_string();
-    guest.allocator.assign(exact("h", &[&four, &six])).await.expect("both are free");
-    let restarted = dual("n2", &contents);
-    tell_blocks(&restarted, "n2");
-    restarted.allocator.assign(wanted("later")).await.expect("its blocks are read");
-    restarted.allocator.release("h".to_owned()).await.expect("release");
-    assert_eq!(restarted.store.with(|contents| held(contents, "h")), (vec![], vec![]));
-}
-
-#[tokio::test]
-async fn an_address_that_cannot_be_had_says_why_and_nothing_is_kept() {
-    let contents = Memory::default();
-    let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
-    owner.allocator.assign(exact("first", &[&six])).await.expect("free");
-    let refused = async |addresses: &[&str], why: &str| {
-        let error = guest.allocator.assign(exact("h", addresses)).await.expect_err(why);
-        assert!(matches!(&error, NoAddress::Refused(text) if text.contains(why)), "{error:?}");
-        guest.allocator.release("h".to_owned()).await.expect("what the service does after a failure");
-        assert_eq!(guest.store.with(|contents| held(contents, "h")), (vec![], vec![]), "{why}");
-    };
-    refused(&[&four, &six], "is taken by pod x/first").await;
-    refused(&["192.0.2.1"], "192.0.2.1 is in no IPPool").await;
-    guest.limit(|limits| limits.strict_affinity = true);
-    refused(&[&four], "of host:n1, and IPAMConfiguration default has strictAffinity").await;
-    let own = guest.allocator.assign(wanted("local")).await.expect("a block of its own")[0].network();
-    let block = guest.store.with(|contents| {
-        contents.blocks().into_keys().find(|cidr| cidr.contains(&own)).expect("the block of an address")
-    });
-    guest.allocator.assign(exact("h", &[&block.broadcast().to_string()])).await.expect("of its own block");
-}
-
-#[tokio::test]
-async fn reserved_addresses_are_for_those_only_who_name_them() {
-    let contents = Memory::default();
-    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/29", 30)]);
-    let reserved = ["10.0.0.1", "10.0.0.2", "10.0.0.4/30"];
-    let spec = IPReservationSpec { reserved_cidrs: reserved.map(str::to_owned).to_vec() };
-    let (wanted_limits, _) = Limits::new(None, &BTreeMap::from([("r".to_owned(), spec)]), None);
-    node.limits.send_replace(Some(Arc::new(wanted_limits)));
-    let mut given = BTreeSet::new();
-    for n in 0..2 {
-        given.extend(node.allocator.assign(wanted(&format!("h{n}"))).await.expect("two are left"));
-    }
-    let given: Vec<String> = given.iter().map(|net| net.addr().to_string()).collect();
-    assert_eq!(given, ["10.0.0.0", "10.0.0.3"]);
-    let full = node.allocator.assign(wanted("late")).await.expect_err("the rest is reserved");
-    assert!(matches!(&full, NoAddress::Exhausted(text) if text.contains("no address is free")), "{full:?}");
-    assert_eq!(contents.lock().blocks().len(), 1, "a block that is reserved whole was claimed");
-    let named = node.allocator.assign(exact("named", &["10.0.0.2"])).await.expect("who names it gets it");
-    assert_eq!(named[0].addr().to_string(), "10.0.0.2");
-    node.limits.send_replace(Some(Arc::default()));
-    node.allocator.assign(wanted("late")).await.expect("reserved no more");
+    restarted
+        .allocator
+        .release("before".to_owned())
+        .await
+        .expect("its object names the blocks");
+    assert_eq!(
+        restarted.store.with(|contents| held(contents, "before")),
+        (vec![], vec![])
+    );
 }
 
 #[tokio::test]
@@ -302,39 +411,96 @@ async fn a_node_claims_as_many_blocks_as_it_may() {
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 30)]);
     node.limit(|limits| limits.max_blocks = 2);
     for n in 0..8 {
-        node.allocator.assign(wanted(&format!("h{n}"))).await.expect("two blocks serve eight");
+        node.allocator
+            .assign(wanted(&format!("h{n}")))
+            .await
+            .expect("two blocks serve eight");
     }
-    let refused = node.allocator.assign(wanted("late")).await.expect_err("a third block");
-    assert!(matches!(&refused, NoAddress::Exhausted(text) if text.contains("maxBlocksPerHost")), "{refused:?}");
+    let refused = node
+        .allocator
+        .assign(wanted("late"))
+        .await
+        .expect_err("a third block");
+    assert!(
+        matches!(&refused, NoAddress::Exhausted(text) if text.contains("maxBlocksPerHost")),
+        "{refused:?}"
+    );
     node.limit(|limits| limits.max_blocks = 3);
-    node.allocator.assign(wanted("late")).await.expect("a third block");
+    node.allocator
+        .assign(wanted("late"))
+        .await
+        .expect("a third block");
 
     let other = mk_node("n2", &contents, vec![pool("10.1.0.0/24", 30)]);
     other.limit(|limits| limits.may_claim = false);
-    let refused = other.allocator.assign(wanted("other")).await.expect_err("no block");
-    assert!(matches!(&refused, NoAddress::Exhausted(text) if text.contains("autoAllocateBlocks")), "{refused:?}");
-    let refused = other.allocator.assign(exact("other", &["10.1.0.255"])).await.expect_err("in no block");
-    assert!(matches!(&refused, NoAddress::Refused(text) if text.contains("autoAllocateBlocks")), "{refused:?}");
-    assert!(contents.lock().blocks().values().all(|block| block.node() == Some("n1")));
+    let refused = other
+        .allocator
+        .assign(wanted("other"))
+        .await
+        .expect_err("no block");
+    assert!(
+        matches!(&refused, NoAddress::Exhausted(text) if text.contains("autoAllocateBlocks")),
+        "{refused:?}"
+    );
+    let refused = other
+        .allocator
+        .assign(exact("other", &["10.1.0.255"]))
+        .await
+        .expect_err("in no block");
+    assert!(
+        matches!(&refused, NoAddress::Refused(text) if text.contains("autoAllocateBlocks")),
+        "{refused:?}"
+    );
+    assert!(
+        contents
+            .lock()
+            .blocks()
+            .values()
+            .all(|block| block.node() == Some("n1"))
+    );
 }
 
 #[tokio::test]
 async fn while_the_data_is_locked_nothing_is_written() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    node.allocator.assign(wanted("before")).await.expect("an address");
+    node.allocator
+        .assign(wanted("before"))
+        .await
+        .expect("an address");
     node.limit(|limits| limits.is_locked = true);
     let writes = node.store.with(|contents| contents.writes);
-    let assigned = node.allocator.assign(wanted("late")).await.expect_err("locked");
-    let named = node.allocator.assign(exact("named", &["10.0.0.60"])).await.expect_err("locked");
-    let released = node.allocator.release("before".to_owned()).await.expect_err("locked");
+    let assigned = node
+        .allocator
+        .assign(wanted("late"))
+        .await
+        .expect_err("locked");
+    let named = node
+        .allocator
+        .assign(exact("named", &["10.0.0.60"]))
+        .await
+        .expect_err("locked");
+    let released = node
+        .allocator
+        .release("before".to_owned())
+        .await
+        .expect_err("locked");
     for error in [assigned, named, released] {
-        assert!(matches!(&error, NoAddress::Unavailable(text) if text.contains("datastoreReady false")), "{error:?}");
+        assert!(
+            matches!(&error, NoAddress::Unavailable(text) if text.contains("datastoreReady false")),
+            "{error:?}"
+        );
     }
     assert_eq!(node.store.with(|contents| contents.writes), writes);
     node.limit(|limits| limits.is_locked = false);
-    node.allocator.assign(wanted("late")).await.expect("unlocked");
-    node.allocator.release("before".to_owned()).await.expect("unlocked");
+    node.allocator
+        .assign(wanted("late"))
+        .await
+        .expect("unlocked");
+    node.allocator
+        .release("before".to_owned())
+        .await
+        .expect("unlocked");
 }
 
 #[tokio::test]
@@ -348,28 +514,58 @@ async fn before_the_bounds_are_known_nobody_gets_an_address() {
         assert_eq!(node.store.with(|contents| contents.writes), 0);
         node.limits.send_replace(Some(Arc::default()));
     };
-    tokio::join!(early, known).0.expect("an address, once they are");
+    tokio::join!(early, known)
+        .0
+        .expect("an address, once they are");
 }
 
 #[tokio::test]
 async fn a_pool_that_is_named_must_be_there() {
     let contents = Memory::default();
-    let far = NodePool { name: "far".to_owned(), selected: false, ..pool("10.9.0.0/26", 26) };
+    let far = NodePool {
+        name: "far".to_owned(),
+        selected: false,
+        ..pool("10.9.0.0/26", 26)
+    };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26), far]);
     let of = |handle: &str, pools: &[&str]| AddressRequest {
         ipv4: Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect()),
         ..wanted(handle)
     };
-    let error = node.allocator.assign(of("h", &["default", "none"])).await.expect_err("one of them is not there");
-    assert!(matches!(&error, NoAddress::Refused(text) if text.contains("IPPool \"none\" does not exist")), "{error:?}");
-    let near = node.allocator.assign(wanted("near")).await.expect("a pool that selects the node")[0];
-    assert!(near.to_string().starts_with("10.0.0."), "{near}");
-    let far =
-        node.allocator.assign(of("far", &["far"])).await.expect("its selector counts for those who do not name it")[0];
-    assert!(far.to_string().starts_with("10.9.0."), "{far}");
-    let error = node.allocator.assign(exact("exact", &["10.9.0.60"])).await.expect_err("not a pool for this node");
+    let error = node
+        .allocator
+        .assign(of("h", &["default", "none"]))
+        .await
+        .expect_err("one of them is not there");
     assert!(
-        matches!(&error, NoAddress::Refused(text) if text.contains("is in IPPool far, whose nodeSelector")),
+        matches!(
+            &error,
+            NoAddress::Refused(text) if text.contains("IPPool \"none\" does not exist"),
+        ),
+        "{error:?}"
+    );
+    let near = node
+        .allocator
+        .assign(wanted("near"))
+        .await
+        .expect("a pool that selects the node")[0];
+    assert!(near.to_string().starts_with("10.0.0."), "{near}");
+    let far = node
+        .allocator
+        .assign(of("far", &["far"]))
+        .await
+        .expect("its selector counts for those who do not name it")[0];
+    assert!(far.to_string().starts_with("10.9.0."), "{far}");
+    let error = node
+        .allocator
+        .assign(exact("exact", &["10.9.0.60"]))
+        .await
+        .expect_err("not a pool for this node");
+    assert!(
+        matches!(
+            &error,
+            NoAddress::Refused(text) if text.contains("is in IPPool far, whose nodeSelector"),
+        ),
         "{error:?}"
     );
 }

@@ -15,8 +15,14 @@ impl<'a> Filter<'a> {
     /// A program of these instructions.
     pub fn new(instructions: &'a [libc::sock_filter]) -> Self {
         let len = u16::try_from(instructions.len()).expect("a few instructions");
-        let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
-        Self { program, _instructions: PhantomData }
+        let program = libc::sock_fprog {
+            len,
+            filter: instructions.as_ptr().cast_mut(),
+        };
+        Self {
+            program,
+            _instructions: PhantomData,
+        }
     }
 
     /// The value of `SO_ATTACH_FILTER`.
@@ -25,16 +31,29 @@ impl<'a> Filter<'a> {
     }
 }
 
-/// Instructions that drop a datagram if its first message has one of these ports. All messages of a datagram have the
-/// same port.
+/// Instructions that drop a datagram if its first message has one of these ports. All messages of a
+/// datagram have the same port.
 pub fn drop_ports(ports: &[u32]) -> Vec<libc::sock_filter> {
-    let instruction = |code: u32, jt: usize, k: u32| libc::sock_filter { code: code as u16, jt: jt as u8, jf: 0, k };
-    let mut program = vec![instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, PORT_OFFSET)];
+    let instruction = |code: u32, jt: usize, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: jt as u8,
+        jf: 0,
+        k,
+    };
+    let mut program = vec![instruction(
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        0,
+        PORT_OFFSET,
+    )];
     for (index, port) in ports.iter().enumerate() {
-        // BPF loads words in network byte order, but the header is in host byte order. A match jumps to the last
-        // instruction, which drops.
+        // BPF loads words in network byte order, but the header is in host byte order. A match
+        // jumps to the last instruction, which drops.
         let to_drop = ports.len() - index;
-        program.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, to_drop, port.to_be()));
+        program.push(instruction(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            to_drop,
+            port.to_be(),
+        ));
     }
     program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, u32::MAX));
     program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0));

@@ -3,8 +3,8 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -45,12 +45,24 @@ pub enum NetlinkError {
 impl NetlinkError {
     /// Whether the object does not exist.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Refused { errno: Errno::ENODEV | Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL, .. })
+        matches!(
+            self,
+            Self::Refused {
+                errno: Errno::ENODEV | Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL,
+                ..
+            }
+        )
     }
 
     /// Whether the object already exists.
     pub fn is_existing(&self) -> bool {
-        matches!(self, Self::Refused { errno: Errno::EEXIST, .. })
+        matches!(
+            self,
+            Self::Refused {
+                errno: Errno::EEXIST,
+                ..
+            }
+        )
     }
 }
 
@@ -74,8 +86,14 @@ impl RouteSocket {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn open() -> Result<Self, NetlinkError> {
-        let buffers = Buffers { send: None, receive: RECEIVE_BUFFER };
-        Ok(Self { socket: Socket::open(Protocol::Route, 0, buffers)?, sequence: 0 })
+        let buffers = Buffers {
+            send: None,
+            receive: RECEIVE_BUFFER,
+        };
+        Ok(Self {
+            socket: Socket::open(Protocol::Route, 0, buffers)?,
+            sequence: 0,
+        })
     }
 
     /// Sends one request and waits for its acknowledgement. `what` names the request in an error.
@@ -93,12 +111,15 @@ impl RouteSocket {
         self.socket.send(&out)?;
         match self.read_acknowledgement(sequence)? {
             None => Ok(()),
-            Some(errno) => Err(NetlinkError::Refused { what: what(), errno }),
+            Some(errno) => Err(NetlinkError::Refused {
+                what: what(),
+                errno,
+            }),
         }
     }
 
-    /// Sends many requests in few system calls. Returns the position and the errno of each that the kernel refused,
-    /// which does not stop the others.
+    /// Sends many requests in few system calls. Returns the position and the errno of each that the
+    /// kernel refused, which does not stop the others.
     ///
     /// # Errors
     /// A failure of the socket.
@@ -127,12 +148,15 @@ impl RouteSocket {
         Ok(refused)
     }
 
-    /// Sends a dump request and returns all objects. A dump that was interrupted by a change (`NLM_F_DUMP_INTR`) may
-    /// miss objects that existed all the time, so it is repeated.
+    /// Sends a dump request and returns all objects. A dump that was interrupted by a change
+    /// (`NLM_F_DUMP_INTR`) may miss objects that existed all the time, so it is repeated.
     ///
     /// # Errors
     /// The kernel's refusal or a failure of the socket; `EINTR` if every attempt was interrupted.
-    pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub fn dump(
+        &mut self,
+        request: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         message.finalize();
@@ -154,7 +178,10 @@ impl RouteSocket {
                 return Ok(dump.found);
             }
         }
-        Err(NetlinkError::Refused { what: "dump, which changes kept interrupting".to_owned(), errno: Errno::EINTR })
+        Err(NetlinkError::Refused {
+            what: "dump, which changes kept interrupting".to_owned(),
+            errno: Errno::EINTR,
+        })
     }
 
     /// Reads one object. `what` names the request in an error.
@@ -179,9 +206,10 @@ impl RouteSocket {
                     NetlinkPayload::InnerMessage(inner) => found = Some(inner),
                     NetlinkPayload::Error(error) => {
                         return match error.code {
-                            Some(code) => {
-                                Err(NetlinkError::Refused { what: what(), errno: Errno::from_raw(-code.get()) })
-                            }
+                            Some(code) => Err(NetlinkError::Refused {
+                                what: what(),
+                                errno: Errno::from_raw(-code.get()),
+                            }),
                             None => Ok(found),
                         };
                     }
@@ -191,7 +219,12 @@ impl RouteSocket {
         }
     }
 
-    fn encode(&mut self, request: RouteNetlinkMessage, mode: RequestMode, out: &mut Vec<u8>) -> u32 {
+    fn encode(
+        &mut self,
+        request: RouteNetlinkMessage,
+        mode: RequestMode,
+        out: &mut Vec<u8>,
+    ) -> u32 {
         self.sequence += 1;
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST
@@ -252,25 +285,37 @@ impl Dump {
         self.is_complete = true;
         match Errno::from_raw(-code.min(0)) {
             Errno::EINTR => self.is_interrupted = true,
-            errno if code < 0 => return Err(NetlinkError::Refused { what: "dump".to_owned(), errno }),
+            errno if code < 0 => {
+                return Err(NetlinkError::Refused {
+                    what: "dump".to_owned(),
+                    errno,
+                });
+            }
             _ => {}
         }
         Ok(())
     }
 }
 
-/// Decodes a received datagram. Messages of types that netlink-packet-route does not know are skipped.
+/// Decodes a received datagram. Messages of types that netlink-packet-route does not know are
+/// skipped.
 ///
 /// # Errors
 /// If the length of a message is malformed.
 pub fn parse(datagram: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
     let mut messages = wire::messages(datagram);
-    let found = messages.by_ref().filter_map(|message| NetlinkMessage::deserialize(message.bytes).ok()).collect();
+    let found = messages
+        .by_ref()
+        .filter_map(|message| NetlinkMessage::deserialize(message.bytes).ok())
+        .collect();
     match messages.rest() {
         rest if rest.len() < HEADER_LEN => Ok(found),
         rest => {
             let length = u32_ne(rest, 0).unwrap_or_default();
-            Err(NetlinkError::Decode(format!("a message of length {length} in {} bytes", rest.len())))
+            Err(NetlinkError::Decode(format!(
+                "a message of length {length} in {} bytes",
+                rest.len()
+            )))
         }
     }
 }
@@ -304,7 +349,10 @@ mod tests {
                 assert!(!dump.is_complete);
                 dump.add(message).expect("no error");
             }
-            assert_eq!((dump.is_complete, dump.is_interrupted, dump.found.len()), (true, is_interrupted, 2));
+            assert_eq!(
+                (dump.is_complete, dump.is_interrupted, dump.found.len()),
+                (true, is_interrupted, 2)
+            );
         }
     }
 }

@@ -1,18 +1,19 @@
-//! A bound netlink socket. The only module with unsafe code, for socket options that nix does not wrap.
+//! A bound netlink socket. The only module with unsafe code, for socket options that nix does not
+//! wrap.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, send, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, setsockopt, socket, sockopt,
 };
 
 use crate::filter::{Filter, drop_ports};
 
-/// Buffer for one datagram. Part of a dump fills at most 32 KiB (`netlink_dump` in net/netlink/af_netlink.c), and a
-/// notification has attributes of at most 64 KiB.
+/// Buffer for one datagram. Part of a dump fills at most 32 KiB (`netlink_dump` in
+/// net/netlink/af_netlink.c), and a notification has attributes of at most 64 KiB.
 const DATAGRAM: usize = 128 << 10;
 
 /// A netlink protocol.
@@ -51,22 +52,36 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket that joins the multicast groups of a mask (`RTMGRP_*`, or bit N-1 for group N up to 32).
+    /// Opens a socket that joins the multicast groups of a mask (`RTMGRP_*`, or bit N-1 for group N
+    /// up to 32).
     ///
     /// # Errors
     /// If the kernel lacks the protocol, or the process has no file descriptor left.
     pub fn open(protocol: Protocol, groups: u32, buffers: Buffers) -> io::Result<Self> {
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::from(protocol))?;
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::from(protocol),
+        )?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         if let Some(send) = buffers.send {
-            or_limited(setsockopt(&fd, sockopt::SndBufForce, &send), || setsockopt(&fd, sockopt::SndBuf, &send))?;
+            or_limited(setsockopt(&fd, sockopt::SndBufForce, &send), || {
+                setsockopt(&fd, sockopt::SndBuf, &send)
+            })?;
         }
         let receive = buffers.receive;
-        or_limited(setsockopt(&fd, sockopt::RcvBufForce, &receive), || setsockopt(&fd, sockopt::RcvBuf, &receive))?;
+        or_limited(setsockopt(&fd, sockopt::RcvBufForce, &receive), || {
+            setsockopt(&fd, sockopt::RcvBuf, &receive)
+        })?;
         set_netlink_option(&fd, libc::NETLINK_EXT_ACK, 1)?;
         set_netlink_option(&fd, libc::NETLINK_CAP_ACK, 1)?;
         let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
-        Ok(Self { fd, port, buffer: vec![0; DATAGRAM] })
+        Ok(Self {
+            fd,
+            port,
+            buffer: vec![0; DATAGRAM],
+        })
     }
 
     /// The netlink port ID, by which notifications name this socket as the origin of a change.
@@ -74,14 +89,19 @@ impl Socket {
         self.port
     }
 
-    /// Joins a multicast group, except for notifications of changes through these ports: the kernel drops them before
-    /// they wake the reader.
+    /// Joins a multicast group, except for notifications of changes through these ports: the kernel
+    /// drops them before they wake the reader.
     ///
     /// # Errors
     /// The kernel's, if it refuses the filter or the group.
     pub fn subscribe(&self, group: u32, except: &[u32]) -> io::Result<()> {
         let instructions = drop_ports(except);
-        set_option(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, Filter::new(&instructions).program())?;
+        set_option(
+            &self.fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            Filter::new(&instructions).program(),
+        )?;
         set_netlink_option(&self.fd, libc::NETLINK_ADD_MEMBERSHIP, group)
     }
 
@@ -90,7 +110,10 @@ impl Socket {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn membership(&self, group: u32) -> io::Result<Membership> {
-        Ok(Membership { fd: self.fd.try_clone()?, group })
+        Ok(Membership {
+            fd: self.fd.try_clone()?,
+            group,
+        })
     }
 
     /// Sends messages to the kernel, which has processed them when this returns.
@@ -129,7 +152,8 @@ impl Socket {
     }
 }
 
-/// A socket's membership of a multicast group, which may be left and rejoined from another thread than the reader's.
+/// A socket's membership of a multicast group, which may be left and rejoined from another thread
+/// than the reader's.
 #[derive(Debug)]
 pub struct Membership {
     fd: OwnedFd,
@@ -167,8 +191,15 @@ impl AsRawFd for Socket {
 }
 
 /// Falls back to a buffer within the system's limit if the caller may not exceed it.
-fn or_limited(forced: nix::Result<()>, limited: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
-    if forced == Err(Errno::EPERM) { limited() } else { forced }
+fn or_limited(
+    forced: nix::Result<()>,
+    limited: impl FnOnce() -> nix::Result<()>,
+) -> nix::Result<()> {
+    if forced == Err(Errno::EPERM) {
+        limited()
+    } else {
+        forced
+    }
 }
 
 /// Repeats a call while signals interrupt it.
@@ -185,11 +216,31 @@ fn set_netlink_option(fd: &OwnedFd, option: libc::c_int, value: u32) -> io::Resu
     set_option(fd, libc::SOL_NETLINK, option, &value)
 }
 
-#[expect(unsafe_code, reason = "setsockopt takes a pointer to a plain value that outlives the call")]
-fn set_option<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+#[expect(
+    unsafe_code,
+    reason = "setsockopt takes a pointer to a plain value that outlives the call"
+)]
+fn set_option<T>(
+    fd: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: pointer and length describe one `T`, which the kernel only reads. A `sock_fprog` points to instructions
-    // that `Filter` borrows for at least as long as the call.
-    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: pointer and length describe one `T`, which the kernel only reads. A `sock_fprog`
+    // points to instructions that `Filter` borrows for at least as long as the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -21,11 +21,20 @@ impl Subscription {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn open(groups: u32) -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Socket::open(Protocol::Route, groups, Buffers { send: None, receive: RECEIVE_BUFFER })? })
+        Ok(Self {
+            socket: Socket::open(
+                Protocol::Route,
+                groups,
+                Buffers {
+                    send: None,
+                    receive: RECEIVE_BUFFER,
+                },
+            )?,
+        })
     }
 
-    /// Blocks until notifications arrive and returns one datagram of them. `None` if some were lost (`ENOBUFS`): the
-    /// caller must dump what it follows again.
+    /// Blocks until notifications arrive and returns one datagram of them. `None` if some were lost
+    /// (`ENOBUFS`): the caller must dump what it follows again.
     ///
     /// # Errors
     /// The socket's.
@@ -37,14 +46,22 @@ impl Subscription {
         }
     }
 
-    /// Blocks until a notification arrives that matters. Those that were lost or are malformed always do.
+    /// Blocks until a notification arrives that matters. Those that were lost or are malformed
+    /// always do.
     ///
     /// # Errors
     /// The socket's.
-    pub fn wait(&mut self, matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool) -> Result<(), NetlinkError> {
+    pub fn wait(
+        &mut self,
+        matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool,
+    ) -> Result<(), NetlinkError> {
         loop {
-            let Some(bytes) = self.read()? else { return Ok(()) };
-            if parse(bytes).map_or(true, |found| found.iter().any(|message| matters(&message.payload))) {
+            let Some(bytes) = self.read()? else {
+                return Ok(());
+            };
+            if parse(bytes).map_or(true, |found| {
+                found.iter().any(|message| matters(&message.payload))
+            }) {
                 return Ok(());
             }
         }

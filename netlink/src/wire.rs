@@ -1,11 +1,14 @@
-//! Netlink messages and attributes as bytes: encoding into one growing buffer, decoding of received datagrams.
+//! Netlink messages and attributes as bytes: encoding into one growing buffer, decoding of received
+//! datagrams.
 //!
-//! Attributes are a 16-bit length, a 16-bit type and a value, padded to four bytes. Headers of messages and attributes
-//! are in host byte order; netfilter subsystems take numbers in attributes in network byte order.
+//! Attributes are a 16-bit length, a 16-bit type and a value, padded to four bytes. Headers of
+//! messages and attributes are in host byte order; netfilter subsystems take numbers in attributes
+//! in network byte order.
 
 /// Length of a message header: `struct nlmsghdr` (`linux/netlink.h`).
 pub const HEADER_LEN: usize = 16;
-/// Length of the netfilter header that follows it: `struct nfgenmsg` (`linux/netfilter/nfnetlink.h`).
+/// Length of the netfilter header that follows it: `struct nfgenmsg`
+/// (`linux/netfilter/nfnetlink.h`).
 pub const NF_HEADER_LEN: usize = 4;
 /// Length of an attribute header: `struct nlattr` (`linux/netlink.h`).
 const ATTRIBUTE_HEADER_LEN: usize = 4;
@@ -63,7 +66,13 @@ impl Writer {
     }
 
     /// Appends a message of a netfilter subsystem.
-    pub fn put_message(&mut self, header: Header, family: u8, resource: u16, body: impl FnOnce(&mut Self)) {
+    pub fn put_message(
+        &mut self,
+        header: Header,
+        family: u8,
+        resource: u16,
+        body: impl FnOnce(&mut Self),
+    ) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&header.kind.to_ne_bytes());
@@ -86,7 +95,8 @@ impl Writer {
 
     /// Appends an attribute.
     pub fn put(&mut self, kind: u16, value: &[u8]) {
-        let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()).expect("callers split values before 64 KiB");
+        let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len())
+            .expect("callers split values before 64 KiB");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -95,7 +105,8 @@ impl Writer {
 
     /// Appends a string attribute, with its terminating zero byte.
     pub fn put_str(&mut self, kind: u16, value: &str) {
-        let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len() + 1).expect("names and prefixes are short");
+        let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len() + 1)
+            .expect("names and prefixes are short");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value.as_bytes());
@@ -124,12 +135,14 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 2]);
         self.bytes.extend_from_slice(&(kind | NESTED).to_ne_bytes());
         body(self);
-        let length = u16::try_from(self.bytes.len() - start).expect("callers split lists before 64 KiB");
+        let length =
+            u16::try_from(self.bytes.len() - start).expect("callers split lists before 64 KiB");
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
     fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
     }
 }
 
@@ -152,19 +165,32 @@ impl<'a> Iterator for Messages<'a> {
         let rest = self.rest;
         let length = u32_ne(rest, 0)? as usize;
         let body = rest.get(HEADER_LEN..length)?;
-        let header = Header { kind: u16_ne(rest, 4)?, flags: u16_ne(rest, 6)?, sequence: u32_ne(rest, 8)? };
-        self.rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
-        Some(Message { header, body, bytes: &rest[..length] })
+        let header = Header {
+            kind: u16_ne(rest, 4)?,
+            flags: u16_ne(rest, 6)?,
+            sequence: u32_ne(rest, 8)?,
+        };
+        self.rest = rest
+            .get(length.next_multiple_of(ALIGNMENT)..)
+            .unwrap_or_default();
+        Some(Message {
+            header,
+            body,
+            bytes: &rest[..length],
+        })
     }
 }
 
-/// The attributes in these bytes, as types without flags and values; ends at the first that is malformed.
+/// The attributes in these bytes, as types without flags and values; ends at the first that is
+/// malformed.
 pub fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_ne(rest, 0)?);
         let kind = u16_ne(rest, 2)? & TYPE_MASK;
         let value = rest.get(ATTRIBUTE_HEADER_LEN..length)?;
-        rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
+        rest = rest
+            .get(length.next_multiple_of(ALIGNMENT)..)
+            .unwrap_or_default();
         Some((kind, value))
     })
 }
@@ -191,11 +217,15 @@ pub fn str_of(value: &[u8]) -> Option<&str> {
 
 /// The 32-bit number at an offset, in host byte order.
 pub fn u32_ne(bytes: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(offset..offset + 4)?.try_into().ok()?))
+    Some(u32::from_ne_bytes(
+        bytes.get(offset..offset + 4)?.try_into().ok()?,
+    ))
 }
 
 fn u16_ne(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
+    Some(u16::from_ne_bytes(
+        bytes.get(offset..offset + 2)?.try_into().ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -213,19 +243,33 @@ mod tests {
 
     #[test]
     fn messages_end_at_the_first_that_is_malformed() {
-        let datagram = [mk_message(16, &[1, 2, 3]), mk_message(17, &[]), mk_message(18, &[4; 8])].concat();
-        let found: Vec<_> = messages(&datagram).map(|message| (message.header.kind, message.body.to_vec())).collect();
+        let datagram = [
+            mk_message(16, &[1, 2, 3]),
+            mk_message(17, &[]),
+            mk_message(18, &[4; 8]),
+        ]
+        .concat();
+        let found: Vec<_> = messages(&datagram)
+            .map(|message| (message.header.kind, message.body.to_vec()))
+            .collect();
         assert_eq!(found, [(16, vec![1, 2, 3]), (17, vec![]), (18, vec![4; 8])]);
         for length in 0..datagram.len() {
             let mut found = messages(&datagram[..length]);
-            let complete = [19, 36, 60].into_iter().filter(|end| *end <= length).count();
+            let complete = [19, 36, 60]
+                .into_iter()
+                .filter(|end| *end <= length)
+                .count();
             assert_eq!(found.by_ref().count(), complete, "{length} bytes");
             assert!(found.rest().len() < 24, "{length} bytes");
         }
         for length in [0u32, 15, u32::MAX] {
             let mut datagram = mk_message(16, &[]);
             datagram[..4].copy_from_slice(&length.to_ne_bytes());
-            assert_eq!(messages(&datagram).count(), 0, "a message that claims {length} bytes");
+            assert_eq!(
+                messages(&datagram).count(),
+                0,
+                "a message that claims {length} bytes"
+            );
         }
     }
 }

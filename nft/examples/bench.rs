@@ -1,14 +1,16 @@
 //! Benchmark of changes to chains in a network namespace of its own; sets are in `make bench`.
 //! Needs root: `cargo run -p margay-nft --example bench`.
 //!
-//! The anchors are the same operations by other means: a netlink program in C, and the `nft` program, started for each.
-//! Compare ratios: absolute times depend on the machine.
+//! The anchors are the same operations by other means: a netlink program in C, and the `nft`
+//! program, started for each. Compare ratios: absolute times depend on the machine.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use margay_nft::{Chain, ChainName, Match, NftSocket, Rule, Ruleset, Selector, TableName, Transaction, diff};
+use margay_nft::{
+    Chain, ChainName, Match, NftSocket, Rule, Ruleset, Selector, TableName, Transaction, diff,
+};
 use nix::sched::{CloneFlags, unshare};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,10 +22,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (2_000, "raw C 196 us, nft program 44.5 ms"),
     ] {
         let [rewrite, compare, list] = chains_of_ten(chains)?;
-        report(&format!("rewrite one chain of 10 rules among {chains}"), anchor, rewrite);
-        report(&format!("find that change by comparing {chains} chains"), "-", compare);
-        let anchor = if chains == 2_000 { "raw C 240 ms, nft program 4123 ms" } else { "-" };
-        report(&format!("read back {chains} chains of 10 rules"), anchor, list);
+        report(
+            &format!("rewrite one chain of 10 rules among {chains}"),
+            anchor,
+            rewrite,
+        );
+        report(
+            &format!("find that change by comparing {chains} chains"),
+            "-",
+            compare,
+        );
+        let anchor = if chains == 2_000 {
+            "raw C 240 ms, nft program 4123 ms"
+        } else {
+            "-"
+        };
+        report(
+            &format!("read back {chains} chains of 10 rules"),
+            anchor,
+            list,
+        );
     }
     Ok(())
 }
@@ -32,8 +50,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::Error>> {
     let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
     let rules = |salt: u32| {
-        let rule =
-            |number| Rule::new().when(Match::is(Selector::Saddr4, Ipv4Addr::from_bits(salt * 10 + number))).accept();
+        let rule = |number| {
+            Rule::new()
+                .when(Match::is(
+                    Selector::Saddr4,
+                    Ipv4Addr::from_bits(salt * 10 + number),
+                ))
+                .accept()
+        };
         Chain::regular((0..10).map(rule).collect::<Vec<_>>())
     };
     for number in 0..count {
@@ -44,7 +68,9 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
     let [mut rewrites, mut compares, mut lists] = [vec![], vec![], vec![]];
     for round in 0..200 {
         let mut wanted = ruleset.clone();
-        wanted.chains.insert(ChainName::new("chain-7")?, Arc::new(rules(count + round)));
+        wanted
+            .chains
+            .insert(ChainName::new("chain-7")?, Arc::new(rules(count + round)));
         let start = Instant::now();
         let transaction = diff(&ruleset, &wanted);
         let compared = Instant::now();
@@ -57,7 +83,10 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
         let start = Instant::now();
         let present = socket.list(&ruleset.table)?;
         lists.push(start.elapsed());
-        assert!(present.drift(&ruleset).is_empty(), "nobody else writes here");
+        assert!(
+            present.drift(&ruleset).is_empty(),
+            "nobody else writes here"
+        );
     }
     socket.exec(&Transaction::remove(ruleset.table))?;
     Ok([rewrites, compares, lists])
@@ -66,5 +95,9 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
 fn report(operation: &str, anchor: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
-    println!("{operation:<58} {:>10.1?} {:>10.1?}   {anchor}", percentile(50), percentile(99));
+    println!(
+        "{operation:<58} {:>10.1?} {:>10.1?}   {anchor}",
+        percentile(50),
+        percentile(99)
+    );
 }

@@ -1,21 +1,32 @@
-//! Loads a small firewall into a network namespace of its own, changes one element, and reads the table back.
-//! Needs root: `cargo run --example firewall`.
+//! Loads a small firewall into a network namespace of its own, changes one element, and reads the
+//! table back. Needs root: `cargo run --example firewall`.
 
 use std::net::Ipv4Addr;
 
 use margay_nft::{
-    Base, Chain, ChainName, ChainPolicy, ChainType, FieldType, Hook, Match, NftSocket, Rule, Ruleset, Selector, Set,
-    SetKind, SetName, TableName, diff,
+    Base, Chain, ChainName, ChainPolicy, ChainType, FieldType, Hook, Match, NftSocket, Rule,
+    Ruleset, Selector, Set, SetKind, SetName, TableName, diff,
 };
 use nix::sched::{CloneFlags, unshare};
 
 fn firewall(blocked: &[Ipv4Addr]) -> Result<Ruleset, Box<dyn std::error::Error>> {
     let name = SetName::new("blocked-1")?;
     let mut ruleset = Ruleset::new(TableName::new("example-1")?);
-    let rule = Rule::new().when(Match::in_set(Selector::Saddr4, &name)).counter().drop();
-    let input = Base { kind: ChainType::Filter, hook: Hook::Input, priority: 0, policy: ChainPolicy::Accept };
+    let rule = Rule::new()
+        .when(Match::in_set(Selector::Saddr4, &name))
+        .counter()
+        .drop();
+    let input = Base {
+        kind: ChainType::Filter,
+        hook: Hook::Input,
+        priority: 0,
+        policy: ChainPolicy::Accept,
+    };
     ruleset.put_chain(ChainName::new("input-1")?, Chain::base(input, [rule]));
-    ruleset.put_set(name, Set::members(SetKind::of(FieldType::Ipv4), blocked.iter().copied()));
+    ruleset.put_set(
+        name,
+        Set::members(SetKind::of(FieldType::Ipv4), blocked.iter().copied()),
+    );
     Ok(ruleset)
 }
 
@@ -32,6 +43,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let generation = socket.exec(&change)?;
 
     let present = socket.list(&second.table)?;
-    println!("generation {}: {} differences", generation.0, present.drift(&second).len());
+    println!(
+        "generation {}: {} differences",
+        generation.0,
+        present.drift(&second).len()
+    );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Prints what other programs do to the table `inet example-1`, until it is interrupted.
-//! Needs root: `cargo run --example watch`, and `nft add table inet example-1` in another terminal.
+//! Prints what other programs do to the table `inet example-1`, until it is interrupted. Needs
+//! root: `cargo run --example watch`, and `nft add table inet example-1` in another terminal.
 
 use margay_nft::{Monitor, TableName};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,6 +11,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         while let Some(event) = monitor.try_next()? {
             println!("{event:?}");
         }
-        poll(&mut [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        poll(
+            &mut [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::NONE,
+        )?;
     }
 }

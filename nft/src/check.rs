@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::rule::{Log, MarkSet, Match, Nat, NatTarget, Rule, Selector, SetRef, Statement, Verdict};
+use crate::rule::{
+    Log, MarkSet, Match, Nat, NatTarget, Rule, Selector, SetRef, Statement, Verdict,
+};
 use crate::ruleset::{ChainName, Ruleset, SetName};
 use crate::set::{CtState, Datum, Field, FieldType, Key, Set, SetKind, Value, ValueType};
 
@@ -83,8 +85,8 @@ pub enum CheckError {
 impl Ruleset {
     /// Validates the ruleset: references, types, values and jump loops.
     ///
-    /// Takes time proportional to the size of the table: call it in tests and before a full rewrite, not for each
-    /// change.
+    /// Takes time proportional to the size of the table: call it in tests and before a full
+    /// rewrite, not for each change.
     ///
     /// # Errors
     /// Everything that is wrong, each a bug in the program that built the ruleset.
@@ -101,35 +103,58 @@ impl Ruleset {
         if let Some(chain) = self.find_jump_loop() {
             errors.push(CheckError::JumpLoop { chain });
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     fn check_set(&self, place: &str, set: &Set, errors: &mut Vec<CheckError>) {
         for (key, value) in &set.elements {
-            let types: Vec<FieldType> = key.fields().iter().map(|field| field.first().field_type()).collect();
+            let types: Vec<FieldType> = key
+                .fields()
+                .iter()
+                .map(|field| field.first().field_type())
+                .collect();
             if types != set.kind.key {
                 errors.push(type_mismatch(place, &set.kind.key, &types));
             }
-            key.fields().iter().for_each(|field| check_field(place, field, errors));
+            key.fields()
+                .iter()
+                .for_each(|field| check_field(place, field, errors));
             if !set.kind.interval && !key.is_single() {
-                errors.push(CheckError::RangeWithoutIntervals { place: place.to_owned(), key: key.clone() });
+                errors.push(CheckError::RangeWithoutIntervals {
+                    place: place.to_owned(),
+                    key: key.clone(),
+                });
             }
             self.check_value(place, &set.kind.value, value, errors);
         }
         if set.kind.interval {
             let overlaps = overlaps(set).into_iter();
-            errors.extend(overlaps.map(|(first, second)| CheckError::OverlappingElements {
-                place: place.to_owned(),
-                first: first.clone(),
-                second: second.clone(),
-            }));
+            errors.extend(
+                overlaps.map(|(first, second)| CheckError::OverlappingElements {
+                    place: place.to_owned(),
+                    first: first.clone(),
+                    second: second.clone(),
+                }),
+            );
         }
     }
 
-    fn check_value(&self, place: &str, expected: &ValueType, value: &Value, errors: &mut Vec<CheckError>) {
+    fn check_value(
+        &self,
+        place: &str,
+        expected: &ValueType,
+        value: &Value,
+        errors: &mut Vec<CheckError>,
+    ) {
         match (expected, value) {
             (ValueType::Member, Value::Member) => {}
-            (ValueType::Verdict, Value::Verdict(verdict)) => self.check_verdict(place, verdict, errors),
+            (ValueType::Verdict, Value::Verdict(verdict)) => {
+                self.check_verdict(place, verdict, errors)
+            }
             (ValueType::Data(types), Value::Data(data))
                 if types.iter().copied().eq(data.iter().map(Datum::field_type)) => {}
             _ => errors.push(type_mismatch(place, expected, value)),
@@ -144,7 +169,9 @@ impl Ruleset {
         let target = target.clone();
         match self.chains.get(&target) {
             None => errors.push(CheckError::UnknownChain { place, target }),
-            Some(chain) if chain.base.is_some() => errors.push(CheckError::JumpToBaseChain { place, target }),
+            Some(chain) if chain.base.is_some() => {
+                errors.push(CheckError::JumpToBaseChain { place, target })
+            }
             Some(_) => {}
         }
     }
@@ -173,7 +200,10 @@ impl Ruleset {
             SetRef::Named(name) => match self.sets.get(name) {
                 Some(set) => &set.kind,
                 None => {
-                    return errors.push(CheckError::UnknownSet { place: place.to_owned(), set: name.clone() });
+                    return errors.push(CheckError::UnknownSet {
+                        place: place.to_owned(),
+                        set: name.clone(),
+                    });
                 }
             },
             SetRef::Anonymous(set) => {
@@ -193,7 +223,9 @@ impl Ruleset {
     /// A chain of a jump loop, through rules and verdict maps alike.
     fn find_jump_loop(&self) -> Option<ChainName> {
         let mut finished = BTreeSet::new();
-        self.chains.keys().find_map(|name| self.find_jump_loop_from(name, &mut Vec::new(), &mut finished))
+        self.chains
+            .keys()
+            .find_map(|name| self.find_jump_loop_from(name, &mut Vec::new(), &mut finished))
     }
 
     fn find_jump_loop_from<'a>(
@@ -209,9 +241,15 @@ impl Ruleset {
             return None;
         }
         path.push(name);
-        let rules = self.chains.get(name).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+        let rules = self
+            .chains
+            .get(name)
+            .map(|chain| chain.rules.as_slice())
+            .unwrap_or_default();
         let targets = rules.iter().flat_map(|rule| self.jump_targets(rule));
-        let found = targets.into_iter().find_map(|target| self.find_jump_loop_from(target, path, finished));
+        let found = targets
+            .into_iter()
+            .find_map(|target| self.find_jump_loop_from(target, path, finished));
         path.pop();
         finished.insert(name);
         found
@@ -245,57 +283,88 @@ fn check_values(place: &str, statement: &Statement, errors: &mut Vec<CheckError>
             }
             check_field(place, field, errors);
         }
-        Statement::Match(Match::NamePrefix(selector, ..)) if selector.field_type() != FieldType::Iface => {
-            errors.push(type_mismatch(place, &FieldType::Iface, &selector.field_type()));
+        Statement::Match(Match::NamePrefix(selector, ..))
+            if selector.field_type() != FieldType::Iface =>
+        {
+            errors.push(type_mismatch(
+                place,
+                &FieldType::Iface,
+                &selector.field_type(),
+            ));
         }
-        Statement::MarkSet(MarkSet { mask, value }) | Statement::Match(Match::MarkBits { mask, value, .. })
+        Statement::MarkSet(MarkSet { mask, value })
+        | Statement::Match(Match::MarkBits { mask, value, .. })
             if value & !mask != 0 =>
         {
-            errors.push(meaningless(place, format!("mark {value:#x} has bits outside its mask {mask:#x}")));
-        }
-        Statement::Log(Log { prefix, .. }) if prefix.len() > LOG_PREFIX_MAX || prefix.contains(['"', '\n']) => {
             errors.push(meaningless(
                 place,
-                format!("log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} bytes, or has a quote or line break"),
+                format!("mark {value:#x} has bits outside its mask {mask:#x}"),
+            ));
+        }
+        Statement::Log(Log { prefix, .. })
+            if prefix.len() > LOG_PREFIX_MAX || prefix.contains(['"', '\n']) =>
+        {
+            errors.push(meaningless(
+                place,
+                format!(
+                    "log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} bytes, or has a quote \
+                     or line break"
+                ),
             ));
         }
         _ => {}
     }
 }
 
-/// Checks that a packet can match a field. The kernel compares bytes from left to right, so values in host byte order
-/// have no ranges; and a packet has exactly one conntrack state, so a comparison with several at once never matches.
+/// Checks that a packet can match a field. The kernel compares bytes from left to right, so values
+/// in host byte order have no ranges; and a packet has exactly one conntrack state, so a comparison
+/// with several at once never matches.
 fn check_field(place: &str, field: &Field, errors: &mut Vec<CheckError>) {
     let has_ranges = !matches!(
         field.first().field_type(),
         FieldType::Mark | FieldType::CtState | FieldType::Iface | FieldType::Family
     );
     if !has_ranges && !field.is_single() {
-        errors.push(meaningless(place, format!("{field} is a range of a type that has no ranges")));
+        errors.push(meaningless(
+            place,
+            format!("{field} is a range of a type that has no ranges"),
+        ));
     }
     if let Datum::CtState(CtState(bits)) = field.first()
         && bits.count_ones() != 1
     {
-        errors.push(meaningless(place, format!("a packet never has the states {field} at once")));
+        errors.push(meaningless(
+            place,
+            format!("a packet never has the states {field} at once"),
+        ));
     }
 }
 
 fn meaningless(place: &str, reason: String) -> CheckError {
-    CheckError::Meaningless { place: place.to_owned(), reason }
+    CheckError::Meaningless {
+        place: place.to_owned(),
+        reason,
+    }
 }
 
 /// Longest log prefix in bytes: `NF_LOG_PREFIXLEN` - 1 (`linux/netfilter/nf_log.h`).
 const LOG_PREFIX_MAX: usize = 127;
 
-/// Pairs of keys that overlap. Whether the kernel refuses them depends on the order in which they are added.
+/// Pairs of keys that overlap. Whether the kernel refuses them depends on the order in which they
+/// are added.
 fn overlaps(set: &Set) -> Vec<(&Key, &Key)> {
     let keys: Vec<&Key> = set.elements.keys().collect();
     let mut found = Vec::new();
     for (index, low) in keys.iter().enumerate() {
         // Keys are sorted by the start of their first field, so the rest cannot overlap.
         let last = low.fields()[0].last();
-        let near = keys[index + 1..].iter().take_while(|high| high.fields()[0].first() <= last);
-        found.extend(near.filter(|high| low.overlaps(high)).map(|high| (*low, *high)));
+        let near = keys[index + 1..]
+            .iter()
+            .take_while(|high| high.fields()[0].first() <= last);
+        found.extend(
+            near.filter(|high| low.overlaps(high))
+                .map(|high| (*low, *high)),
+        );
     }
     found
 }
@@ -305,14 +374,34 @@ fn has_values_for(statement: &Statement, kind: &SetKind) -> bool {
     match (statement, &kind.value) {
         (Statement::Match(_), value) => *value == ValueType::Member,
         (Statement::Vmap(..), value) => *value == ValueType::Verdict,
-        (Statement::Nat(Nat { to: NatTarget::Map { family, with_port, .. }, .. }), ValueType::Data(types)) => {
+        (
+            Statement::Nat(Nat {
+                to: NatTarget::Map {
+                    family, with_port, ..
+                },
+                ..
+            }),
+            ValueType::Data(types),
+        ) => {
             let address = family.address_type();
-            if *with_port { *types == [address, FieldType::Port] } else { *types == [address] }
+            if *with_port {
+                *types == [address, FieldType::Port]
+            } else {
+                *types == [address]
+            }
         }
         _ => false,
     }
 }
 
-fn type_mismatch(place: &str, expected: &(impl fmt::Debug + ?Sized), found: &(impl fmt::Debug + ?Sized)) -> CheckError {
-    CheckError::TypeMismatch { place: place.to_owned(), expected: format!("{expected:?}"), found: format!("{found:?}") }
+fn type_mismatch(
+    place: &str,
+    expected: &(impl fmt::Debug + ?Sized),
+    found: &(impl fmt::Debug + ?Sized),
+) -> CheckError {
+    CheckError::TypeMismatch {
+        place: place.to_owned(),
+        expected: format!("{expected:?}"),
+        found: format!("{found:?}"),
+    }
 }

@@ -1,5 +1,5 @@
-//! Constants of the kernel's userspace API under the kernel's own names. Each group names its header in the kernel's
-//! `include/uapi`.
+//! Constants of the kernel's userspace API under the kernel's own names. Each group names its
+//! header in the kernel's `include/uapi`.
 
 // linux/netfilter.h: `NFPROTO_*`.
 pub const NFPROTO_INET: u8 = 1;
@@ -26,7 +26,8 @@ pub const NLM_F_CAPPED: u16 = 0x100;
 pub const NLM_F_ACK_TLVS: u16 = 0x200;
 pub const NLMSGERR_ATTR_MSG: u16 = 1;
 
-// linux/netfilter/nf_tables.h, down to the end of this file unless stated otherwise: `enum nf_tables_msg_types`.
+// linux/netfilter/nf_tables.h, down to the end of this file unless stated otherwise:
+// `enum nf_tables_msg_types`.
 pub const NFT_MSG_NEWTABLE: u16 = 0;
 pub const NFT_MSG_GETTABLE: u16 = 1;
 pub const NFT_MSG_DELTABLE: u16 = 2;
@@ -76,7 +77,8 @@ pub const NFTA_EXPR_DATA: u16 = 2;
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl (`libnftnl/udata.h`): the comment in a rule's user data.
 pub const UDATA_RULE_COMMENT: u8 = 0;
 
-// `enum nft_set_attributes`, `enum nft_set_desc_attributes`, `enum nft_set_field_attributes`, `enum nft_set_flags`.
+// `enum nft_set_attributes`, `enum nft_set_desc_attributes`, `enum nft_set_field_attributes`,
+// `enum nft_set_flags`.
 pub const NFTA_SET_TABLE: u16 = 1;
 pub const NFTA_SET_NAME: u16 = 2;
 pub const NFTA_SET_FLAGS: u16 = 3;
@@ -96,8 +98,8 @@ pub const NFT_SET_INTERVAL: u32 = 0x4;
 pub const NFT_SET_MAP: u32 = 0x8;
 pub const NFT_SET_CONCAT: u32 = 0x80;
 pub const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
-/// `NFTNL_UDATA_SET_*BYTEORDER` of libnftnl (`libnftnl/udata.h`) and nft's `enum byteorder` (`include/datatype.h`):
-/// the byte order of keys and data in a set's user data.
+/// `NFTNL_UDATA_SET_*BYTEORDER` of libnftnl (`libnftnl/udata.h`) and nft's `enum byteorder`
+/// (`include/datatype.h`): the byte order of keys and data in a set's user data.
 pub const UDATA_SET_KEYBYTEORDER: u8 = 0;
 pub const UDATA_SET_DATABYTEORDER: u8 = 1;
 pub const BYTEORDER_INVALID: u32 = 0;
@@ -115,7 +117,8 @@ pub const NFTA_SET_ELEM_FLAGS: u16 = 3;
 pub const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 
-// `enum nft_data_attributes`, `enum nft_verdict_attributes`, `enum nft_verdicts`; `NF_*` are in linux/netfilter.h.
+// `enum nft_data_attributes`, `enum nft_verdict_attributes`, `enum nft_verdicts`; `NF_*` are in
+// linux/netfilter.h.
 pub const NFTA_DATA_VALUE: u16 = 1;
 pub const NFTA_DATA_VERDICT: u16 = 2;
 pub const NFTA_VERDICT_CODE: u16 = 1;
@@ -158,10 +161,12 @@ pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
 pub const NFT_CT_STATE: u32 = 0;
 pub const NFT_CT_STATUS: u32 = 2;
-/// Status bit of a connection whose destination was translated (`linux/netfilter/nf_conntrack_common.h`).
+/// Status bit of a connection whose destination was translated
+/// (`linux/netfilter/nf_conntrack_common.h`).
 pub const IPS_DST_NAT: u32 = 0x20;
 
-// `enum nft_fib_attributes`, `enum nft_fib_result`, `enum nft_fib_flags`; `RTN_*` are in linux/rtnetlink.h.
+// `enum nft_fib_attributes`, `enum nft_fib_result`, `enum nft_fib_flags`; `RTN_*` are in
+// linux/rtnetlink.h.
 pub const NFTA_FIB_DREG: u16 = 1;
 pub const NFTA_FIB_RESULT: u16 = 2;
 pub const NFTA_FIB_FLAGS: u16 = 3;
@@ -228,7 +233,8 @@ pub const NFTA_LIMIT_FLAGS: u16 = 5;
 pub const NFT_LIMIT_PKTS: u32 = 0;
 pub const NFT_LIMIT_F_INV: u32 = 1;
 
-// `enum nft_nat_attributes`, `enum nft_nat_types`; `NF_NAT_RANGE_*` are in linux/netfilter/nf_nat.h.
+// `enum nft_nat_attributes`, `enum nft_nat_types`; `NF_NAT_RANGE_*` are in
+// linux/netfilter/nf_nat.h.
 pub const NFTA_NAT_TYPE: u16 = 1;
 pub const NFTA_NAT_FAMILY: u16 = 2;
 pub const NFTA_NAT_REG_ADDR_MIN: u16 = 3;

@@ -1,7 +1,8 @@
-//! The difference between two rulesets: as few operations as possible, in an order that the kernel accepts.
+//! The difference between two rulesets: as few operations as possible, in an order that the kernel
+//! accepts.
 //!
-//! Deletions come before additions, so one transaction can delete a set or chain and recreate it under the same name.
-//! Packets never see an intermediate state.
+//! Deletions come before additions, so one transaction can delete a set or chain and recreate it
+//! under the same name. Packets never see an intermediate state.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,10 @@ use crate::transaction::{Transaction, TransactionOp};
 /// wanted.put_chain(ChainName::new("chain-1")?, Chain::regular([Rule::new().counter().drop()]));
 ///
 /// let transaction = diff(&empty, &wanted);
-/// assert_eq!(transaction.to_string(), "create the table\ncreate chain chain-1\nadd 1 rule(s) to chain chain-1\n");
+/// assert_eq!(
+///     transaction.to_string(),
+///     "create the table\ncreate chain chain-1\nadd 1 rule(s) to chain chain-1\n"
+/// );
 /// assert!(diff(&wanted, &wanted).is_empty());
 /// # Ok::<(), margay_nft::NameError>(())
 /// ```
@@ -38,38 +42,58 @@ pub fn diff(present: &Ruleset, wanted: &Ruleset) -> Transaction {
         common_prefix_len(&chain.rules, &wanted.rules, |old, new| old == new)
     };
     for (name, chain) in &present.chains {
-        delta.diff_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, |new| {
-            kept(chain, new)
-        });
+        delta.diff_chain(
+            name,
+            chain.base,
+            chain.rules.len(),
+            wanted.chains.get(name),
+            &replaced,
+            |new| kept(chain, new),
+        );
     }
     delta.add_new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, present.chains.is_empty() && present.sets.is_empty())
 }
 
-/// The transaction from a table read back from the kernel, whose rules are known by fingerprint only.
+/// The transaction from a table read back from the kernel, whose rules are known by fingerprint
+/// only.
 fn diff_listing(present: &TableListing, wanted: &Ruleset) -> Transaction {
     let mut delta = Delta::default();
     let replaced = delta.diff_sets(&present.sets, &wanted.sets);
     for (name, chain) in &present.chains {
-        let kept =
-            |new: &Arc<Chain>| common_prefix_len(&chain.rules, &new.rules, |old, new| *old == Some(new.fingerprint()));
-        delta.diff_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, kept);
+        let kept = |new: &Arc<Chain>| {
+            common_prefix_len(&chain.rules, &new.rules, |old, new| {
+                *old == Some(new.fingerprint())
+            })
+        };
+        delta.diff_chain(
+            name,
+            chain.base,
+            chain.rules.len(),
+            wanted.chains.get(name),
+            &replaced,
+            kept,
+        );
     }
     delta.add_new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, !present.exists)
 }
 
 impl TableListing {
-    /// The transaction from this table to the wanted one. It replaces the whole table if that has anything
-    /// unrecognised.
+    /// The transaction from this table to the wanted one. It replaces the whole table if that has
+    /// anything unrecognised.
     pub fn diff(&self, wanted: &Ruleset) -> Transaction {
-        if self.unrecognised.is_empty() { diff_listing(self, wanted) } else { Transaction::replace(wanted) }
+        if self.unrecognised.is_empty() {
+            diff_listing(self, wanted)
+        } else {
+            Transaction::replace(wanted)
+        }
     }
 }
 
 impl Transaction {
-    /// Deletes the table if it exists and creates it as wanted, whatever it held before. Packets see either the old
-    /// table or the new one.
+    /// Deletes the table if it exists and creates it as wanted, whatever it held before. Packets
+    /// see either the old table or the new one.
     pub fn replace(wanted: &Ruleset) -> Self {
         let mut transaction = Self::new(wanted.table.clone());
         // The kernel refuses to delete a table that does not exist, so it is created first.
@@ -83,11 +107,14 @@ impl Transaction {
 
 /// Number of leading items that are equal.
 fn common_prefix_len<A, B>(old: &[A], new: &[B], equal: impl Fn(&A, &B) -> bool) -> usize {
-    old.iter().zip(new).take_while(|(old, new)| equal(old, new)).count()
+    old.iter()
+        .zip(new)
+        .take_while(|(old, new)| equal(old, new))
+        .count()
 }
 
-/// Operations by kind, in the order in which they join the transaction. The kernel checks references at each step:
-/// rules go before the sets and chains they refer to, and come after them.
+/// Operations by kind, in the order in which they join the transaction. The kernel checks
+/// references at each step: rules go before the sets and chains they refer to, and come after them.
 #[derive(Default)]
 struct Delta {
     flushed: Vec<ChainName>,
@@ -101,8 +128,8 @@ struct Delta {
 }
 
 impl Delta {
-    /// Compares the sets. Returns those to delete or recreate: the kernel refuses to delete a set while a rule refers
-    /// to it, so chains that do must be flushed first.
+    /// Compares the sets. Returns those to delete or recreate: the kernel refuses to delete a set
+    /// while a rule refers to it, so chains that do must be flushed first.
     fn diff_sets(
         &mut self,
         present: &BTreeMap<SetName, Arc<Set>>,
@@ -118,13 +145,16 @@ impl Delta {
                 }
             }
         }
-        let created = wanted.iter().filter(|(name, _)| !present.contains_key(*name) || replaced.contains(*name));
-        self.created_sets.extend(created.map(|(name, set)| (name.clone(), set.clone())));
+        let created = wanted
+            .iter()
+            .filter(|(name, _)| !present.contains_key(*name) || replaced.contains(*name));
+        self.created_sets
+            .extend(created.map(|(name, set)| (name.clone(), set.clone())));
         replaced
     }
 
-    /// Compares the elements of two sets of the same kind. The kernel cannot update a value in place, so an element
-    /// whose value changed is deleted and added.
+    /// Compares the elements of two sets of the same kind. The kernel cannot update a value in
+    /// place, so an element whose value changed is deleted and added.
     fn diff_elements(&mut self, name: &SetName, old: &Arc<Set>, new: &Arc<Set>) {
         if Arc::ptr_eq(old, new) {
             return;
@@ -138,7 +168,8 @@ impl Delta {
         }
     }
 
-    /// Compares a chain that exists with `count` rules; `kept` tells how many leading rules are already as wanted.
+    /// Compares a chain that exists with `count` rules; `kept` tells how many leading rules are
+    /// already as wanted.
     fn diff_chain(
         &mut self,
         name: &ChainName,
@@ -161,7 +192,11 @@ impl Delta {
         if base != new.base {
             self.put_chains.push((name.clone(), new.base));
         }
-        let kept = if new.refers_to(replaced) { 0 } else { kept(new) };
+        let kept = if new.refers_to(replaced) {
+            0
+        } else {
+            kept(new)
+        };
         if kept == count {
             self.push_append(name, new, kept);
         } else {
@@ -194,14 +229,28 @@ impl Delta {
         if create_table {
             transaction.push(TransactionOp::CreateTable);
         }
-        let created =
-            self.created_sets.iter().map(|(name, set)| TransactionOp::CreateSet(name.clone(), set.kind.clone()));
+        let created = self
+            .created_sets
+            .iter()
+            .map(|(name, set)| TransactionOp::CreateSet(name.clone(), set.kind.clone()));
         let created: Vec<TransactionOp> = created.collect();
         let ops = (self.flushed.into_iter().map(TransactionOp::FlushChain))
-            .chain(self.deleted_elements.into_iter().map(|(name, set)| TransactionOp::DeleteElements(name, set)))
+            .chain(
+                self.deleted_elements
+                    .into_iter()
+                    .map(|(name, set)| TransactionOp::DeleteElements(name, set)),
+            )
             .chain(self.deleted_sets.into_iter().map(TransactionOp::DeleteSet))
-            .chain(self.deleted_chains.into_iter().map(TransactionOp::DeleteChain))
-            .chain(self.put_chains.into_iter().map(|(name, base)| TransactionOp::PutChain(name, base)))
+            .chain(
+                self.deleted_chains
+                    .into_iter()
+                    .map(TransactionOp::DeleteChain),
+            )
+            .chain(
+                self.put_chains
+                    .into_iter()
+                    .map(|(name, base)| TransactionOp::PutChain(name, base)),
+            )
             .chain(created);
         ops.for_each(|op| transaction.push(op));
         for (name, set) in self.created_sets.into_iter().chain(self.added_elements) {
@@ -216,26 +265,32 @@ impl Delta {
 
 /// The part of a base chain that cannot change while it exists: everything but its policy.
 fn fixed_part(base: Option<Base>) -> Option<Base> {
-    base.map(|base| Base { policy: ChainPolicy::Accept, ..base })
+    base.map(|base| Base {
+        policy: ChainPolicy::Accept,
+        ..base
+    })
 }
 
 /// The elements to delete from `old` and to add to it to get `new`, by walking both in key order.
 fn diff_of_elements(old: &Set, new: &Set) -> (Set, Set) {
     let (mut gone, mut added) = (Set::new(old.kind.clone()), Set::new(new.kind.clone()));
-    let mut olds = old.elements.iter().peekable();
-    let mut news = new.elements.iter().peekable();
+    let mut present = old.elements.iter().peekable();
+    let mut wanted = new.elements.iter().peekable();
     loop {
-        let order = match (olds.peek(), news.peek()) {
+        let order = match (present.peek(), wanted.peek()) {
             (None, None) => return (gone, added),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((old, _)), Some((new, _))) => old.cmp(new),
         };
-        let old = if order.is_le() { olds.next() } else { None };
-        let new = if order.is_ge() { news.next() } else { None };
+        let old = if order.is_le() { present.next() } else { None };
+        let new = if order.is_ge() { wanted.next() } else { None };
         if old != new {
-            gone.elements.extend(old.map(|(key, value)| (key.clone(), value.clone())));
-            added.elements.extend(new.map(|(key, value)| (key.clone(), value.clone())));
+            gone.elements
+                .extend(old.map(|(key, value)| (key.clone(), value.clone())));
+            added
+                .elements
+                .extend(new.map(|(key, value)| (key.clone(), value.clone())));
         }
     }
 }
@@ -243,7 +298,15 @@ fn diff_of_elements(old: &Set, new: &Set) -> (Set, Set) {
 impl Chain {
     /// Whether a rule does a lookup in one of these sets.
     fn refers_to(&self, sets: &BTreeSet<SetName>) -> bool {
-        let lookups = self.rules.iter().flat_map(|rule| &rule.statements).filter_map(|statement| statement.lookup());
-        !sets.is_empty() && lookups.into_iter().filter_map(|(_, set)| set.name()).any(|name| sets.contains(name))
+        let lookups = self
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.statements)
+            .filter_map(|statement| statement.lookup());
+        !sets.is_empty()
+            && lookups
+                .into_iter()
+                .filter_map(|(_, set)| set.name())
+                .any(|name| sets.contains(name))
     }
 }

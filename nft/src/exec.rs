@@ -1,8 +1,9 @@
 //! The nf_tables socket, which executes transactions.
 //!
-//! Keep one socket for the life of the program: closing it after a deletion waits for an RCU grace period of the
-//! kernel, 5 to 30 ms. Every call blocks while the kernel works (microseconds for one element, a few hundred
-//! milliseconds for a table of ten thousand rules), so it belongs on a thread of its own.
+//! Keep one socket for the life of the program: closing it after a deletion waits for an RCU grace
+//! period of the kernel, 5 to 30 ms. Every call blocks while the kernel works (microseconds for one
+//! element, a few hundred milliseconds for a table of ten thousand rules), so it belongs on a
+//! thread of its own.
 
 use std::io;
 
@@ -10,14 +11,20 @@ use crate::constants::*;
 use crate::encode::{Batch, Origin};
 use crate::transaction::{Transaction, TransactionOp};
 use margay_netlink::wire::{
-    HEADER_LEN, Header, Message, NF_HEADER_LEN, Writer, attribute_str, attribute_u32, messages, u32_ne,
+    HEADER_LEN, Header, Message, NF_HEADER_LEN, Writer, attribute_str, attribute_u32, messages,
+    u32_ne,
 };
 use margay_netlink::{Buffers, Protocol, Socket};
 
-/// Room to send a table of a hundred thousand rules, and to receive an error for every operation of a refused batch.
-const BUFFERS: Buffers = Buffers { send: Some(64 << 20), receive: 4 << 20 };
+/// Room to send a table of a hundred thousand rules, and to receive an error for every operation of
+/// a refused batch.
+const BUFFERS: Buffers = Buffers {
+    send: Some(64 << 20),
+    receive: 4 << 20,
+};
 
-/// The kernel's generation counter: the number of nf_tables commits in this network namespace, by any program.
+/// The kernel's generation counter: the number of nf_tables commits in this network namespace, by
+/// any program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u32);
 
@@ -39,13 +46,15 @@ pub enum ExecError {
     /// The socket failed before the kernel did anything.
     #[error("netlink: {0}")]
     Send(#[source] io::Error),
-    /// The acknowledgement was lost. The transaction may have been committed, so the table must be read back.
+    /// The acknowledgement was lost. The transaction may have been committed, so the table must be
+    /// read back.
     #[error("no acknowledgement of a transaction: {0}; the table must be read back")]
     Unanswered(#[source] io::Error),
 }
 
 impl ExecError {
-    /// Whether the transaction exceeds the socket's send buffer (`EMSGSIZE`): split it, since a retry fails as well.
+    /// Whether the transaction exceeds the socket's send buffer (`EMSGSIZE`): split it, since a
+    /// retry fails as well.
     pub fn is_oversized(&self) -> bool {
         matches!(self, Self::Send(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
     }
@@ -57,7 +66,10 @@ impl ExecError {
 }
 
 fn detail(message: &Option<String>) -> String {
-    message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
+    message
+        .as_ref()
+        .map(|message| format!(" ({message})"))
+        .unwrap_or_default()
 }
 
 /// A connection to nf_tables in the network namespace of the thread that opened it.
@@ -96,7 +108,11 @@ impl NftSocket {
     /// The kernel's, if it has no nfnetlink. Executing and listing need CAP_NET_ADMIN.
     pub fn open() -> io::Result<Self> {
         let netlink = Socket::open(Protocol::Netfilter, 0, BUFFERS)?;
-        Ok(Self { netlink, batch: Batch::default(), sequence: 0 })
+        Ok(Self {
+            netlink,
+            batch: Batch::default(),
+            sequence: 0,
+        })
     }
 
     /// The netlink port ID, by which notifications name this socket as the origin of a change.
@@ -104,8 +120,8 @@ impl NftSocket {
         self.netlink.port()
     }
 
-    /// Commits a transaction, all of it or nothing, and returns the resulting generation. An empty transaction only
-    /// reads the current generation.
+    /// Commits a transaction, all of it or nothing, and returns the resulting generation. An empty
+    /// transaction only reads the current generation.
     ///
     /// # Errors
     /// See [`ExecError`]: the transaction was refused, was not sent, or may have been committed.
@@ -117,13 +133,19 @@ impl NftSocket {
         let first = self.sequence;
         self.batch.encode(transaction, first);
         self.sequence = first.wrapping_add(self.batch.sequence_count());
-        self.netlink.send(self.batch.bytes()).map_err(ExecError::Send)?;
+        self.netlink
+            .send(self.batch.bytes())
+            .map_err(ExecError::Send)?;
         let outcome = self.read_outcome().map_err(ExecError::Unanswered)?;
         match (outcome.refused, outcome.generation) {
-            (Some((sequence, errno, message)), _) => Err(self.refusal(transaction, sequence, errno, message)),
+            (Some((sequence, errno, message)), _) => {
+                Err(self.refusal(transaction, sequence, errno, message))
+            }
             (None, Some(generation)) if outcome.acknowledged => Ok(generation),
             // A transaction that changes nothing makes no new generation.
-            (None, None) if outcome.acknowledged => self.read_generation().map_err(ExecError::Unanswered),
+            (None, None) if outcome.acknowledged => {
+                self.read_generation().map_err(ExecError::Unanswered)
+            }
             _ => Err(ExecError::Unanswered(io::ErrorKind::UnexpectedEof.into())),
         }
     }
@@ -145,26 +167,43 @@ impl NftSocket {
         found.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Reads replies until the last operation is acknowledged or, after an error, until there are none left. This
-    /// never waits: the kernel processes a batch, and queues every reply, inside the `send` call.
+    /// Reads replies until the last operation is acknowledged or, after an error, until there are
+    /// none left. This never waits: the kernel processes a batch, and queues every reply, inside
+    /// the `send` call.
     fn read_outcome(&mut self) -> io::Result<Outcome> {
         let mut outcome = Outcome::default();
         while !outcome.acknowledged || outcome.refused.is_some() {
             let Some(datagram) = self.netlink.try_receive()? else {
                 break;
             };
-            for message in messages(datagram).filter(|message| self.batch.contains(message.header.sequence)) {
+            for message in
+                messages(datagram).filter(|message| self.batch.contains(message.header.sequence))
+            {
                 outcome.add(message, self.batch.last_sequence());
             }
         }
         Ok(outcome)
     }
 
-    fn refusal(&self, transaction: &Transaction, sequence: u32, errno: i32, message: Option<String>) -> ExecError {
+    fn refusal(
+        &self,
+        transaction: &Transaction,
+        sequence: u32,
+        errno: i32,
+        message: Option<String>,
+    ) -> ExecError {
         let origin = self.batch.origin(sequence);
-        let operation = origin.map_or_else(|| "commit".to_owned(), |origin| describe(transaction, origin));
+        let operation = origin.map_or_else(
+            || "commit".to_owned(),
+            |origin| describe(transaction, origin),
+        );
         let source = io_error(errno);
-        ExecError::Refused { operation, index: origin.map(|origin| origin.op), source, message }
+        ExecError::Refused {
+            operation,
+            index: origin.map(|origin| origin.op),
+            source,
+            message,
+        }
     }
 
     /// Discards unread replies to earlier requests. Lost ones (`ENOBUFS`) do not matter either.
@@ -184,8 +223,10 @@ impl Outcome {
     fn add(&mut self, message: Message<'_>, last: u32) {
         let Message { header, body, .. } = message;
         if header.kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN {
-            self.generation =
-                body.get(NF_HEADER_LEN..).and_then(|body| attribute_u32(body, NFTA_GEN_ID)).map(Generation);
+            self.generation = body
+                .get(NF_HEADER_LEN..)
+                .and_then(|body| attribute_u32(body, NFTA_GEN_ID))
+                .map(Generation);
         }
         if header.kind != NLMSG_ERROR {
             return;
@@ -193,7 +234,8 @@ impl Outcome {
         match error_of(header, body) {
             (0, _) => self.acknowledged |= header.sequence == last,
             (errno, message) => {
-                self.refused.get_or_insert((header.sequence, errno, message));
+                self.refused
+                    .get_or_insert((header.sequence, errno, message));
             }
         }
     }
@@ -207,8 +249,14 @@ fn error_of(header: Header, body: &[u8]) -> (i32, Option<String>) {
     } else {
         u32_ne(body, 4).map_or(0, |length| (length as usize).next_multiple_of(4))
     };
-    let attributes = body.get(4 + request..).filter(|_| header.flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
-    (errno, attribute_str(attributes, NLMSGERR_ATTR_MSG).map(str::to_owned))
+    let attributes = body
+        .get(4 + request..)
+        .filter(|_| header.flags & NLM_F_ACK_TLVS != 0)
+        .unwrap_or_default();
+    (
+        errno,
+        attribute_str(attributes, NLMSGERR_ATTR_MSG).map(str::to_owned),
+    )
 }
 
 fn describe(transaction: &Transaction, origin: Origin) -> String {
@@ -220,21 +268,22 @@ fn describe(transaction: &Transaction, origin: Origin) -> String {
     }
 }
 
-/// An errno as an error, with a text of its own where the usual one would mislead: `ENFILE` from nf_tables is about a
-/// set, not about open files.
+/// An errno as an error, with a text of its own where the usual one would mislead: `ENFILE` from
+/// nf_tables is about a set, not about open files.
 fn io_error(errno: i32) -> io::Error {
     match errno {
-        libc::ENFILE => {
-            io::Error::new(io::ErrorKind::StorageFull, "the set is full: it was created with a maximum size (ENFILE)")
-        }
+        libc::ENFILE => io::Error::new(
+            io::ErrorKind::StorageFull,
+            "the set is full: it was created with a maximum size (ENFILE)",
+        ),
         errno => io::Error::from_raw_os_error(errno),
     }
 }
 
 /// Requests with replies, for reading back.
 impl NftSocket {
-    /// Sends one request and calls `each` with the type and the attributes of each reply. Returns whether the ruleset
-    /// changed during the dump (`NLM_F_DUMP_INTR`).
+    /// Sends one request and calls `each` with the type and the attributes of each reply. Returns
+    /// whether the ruleset changed during the dump (`NLM_F_DUMP_INTR`).
     pub(crate) fn request(
         &mut self,
         kind: u16,
@@ -245,7 +294,11 @@ impl NftSocket {
         self.discard_replies()?;
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
-        let header = Header { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags: NLM_F_REQUEST | flags, sequence };
+        let header = Header {
+            kind: NFNL_SUBSYS_NFTABLES << 8 | kind,
+            flags: NLM_F_REQUEST | flags,
+            sequence,
+        };
         let mut writer = Writer::default();
         writer.put_message(header, NFPROTO_INET, 0, body);
         self.netlink.send(writer.bytes())?;

@@ -2,12 +2,12 @@
 //!
 //! # Modules
 //!
-//! In reading order: `ruleset`, `rule` and `set` (the value), `text` (the value as nft prints it), `check`, `diff` and
-//! `transaction` (from one value to another), `encode` and `exec` (to the kernel), `listing`, `present` and `monitor` (from
-//! the kernel).
+//! In reading order: `ruleset`, `rule` and `set` (the value), `text` (the value as nft prints it),
+//! `check`, `diff` and `transaction` (from one value to another), `encode` and `exec` (to the
+//! kernel), `listing`, `present` and `monitor` (from the kernel).
 
-// `rule`, `ruleset` and `set` are one recursive type: a rule holds sets, a map holds verdicts, a ruleset both. No other
-// modules use each other both ways.
+// `rule`, `ruleset` and `set` are one recursive type: a rule holds sets, a map holds verdicts, a
+// ruleset both. No other modules use each other both ways.
 mod check;
 mod constants;
 mod diff;
@@ -28,11 +28,15 @@ pub use exec::{ExecError, Generation, NftSocket};
 pub use monitor::{ChangedObject, ForeignCommit, Monitor, MonitorEvent, MonitorPause};
 pub use present::{Drift, ListedChain, TableListing};
 pub use rule::{
-    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, RateUnit, Reject,
-    Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
+    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType,
+    RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
 };
-pub use ruleset::{Base, Chain, ChainName, ChainPolicy, ChainType, Hook, NameError, Ruleset, SetName, TableName};
-pub use set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
+pub use ruleset::{
+    Base, Chain, ChainName, ChainPolicy, ChainType, Hook, NameError, Ruleset, SetName, TableName,
+};
+pub use set::{
+    CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType,
+};
 pub use transaction::{Transaction, TransactionOp};
 
 #[cfg(test)]

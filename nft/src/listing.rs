@@ -1,7 +1,8 @@
-//! Reading a table back from the kernel: to adopt it after a restart, and to find what other programs changed.
+//! Reading a table back from the kernel: to adopt it after a restart, and to find what other
+//! programs changed.
 //!
-//! Rules are not decoded. Each has its fingerprint as a comment; a rule without one, or with another, is foreign, and
-//! its chain is rewritten. The contents of other tables are never used.
+//! Rules are not decoded. Each has its fingerprint as a comment; a rule without one, or with
+//! another, is foreign, and its chain is rewritten. The contents of other tables are never used.
 
 use std::io;
 use std::sync::Arc;
@@ -16,24 +17,29 @@ mod decode;
 
 use decode::SetReader;
 
-/// Attempts to read a table before giving up because each was interrupted. Other programs usually commit every few
-/// seconds at most, and reading takes milliseconds.
+/// Attempts to read a table before giving up because each was interrupted. Other programs usually
+/// commit every few seconds at most, and reading takes milliseconds.
 const ATTEMPTS: usize = 10;
 
 fn interrupted_error() -> io::Error {
-    io::Error::new(io::ErrorKind::Interrupted, "the ruleset kept changing while it was read")
+    io::Error::new(
+        io::ErrorKind::Interrupted,
+        "the ruleset kept changing while it was read",
+    )
 }
 
 impl NftSocket {
     /// Reads a table, as of one generation.
     ///
     /// # Errors
-    /// The socket's or the kernel's; of kind `Interrupted` if other programs kept committing while it was read.
+    /// The socket's or the kernel's; of kind `Interrupted` if other programs kept committing while
+    /// it was read.
     pub fn list(&mut self, table: &TableName) -> io::Result<TableListing> {
         self.retry(ATTEMPTS, |socket| socket.list_once(table))
     }
 
-    /// Like [`NftSocket::list`], but does not retry when interrupted: reading a large table takes long.
+    /// Like [`NftSocket::list`], but does not retry when interrupted: reading a large table takes
+    /// long.
     ///
     /// # Errors
     /// As [`NftSocket::list`].
@@ -41,12 +47,18 @@ impl NftSocket {
         let before = self.read_generation()?;
         let (present, interrupted) = match self.read(table, before) {
             // Another program deleted something that was listed a moment ago.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(interrupted_error()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Err(interrupted_error());
+            }
             read => read?,
         };
-        // Each dump is consistent in itself, but a commit between two of them leaves no `NLM_F_DUMP_INTR`: only the
-        // generation tells.
-        if interrupted || self.read_generation()? != before { Err(interrupted_error()) } else { Ok(present) }
+        // Each dump is consistent in itself, but a commit between two of them leaves no
+        // `NLM_F_DUMP_INTR`: only the generation tells.
+        if interrupted || self.read_generation()? != before {
+            Err(interrupted_error())
+        } else {
+            Ok(present)
+        }
     }
 
     /// Whether the table exists.
@@ -57,14 +69,28 @@ impl NftSocket {
         self.retry(ATTEMPTS, |socket| {
             let (chains, sets, unrecognised) = Default::default();
             let generation = Generation(0);
-            let mut present =
-                TableListing { table: table.clone(), exists: false, generation, chains, sets, unrecognised };
+            let mut present = TableListing {
+                table: table.clone(),
+                exists: false,
+                generation,
+                chains,
+                sets,
+                unrecognised,
+            };
             let interrupted = socket.read_table(&mut present)?;
-            if interrupted && !present.exists { Err(interrupted_error()) } else { Ok(present.exists) }
+            if interrupted && !present.exists {
+                Err(interrupted_error())
+            } else {
+                Ok(present.exists)
+            }
         })
     }
 
-    fn retry<T>(&mut self, attempts: usize, read: impl Fn(&mut Self) -> io::Result<T>) -> io::Result<T> {
+    fn retry<T>(
+        &mut self,
+        attempts: usize,
+        read: impl Fn(&mut Self) -> io::Result<T>,
+    ) -> io::Result<T> {
         for _ in 1..attempts {
             match read(self) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -74,9 +100,20 @@ impl NftSocket {
         read(self)
     }
 
-    fn read(&mut self, table: &TableName, generation: Generation) -> io::Result<(TableListing, bool)> {
+    fn read(
+        &mut self,
+        table: &TableName,
+        generation: Generation,
+    ) -> io::Result<(TableListing, bool)> {
         let (chains, sets, unrecognised) = Default::default();
-        let mut present = TableListing { table: table.clone(), exists: false, generation, chains, sets, unrecognised };
+        let mut present = TableListing {
+            table: table.clone(),
+            exists: false,
+            generation,
+            chains,
+            sets,
+            unrecognised,
+        };
         let mut interrupted = self.read_table(&mut present)?;
         if present.exists {
             interrupted |= self.read_chains(&mut present)?;
@@ -86,7 +123,12 @@ impl NftSocket {
         Ok((present, interrupted))
     }
 
-    fn dump(&mut self, kind: u16, body: impl FnOnce(&mut Writer), mut each: impl FnMut(&[u8])) -> io::Result<bool> {
+    fn dump(
+        &mut self,
+        kind: u16,
+        body: impl FnOnce(&mut Writer),
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<bool> {
         self.request(kind, NLM_F_DUMP, body, |_, attributes| each(attributes))
     }
 
@@ -98,7 +140,9 @@ impl NftSocket {
                 if attribute_str(attributes, NFTA_TABLE_NAME) == Some(present.table.as_str()) {
                     present.exists = true;
                     if attribute_u32(attributes, NFTA_TABLE_FLAGS).is_some_and(|flags| flags != 0) {
-                        present.unrecognised.push("the table has flags such as dormant".to_owned());
+                        present
+                            .unrecognised
+                            .push("the table has flags such as dormant".to_owned());
                     }
                 }
             },
@@ -115,7 +159,13 @@ impl NftSocket {
                 }
                 match decode::chain(attributes) {
                     Ok((name, base)) => {
-                        present.chains.insert(name, ListedChain { base, rules: Vec::new() });
+                        present.chains.insert(
+                            name,
+                            ListedChain {
+                                base,
+                                rules: Vec::new(),
+                            },
+                        );
                     }
                     Err(unrecognised) => present.unrecognised.push(unrecognised),
                 }
@@ -155,7 +205,9 @@ impl NftSocket {
                 w.put_str(NFTA_SET_ELEM_LIST_TABLE, table.as_str());
                 w.put_str(NFTA_SET_ELEM_LIST_SET, name.as_str());
             };
-            interrupted |= self.dump(NFT_MSG_GETSETELEM, request, |attributes| reader.read(attributes))?;
+            interrupted |= self.dump(NFT_MSG_GETSETELEM, request, |attributes| {
+                reader.read(attributes)
+            })?;
             match reader.finish() {
                 Ok(set) => {
                     present.sets.insert(name, Arc::new(set));

@@ -1,7 +1,7 @@
 //! Notifications of changes that other programs make to a table.
 //!
-//! The kernel notifies of every commit in the network namespace. A socket filter drops those of our own sockets before
-//! they wake the reader; those of others are searched for the name of the table.
+//! The kernel notifies of every commit in the network namespace. A socket filter drops those of our
+//! own sockets before they wake the reader; those of others are searched for the name of the table.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,13 +14,17 @@ use crate::transaction::Transaction;
 use margay_netlink::wire::{Message, NF_HEADER_LEN, attribute_str, attribute_u32, messages};
 use margay_netlink::{Buffers, Membership, Protocol, Socket};
 
-/// Room for unread notifications: some ten thousand elements changed in one commit. Overflow is reported as
-/// [`MonitorEvent::Lost`].
-const BUFFERS: Buffers = Buffers { send: None, receive: 4 << 20 };
+/// Room for unread notifications: some ten thousand elements changed in one commit. Overflow is
+/// reported as [`MonitorEvent::Lost`].
+const BUFFERS: Buffers = Buffers {
+    send: None,
+    receive: 4 << 20,
+};
 
 /// A subscription to changes of one table by other programs.
 ///
-/// Wait until its file descriptor is readable, then call [`Monitor::try_next`] until it returns `None`.
+/// Wait until its file descriptor is readable, then call [`Monitor::try_next`] until it returns
+/// `None`.
 ///
 /// ```no_run
 /// use margay_nft::{Monitor, NftSocket, TableName};
@@ -61,7 +65,8 @@ pub struct ForeignCommit {
     pub pid: u32,
 }
 
-/// A changed object of the table. Names are plain strings, since other programs may use names that this crate refuses.
+/// A changed object of the table. Names are plain strings, since other programs may use names that
+/// this crate refuses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChangedObject {
     /// The table itself.
@@ -79,14 +84,19 @@ pub enum ChangedObject {
 }
 
 impl Monitor {
-    /// Subscribes to changes of a table, except those made through sockets with these ports ([`NftSocket::port`]).
+    /// Subscribes to changes of a table, except those made through sockets with these ports
+    /// ([`NftSocket::port`]).
     ///
     /// # Errors
     /// The kernel's, if it has no nfnetlink or the caller lacks CAP_NET_ADMIN.
     pub fn open(table: TableName, except: &[u32]) -> io::Result<Self> {
         let netlink = Socket::open(Protocol::Netfilter, 0, BUFFERS)?;
         netlink.subscribe(NFNLGRP_NFTABLES, except)?;
-        Ok(Self { netlink, table, changed: BTreeSet::new() })
+        Ok(Self {
+            netlink,
+            table,
+            changed: BTreeSet::new(),
+        })
     }
 
     /// A handle to commit while this monitor is paused, usable from another thread.
@@ -123,28 +133,33 @@ impl Monitor {
 
 /// Commits while a [`Monitor`] is paused, for transactions with many elements.
 ///
-/// While the multicast group has a member, the kernel builds a notification for each element of a commit, all of them
-/// before it sends the first, whatever the member's filter drops later (`nf_tables_setelem_notify`,
-/// `nft_commit_notify`). Each takes a page or two: for a hundred thousand elements, 850 MB and nine tenths of the
-/// time of the commit.
+/// While the multicast group has a member, the kernel builds a notification for each element of a
+/// commit, all of them before it sends the first, whatever the member's filter drops later
+/// (`nf_tables_setelem_notify`, `nft_commit_notify`). Each takes a page or two: for a hundred
+/// thousand elements, 850 MB and nine tenths of the time of the commit.
 #[derive(Debug)]
 pub struct MonitorPause(Membership);
 
 impl MonitorPause {
-    /// Like [`NftSocket::exec`]. Returns whether other programs committed meanwhile: the monitor has no event for that,
-    /// so the table must be read back.
+    /// Like [`NftSocket::exec`]. Returns whether other programs committed meanwhile: the monitor
+    /// has no event for that, so the table must be read back.
     ///
     /// # Errors
     /// As [`NftSocket::exec`].
-    pub fn exec(&self, socket: &mut NftSocket, transaction: &Transaction) -> Result<bool, ExecError> {
+    pub fn exec(
+        &self,
+        socket: &mut NftSocket,
+        transaction: &Transaction,
+    ) -> Result<bool, ExecError> {
         let before = socket.read_generation().map_err(ExecError::Send)?;
         self.0.leave().map_err(ExecError::Send)?;
         let result = socket.exec(transaction);
         let heard = self.0.join();
         let made = result?;
         heard.map_err(ExecError::Unanswered)?;
-        // The generation is read after the monitor has rejoined: a commit before this read is seen here, a commit
-        // after it by the monitor. Reading it earlier would leave a gap between the two.
+        // The generation is read after the monitor has rejoined: a commit before this read is seen
+        // here, a commit after it by the monitor. Reading it earlier would leave a gap between the
+        // two.
         let after = socket.read_generation().map_err(ExecError::Unanswered)?;
         Ok(made != Generation(before.0.wrapping_add(1)) || after != made)
     }
@@ -162,9 +177,13 @@ impl AsRawFd for Monitor {
     }
 }
 
-/// Collects the changes to the table from a datagram. The notification of the new generation ends a commit and comes
-/// in a datagram of its own.
-fn collect(datagram: &[u8], table: &TableName, changed: &mut BTreeSet<ChangedObject>) -> Option<ForeignCommit> {
+/// Collects the changes to the table from a datagram. The notification of the new generation ends a
+/// commit and comes in a datagram of its own.
+fn collect(
+    datagram: &[u8],
+    table: &TableName,
+    changed: &mut BTreeSet<ChangedObject>,
+) -> Option<ForeignCommit> {
     let mut change = None;
     for Message { header, body, .. } in messages(datagram) {
         let attributes = body.get(NF_HEADER_LEN..).unwrap_or_default();
@@ -176,7 +195,9 @@ fn collect(datagram: &[u8], table: &TableName, changed: &mut BTreeSet<ChangedObj
             change = Some(ForeignCommit {
                 changed: std::mem::take(changed),
                 generation: Generation(attribute_u32(attributes, NFTA_GEN_ID).unwrap_or_default()),
-                process_name: attribute_str(attributes, NFTA_GEN_PROC_NAME).unwrap_or_default().to_owned(),
+                process_name: attribute_str(attributes, NFTA_GEN_PROC_NAME)
+                    .unwrap_or_default()
+                    .to_owned(),
                 pid: attribute_u32(attributes, NFTA_GEN_PROC_PID).unwrap_or_default(),
             });
         } else if body.first() == Some(&NFPROTO_INET)
@@ -189,13 +210,19 @@ fn collect(datagram: &[u8], table: &TableName, changed: &mut BTreeSet<ChangedObj
 }
 
 fn changed_object(kind: u16, attributes: &[u8]) -> ChangedObject {
-    let name = |attribute| attribute_str(attributes, attribute).unwrap_or_default().to_owned();
+    let name = |attribute| {
+        attribute_str(attributes, attribute)
+            .unwrap_or_default()
+            .to_owned()
+    };
     match kind {
         NFT_MSG_NEWTABLE | NFT_MSG_DELTABLE => ChangedObject::Table,
         NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => ChangedObject::Chain(name(NFTA_CHAIN_NAME)),
         NFT_MSG_NEWRULE | NFT_MSG_DELRULE => ChangedObject::Rules(name(NFTA_RULE_CHAIN)),
         NFT_MSG_NEWSET | NFT_MSG_DELSET => ChangedObject::Set(name(NFTA_SET_NAME)),
-        NFT_MSG_NEWSETELEM | NFT_MSG_DELSETELEM => ChangedObject::Elements(name(NFTA_SET_ELEM_LIST_SET)),
+        NFT_MSG_NEWSETELEM | NFT_MSG_DELSETELEM => {
+            ChangedObject::Elements(name(NFTA_SET_ELEM_LIST_SET))
+        }
         _ => ChangedObject::Other,
     }
 }

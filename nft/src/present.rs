@@ -20,8 +20,8 @@ pub struct TableListing {
     pub chains: BTreeMap<ChainName, ListedChain>,
     /// Named sets by name.
     pub sets: BTreeMap<SetName, Arc<Set>>,
-    /// Descriptions of what this crate never writes and cannot decode. If there is any, only replacing the whole table
-    /// repairs it.
+    /// Descriptions of what this crate never writes and cannot decode. If there is any, only
+    /// replacing the whole table repairs it.
     pub unrecognised: Vec<String>,
 }
 
@@ -67,16 +67,24 @@ pub enum Drift {
 }
 
 impl TableListing {
-    /// All differences from the expected ruleset; none if and only if [`TableListing::diff`] is empty.
+    /// All differences from the expected ruleset; none if and only if [`TableListing::diff`] is
+    /// empty.
     pub fn drift(&self, expected: &Ruleset) -> Vec<Drift> {
         if !self.exists {
             return vec![Drift::MissingTable];
         }
-        let mut drift: Vec<Drift> = self.unrecognised.iter().cloned().map(Drift::Unrecognised).collect();
+        let mut drift: Vec<Drift> = self
+            .unrecognised
+            .iter()
+            .cloned()
+            .map(Drift::Unrecognised)
+            .collect();
         for (name, chain) in &expected.chains {
             match self.chains.get(name) {
                 None => drift.push(Drift::MissingChain(name.clone())),
-                Some(present) if present.base != chain.base => drift.push(Drift::BaseChain(name.clone())),
+                Some(present) if present.base != chain.base => {
+                    drift.push(Drift::BaseChain(name.clone()))
+                }
                 Some(present) => {
                     let ours = chain.rules.iter().map(|rule| Some(rule.fingerprint()));
                     if !ours.eq(present.rules.iter().copied()) {
@@ -85,7 +93,10 @@ impl TableListing {
                 }
             }
         }
-        let foreign = self.chains.keys().filter(|name| !expected.chains.contains_key(*name));
+        let foreign = self
+            .chains
+            .keys()
+            .filter(|name| !expected.chains.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignChain));
         self.add_set_drift(expected, &mut drift);
         drift
@@ -95,16 +106,28 @@ impl TableListing {
         for (name, set) in &expected.sets {
             match self.sets.get(name) {
                 None => drift.push(Drift::MissingSet(name.clone())),
-                Some(present) if present.kind != set.kind => drift.push(Drift::SetKind(name.clone())),
+                Some(present) if present.kind != set.kind => {
+                    drift.push(Drift::SetKind(name.clone()))
+                }
                 Some(present) => {
-                    let (missing, foreign) = (set.count_missing_from(present), present.count_missing_from(set));
+                    let (missing, foreign) = (
+                        set.count_missing_from(present),
+                        present.count_missing_from(set),
+                    );
                     if missing + foreign > 0 {
-                        drift.push(Drift::Elements { set: name.clone(), missing, foreign });
+                        drift.push(Drift::Elements {
+                            set: name.clone(),
+                            missing,
+                            foreign,
+                        });
                     }
                 }
             }
         }
-        let foreign = self.sets.keys().filter(|name| !expected.sets.contains_key(*name));
+        let foreign = self
+            .sets
+            .keys()
+            .filter(|name| !expected.sets.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignSet));
     }
 }
@@ -112,6 +135,9 @@ impl TableListing {
 impl Set {
     /// Number of elements that `other` lacks or has with another value.
     fn count_missing_from(&self, other: &Self) -> usize {
-        self.elements.iter().filter(|(key, value)| other.elements.get(*key) != Some(*value)).count()
+        self.elements
+            .iter()
+            .filter(|(key, value)| other.elements.get(*key) != Some(*value))
+            .count()
     }
 }

@@ -1,7 +1,8 @@
 //! Rules: matches, and statements that act on the packet.
 //!
-//! Dependencies are implicit, as in nft: a match on an address implies the network protocol, a match on a port of a
-//! transport implies that transport. The encoder adds these tests and the printed text leaves them out.
+//! Dependencies are implicit, as in nft: a match on an address implies the network protocol, a
+//! match on a port of a transport implies that transport. The encoder adds these tests and the
+//! printed text leaves them out.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,7 +32,8 @@ pub enum Statement {
     Limit(Limit),
     /// `meta mark set`: write bits of the packet mark.
     MarkSet(MarkSet),
-    /// `notrack`: exempt the packet from connection tracking; needs a chain that runs before it (priority raw).
+    /// `notrack`: exempt the packet from connection tracking; needs a chain that runs before it
+    /// (priority raw).
     Notrack,
     /// `masquerade`: translate the source to the address of the outgoing interface.
     Masquerade(Masquerade),
@@ -65,8 +67,8 @@ pub enum Match {
     CtState(CmpOp, CtState),
     /// `ct status dnat`: the connection's destination was translated (`Eq`) or not (`Ne`).
     CtDnat(CmpOp),
-    /// `fib saddr . iif oif`: the reverse path filter, which looks for a route to the source through the incoming
-    /// interface.
+    /// `fib saddr . iif oif`: the reverse path filter, which looks for a route to the source
+    /// through the incoming interface.
     ReversePath {
         /// Whether to match if there is a route, or if there is none.
         exists: bool,
@@ -121,7 +123,8 @@ pub enum Selector {
 /// The transport header that a port is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
-    /// `th`: any transport. Implies no test of the protocol, so it needs a match on [`Selector::L4proto`] beside it.
+    /// `th`: any transport. Implies no test of the protocol, so it needs a match on
+    /// [`Selector::L4proto`] beside it.
     Any,
     /// TCP.
     Tcp,
@@ -176,7 +179,8 @@ pub enum SetRef {
 /// A verdict.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// `accept`: end this base chain; later chains of the hook and later hooks still see the packet.
+    /// `accept`: end this base chain; later chains of the hook and later hooks still see the
+    /// packet.
     Accept,
     /// `drop`: discard the packet at once.
     Drop,
@@ -282,7 +286,8 @@ pub enum NatType {
 /// The new address of a translation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NatTarget {
-    /// A fixed address, with an optional range of ports; with ports, the rule must match the transport.
+    /// A fixed address, with an optional range of ports; with ports, the rule must match the
+    /// transport.
     Address(IpAddr, Option<(u16, u16)>),
     /// The value that a data map holds for a key.
     Map {
@@ -379,7 +384,9 @@ impl Rule {
         entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>,
     ) -> Self {
         let key = key.into();
-        let elements = entries.into_iter().map(|(key, verdict)| (key.into(), Value::Verdict(verdict)));
+        let elements = entries
+            .into_iter()
+            .map(|(key, verdict)| (key.into(), Value::Verdict(verdict)));
         let set = anonymous(&key, SetKind::with_verdicts, elements);
         self.then(Statement::Vmap(key, SetRef::Anonymous(Arc::new(set))))
     }
@@ -391,8 +398,13 @@ fn anonymous(
     shape: impl FnOnce(SetKind) -> SetKind,
     elements: impl Iterator<Item = (Key, Value)>,
 ) -> Set {
-    let kind = shape(SetKind::of(key.iter().map(Selector::field_type).collect::<Vec<_>>()));
-    let mut set = Set { kind, elements: elements.collect() };
+    let kind = shape(SetKind::of(
+        key.iter().map(Selector::field_type).collect::<Vec<_>>(),
+    ));
+    let mut set = Set {
+        kind,
+        elements: elements.collect(),
+    };
     set.kind.interval = !set.elements.keys().all(Key::is_single);
     set
 }
@@ -431,19 +443,38 @@ impl Match {
     }
 
     /// The key is one of these: an anonymous set, or a plain comparison if there is only one.
-    pub fn any_of(key: impl Into<Vec<Selector>>, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
+    pub fn any_of(
+        key: impl Into<Vec<Selector>>,
+        keys: impl IntoIterator<Item = impl Into<Key>>,
+    ) -> Self {
         Self::inline(key.into(), CmpOp::Eq, keys)
     }
 
     /// The key is none of these: an anonymous set, or a plain comparison if there is only one.
-    pub fn none_of(key: impl Into<Vec<Selector>>, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
+    pub fn none_of(
+        key: impl Into<Vec<Selector>>,
+        keys: impl IntoIterator<Item = impl Into<Key>>,
+    ) -> Self {
         Self::inline(key.into(), CmpOp::Ne, keys)
     }
 
-    /// An anonymous set of one simple element becomes a comparison, as in nft, so that both list the same.
-    fn inline(key: Vec<Selector>, op: CmpOp, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
-        let set = anonymous(&key, |kind| kind, keys.into_iter().map(|key| (key.into(), Value::Member)));
-        match (key.as_slice(), set.elements.len(), set.elements.keys().next()) {
+    /// An anonymous set of one simple element becomes a comparison, as in nft, so that both list
+    /// the same.
+    fn inline(
+        key: Vec<Selector>,
+        op: CmpOp,
+        keys: impl IntoIterator<Item = impl Into<Key>>,
+    ) -> Self {
+        let set = anonymous(
+            &key,
+            |kind| kind,
+            keys.into_iter().map(|key| (key.into(), Value::Member)),
+        );
+        match (
+            key.as_slice(),
+            set.elements.len(),
+            set.elements.keys().next(),
+        ) {
             ([selector], 1, Some(Key::One(field))) => Self::Is(*selector, op, *field),
             _ => Self::In(key, op, SetRef::Anonymous(Arc::new(set))),
         }
@@ -513,7 +544,10 @@ impl Statement {
     pub fn lookup(&self) -> Option<(&[Selector], &SetRef)> {
         match self {
             Self::Match(Match::In(key, _, set)) | Self::Vmap(key, set) => Some((key, set)),
-            Self::Nat(Nat { to: NatTarget::Map { key, map: set, .. }, .. }) => Some((key, set)),
+            Self::Nat(Nat {
+                to: NatTarget::Map { key, map: set, .. },
+                ..
+            }) => Some((key, set)),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! A table as a value: chains with their rules, and named sets.
 //!
-//! Chains and sets are behind `Arc`, so a ruleset that differs from another in one chain is cheap to build and to
-//! compare.
+//! Chains and sets are behind `Arc`, so a ruleset that differs from another in one chain is cheap
+//! to build and to compare.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -39,8 +39,8 @@ pub struct Base {
     pub kind: ChainType,
     /// Netfilter hook.
     pub hook: Hook,
-    /// Order among the chains of a hook, lowest first; -300 is `raw`, -150 `mangle`, -100 `dstnat`, 0 `filter`,
-    /// 100 `srcnat`.
+    /// Order among the chains of a hook, lowest first; -300 is `raw`, -150 `mangle`, -100 `dstnat`,
+    /// 0 `filter`, 100 `srcnat`.
     pub priority: i32,
     /// Verdict on packets that reach the end of the chain.
     pub policy: ChainPolicy,
@@ -83,7 +83,10 @@ pub enum ChainPolicy {
 
 /// A name that nftables would not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is not a valid nftables name: 1 to 127 of A-Z a-z 0-9 _ . / -, starting with a letter or _ . /")]
+#[error(
+    "{value:?} is not a valid nftables name: 1 to 127 of A-Z a-z 0-9 _ . / -, starting with a \
+     letter or _ . /"
+)]
 pub struct NameError {
     /// The rejected name.
     pub value: String,
@@ -93,8 +96,8 @@ macro_rules! names {
     ($($(#[$doc:meta])+ $name:ident;)*) => {$(
         $(#[$doc])+
         ///
-        /// The kernel accepts keywords of nft's grammar (`fwd`, `rt`, `ip`) as names, but `nft -f` does not: put a
-        /// dash or a digit in every name to keep the printed ruleset loadable.
+        /// The kernel accepts keywords of nft's grammar (`fwd`, `rt`, `ip`) as names, but `nft -f`
+        /// does not: put a dash or a digit in every name to keep the printed ruleset loadable.
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
@@ -104,7 +107,11 @@ macro_rules! names {
             /// # Errors
             /// If it is empty, longer than 127 bytes or has a character that nft does not accept.
             pub fn new(name: &str) -> Result<Self, NameError> {
-                if is_name(name) { Ok(Self(name.into())) } else { Err(NameError { value: name.to_owned() }) }
+                if is_name(name) {
+                    Ok(Self(name.into()))
+                } else {
+                    Err(NameError { value: name.to_owned() })
+                }
             }
 
             /// The name as a string slice.
@@ -142,7 +149,8 @@ names! {
     SetName;
 }
 
-/// Longest accepted name, in bytes. The kernel allows 255 (`NFT_NAME_MAXLEN` - 1), which is unreadable in a log line.
+/// Longest accepted name, in bytes. The kernel allows 255 (`NFT_NAME_MAXLEN` - 1), which is
+/// unreadable in a log line.
 const NAME_MAX: usize = 127;
 
 fn is_name(name: &str) -> bool {
@@ -156,7 +164,11 @@ fn is_name(name: &str) -> bool {
 impl Ruleset {
     /// An empty table.
     pub fn new(table: TableName) -> Self {
-        Self { table, chains: BTreeMap::new(), sets: BTreeMap::new() }
+        Self {
+            table,
+            chains: BTreeMap::new(),
+            sets: BTreeMap::new(),
+        }
     }
 
     /// Adds or replaces a chain.
@@ -175,12 +187,18 @@ impl Ruleset {
 impl Chain {
     /// A regular chain, reached only by jump and goto.
     pub fn regular(rules: impl Into<Vec<Rule>>) -> Self {
-        Self { base: None, rules: rules.into() }
+        Self {
+            base: None,
+            rules: rules.into(),
+        }
     }
 
     /// A base chain.
     pub fn base(base: Base, rules: impl Into<Vec<Rule>>) -> Self {
-        Self { base: Some(base), rules: rules.into() }
+        Self {
+            base: Some(base),
+            rules: rules.into(),
+        }
     }
 }
 
@@ -194,13 +212,13 @@ impl Set {
     }
 }
 
-/// Version of the encoder, part of every fingerprint. Bump it whenever the same rule is encoded differently, so that
-/// an upgraded program rewrites the chains that its predecessor left.
+/// Version of the encoder, part of every fingerprint. Bump it whenever the same rule is encoded
+/// differently, so that an upgraded program rewrites the chains that its predecessor left.
 const ENCODING: u64 = 1;
 
 impl Rule {
-    /// A hash of the rule. The kernel keeps it as the rule's comment, so a rule read back is recognised without
-    /// decoding its expressions.
+    /// A hash of the rule. The kernel keeps it as the rule's comment, so a rule read back is
+    /// recognised without decoding its expressions.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Fnv(0xcbf2_9ce4_8422_2325 ^ ENCODING);
         self.hash(&mut hasher);

@@ -1,6 +1,7 @@
 //! Sets, maps and their elements: typed values, ranges of values, and concatenations.
 //!
-//! A range is stored as its first and last value, so a prefix and the equivalent range compare equal.
+//! A range is stored as its first and last value, so a prefix and the equivalent range compare
+//! equal.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,8 +26,9 @@ pub struct Set {
 pub struct SetKind {
     /// Types of the key's fields; several for a concatenation.
     pub key: Vec<FieldType>,
-    /// `flags interval`: whether keys may be ranges. Changing one element of an interval set takes longer the more it
-    /// has (34 us at 1,000, 32 ms at 100,000); a plain set takes 5 us at any size. Keep single addresses in plain sets.
+    /// `flags interval`: whether keys may be ranges. Changing one element of an interval set takes
+    /// longer the more it has (34 us at 1,000, 32 ms at 100,000); a plain set takes 5 us at any
+    /// size. Keep single addresses in plain sets.
     pub interval: bool,
     /// Type of the values.
     pub value: ValueType,
@@ -158,17 +160,32 @@ pub struct IfName([u8; 16]);
 impl Set {
     /// An empty set or map.
     pub fn new(kind: SetKind) -> Self {
-        Self { kind, elements: BTreeMap::new() }
+        Self {
+            kind,
+            elements: BTreeMap::new(),
+        }
     }
 
     /// A set with these elements.
     pub fn members(kind: SetKind, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
-        Self { kind, elements: keys.into_iter().map(|key| (key.into(), Value::Member)).collect() }
+        Self {
+            kind,
+            elements: keys
+                .into_iter()
+                .map(|key| (key.into(), Value::Member))
+                .collect(),
+        }
     }
 
     /// A verdict map with these elements.
-    pub fn verdicts(kind: SetKind, entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>) -> Self {
-        let elements = entries.into_iter().map(|(key, verdict)| (key.into(), Value::Verdict(verdict))).collect();
+    pub fn verdicts(
+        kind: SetKind,
+        entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>,
+    ) -> Self {
+        let elements = entries
+            .into_iter()
+            .map(|(key, verdict)| (key.into(), Value::Verdict(verdict)))
+            .collect();
         Self { kind, elements }
     }
 }
@@ -176,22 +193,35 @@ impl Set {
 impl SetKind {
     /// A set of single values.
     pub fn of(key: impl Into<Vec<FieldType>>) -> Self {
-        Self { key: key.into(), interval: false, value: ValueType::Member }
+        Self {
+            key: key.into(),
+            interval: false,
+            value: ValueType::Member,
+        }
     }
 
     /// The same with `flags interval`: keys may be ranges.
     pub fn with_intervals(self) -> Self {
-        Self { interval: true, ..self }
+        Self {
+            interval: true,
+            ..self
+        }
     }
 
     /// The same as a verdict map.
     pub fn with_verdicts(self) -> Self {
-        Self { value: ValueType::Verdict, ..self }
+        Self {
+            value: ValueType::Verdict,
+            ..self
+        }
     }
 
     /// The same as a data map.
     pub fn with_data(self, fields: impl Into<Vec<FieldType>>) -> Self {
-        Self { value: ValueType::Data(fields.into()), ..self }
+        Self {
+            value: ValueType::Data(fields.into()),
+            ..self
+        }
     }
 }
 
@@ -233,13 +263,19 @@ impl Field {
     /// # Panics
     /// If the two differ in type, or `first` is greater than `last`.
     pub fn range(first: Datum, last: Datum) -> Self {
-        assert!(first.field_type() == last.field_type() && first <= last, "not a range: {first:?} to {last:?}");
+        assert!(
+            first.field_type() == last.field_type() && first <= last,
+            "not a range: {first:?} to {last:?}"
+        );
         Self { first, last }
     }
 
     /// A single value.
     pub const fn single(value: Datum) -> Self {
-        Self { first: value, last: value }
+        Self {
+            first: value,
+            last: value,
+        }
     }
 
     /// The lowest value.
@@ -262,13 +298,18 @@ impl Field {
         self.first.field_type() == value.field_type() && self.first <= value && value <= self.last
     }
 
-    /// Length of the prefix that covers exactly this range; `None` if there is none, or if these are not addresses.
+    /// Length of the prefix that covers exactly this range; `None` if there is none, or if these
+    /// are not addresses.
     pub fn prefix_length(&self) -> Option<u8> {
         match (self.first, self.last) {
-            (Datum::Ipv4(first), Datum::Ipv4(last)) => {
-                prefix_length(first.to_bits().into(), last.to_bits().into(), Ipv4Addr::BITS)
+            (Datum::Ipv4(first), Datum::Ipv4(last)) => prefix_length(
+                first.to_bits().into(),
+                last.to_bits().into(),
+                Ipv4Addr::BITS,
+            ),
+            (Datum::Ipv6(first), Datum::Ipv6(last)) => {
+                prefix_length(first.to_bits(), last.to_bits(), Ipv6Addr::BITS)
             }
-            (Datum::Ipv6(first), Datum::Ipv6(last)) => prefix_length(first.to_bits(), last.to_bits(), Ipv6Addr::BITS),
             _ => None,
         }
     }
@@ -300,7 +341,10 @@ macro_rules! field_from {
 field_from! {
     Ipv4Addr => |address| Datum::Ipv4(address),
     Ipv6Addr => |address| Datum::Ipv6(address),
-    IpAddr => |address| match address { IpAddr::V4(v4) => Datum::Ipv4(v4), IpAddr::V6(v6) => Datum::Ipv6(v6) },
+    IpAddr => |address| match address {
+        IpAddr::V4(v4) => Datum::Ipv4(v4),
+        IpAddr::V6(v6) => Datum::Ipv6(v6),
+    },
     Proto => |proto| Datum::Proto(proto),
     IfName => |name| Datum::Iface(name),
     CtState => |state| Datum::CtState(state),
@@ -315,13 +359,19 @@ impl From<Datum> for Field {
 
 impl From<Ipv4Net> for Field {
     fn from(net: Ipv4Net) -> Self {
-        Self { first: Datum::Ipv4(net.network()), last: Datum::Ipv4(net.broadcast()) }
+        Self {
+            first: Datum::Ipv4(net.network()),
+            last: Datum::Ipv4(net.broadcast()),
+        }
     }
 }
 
 impl From<Ipv6Net> for Field {
     fn from(net: Ipv6Net) -> Self {
-        Self { first: Datum::Ipv6(net.network()), last: Datum::Ipv6(net.broadcast()) }
+        Self {
+            first: Datum::Ipv6(net.network()),
+            last: Datum::Ipv6(net.broadcast()),
+        }
     }
 }
 
@@ -451,13 +501,16 @@ impl IfName {
     /// Longest name that the kernel accepts: `IFNAMSIZ` - 1 (`linux/if.h`).
     pub const MAX: usize = 15;
 
-    /// Validates a name: `None` if it is empty, longer than [`IfName::MAX`], not printable ASCII, or has a character
-    /// that the kernel refuses (`/`) or that nft would read as syntax (`"`, `*`).
+    /// Validates a name: `None` if it is empty, longer than [`IfName::MAX`], not printable ASCII,
+    /// or has a character that the kernel refuses (`/`) or that nft would read as syntax (`"`,
+    /// `*`).
     pub fn new(name: &str) -> Option<Self> {
         let bytes = name.as_bytes();
         let valid = !bytes.is_empty()
             && bytes.len() <= Self::MAX
-            && bytes.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'"' | b'*'));
+            && bytes
+                .iter()
+                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'"' | b'*'));
         valid.then(|| {
             let mut padded = [0; 16];
             padded[..bytes.len()].copy_from_slice(bytes);
@@ -478,7 +531,11 @@ impl IfName {
 
     /// The name as a string slice.
     pub fn as_str(&self) -> &str {
-        let length = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        let length = self
+            .0
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(self.0.len());
         std::str::from_utf8(&self.0[..length]).unwrap_or_default()
     }
 }

@@ -1,5 +1,5 @@
-//! Tests. Those against a real kernel run in network namespaces of their own and compare with the `nft` program; they
-//! need root and fail without it.
+//! Tests. Those against a real kernel run in network namespaces of their own and compare with the
+//! `nft` program; they need root and fail without it.
 
 mod diff;
 mod drift;

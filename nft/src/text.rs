@@ -6,11 +6,13 @@ use std::fmt::{self, Display, Formatter, Write};
 use std::net::IpAddr;
 
 use crate::rule::{
-    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, RateUnit, Reject,
-    Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
+    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType,
+    RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
 };
 use crate::ruleset::{Base, Chain, ChainPolicy, ChainType, Hook, Ruleset};
-use crate::set::{CtState, Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, Value, ValueType};
+use crate::set::{
+    CtState, Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, Value, ValueType,
+};
 use names::{ICMP_CODES, ICMP_TYPES, ICMP6_CODES, ICMP6_TYPES, PROTOCOLS};
 
 mod names;
@@ -38,7 +40,11 @@ impl Display for Ruleset {
         let mut first = true;
         for (name, set) in &self.sets {
             separate(f, &mut first)?;
-            let noun = if set.kind.value == ValueType::Member { "set" } else { "map" };
+            let noun = if set.kind.value == ValueType::Member {
+                "set"
+            } else {
+                "map"
+            };
             writeln!(f, "\t{noun} {name} {{")?;
             write_set(f, set)?;
             writeln!(f, "\t}}")?;
@@ -54,7 +60,11 @@ impl Display for Ruleset {
 }
 
 fn separate(f: &mut Formatter<'_>, first: &mut bool) -> fmt::Result {
-    if std::mem::take(first) { Ok(()) } else { f.write_char('\n') }
+    if std::mem::take(first) {
+        Ok(())
+    } else {
+        f.write_char('\n')
+    }
 }
 
 fn write_set(f: &mut Formatter<'_>, set: &Set) -> fmt::Result {
@@ -116,15 +126,25 @@ impl Display for Base {
     }
 }
 
-/// Prints a priority as nft does: relative to a standard priority of the hook that is at most 10 away.
+/// Prints a priority as nft does: relative to a standard priority of the hook that is at most 10
+/// away.
 fn write_priority(f: &mut Formatter<'_>, hook: Hook, priority: i32) -> fmt::Result {
-    let names = [("raw", -300), ("mangle", -150), ("dstnat", -100), ("filter", 0), ("security", 50), ("srcnat", 100)];
+    let names = [
+        ("raw", -300),
+        ("mangle", -150),
+        ("dstnat", -100),
+        ("filter", 0),
+        ("security", 50),
+        ("srcnat", 100),
+    ];
     let allowed = |name: &str| match name {
         "dstnat" => hook == Hook::Prerouting,
         "srcnat" => hook == Hook::Postrouting,
         _ => true,
     };
-    let near = names.iter().find(|(name, value)| allowed(name) && (priority - value).abs() <= 10);
+    let near = names
+        .iter()
+        .find(|(name, value)| allowed(name) && (priority - value).abs() <= 10);
     match near.map(|(name, value)| (name, priority - value)) {
         None => write!(f, "{priority}"),
         Some((name, 0)) => f.write_str(name),
@@ -226,8 +246,18 @@ impl Display for Proto {
 
 impl Display for CtState {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")];
-        let set: Vec<&str> = names.iter().filter(|(bit, _)| self.0 & bit != 0).map(|(_, name)| *name).collect();
+        let names = [
+            (1, "invalid"),
+            (2, "established"),
+            (4, "related"),
+            (8, "new"),
+            (64, "untracked"),
+        ];
+        let set: Vec<&str> = names
+            .iter()
+            .filter(|(bit, _)| self.0 & bit != 0)
+            .map(|(_, name)| *name)
+            .collect();
         Joined(&set, ",").fmt(f)
     }
 }
@@ -273,7 +303,11 @@ impl Display for Match {
                 write!(f, "{key}{}\"{}*\"", negation(op), prefix.as_str())
             }
             Self::In(key, op, set) => write!(f, "{}{}{set}", Joined(key, " . "), negation(op)),
-            Self::MarkBits { mask: u32::MAX, op, value } => write!(f, "meta mark{}{value:#010x}", negation(op)),
+            Self::MarkBits {
+                mask: u32::MAX,
+                op,
+                value,
+            } => write!(f, "meta mark{}{value:#010x}", negation(op)),
             Self::MarkBits { mask, op, value } => {
                 let compare = if *op == CmpOp::Eq { "==" } else { "!=" };
                 write!(f, "meta mark & {mask:#010x} {compare} {value:#010x}")
@@ -282,10 +316,18 @@ impl Display for Match {
             Self::CtDnat(op) => write!(f, "ct status{}dnat", bit_negation(op)),
             Self::ReversePath { exists, with_mark } => {
                 let mark = if *with_mark { ". mark " } else { "" };
-                write!(f, "fib saddr {mark}. iif oif {}", if *exists { "exists" } else { "missing" })
+                write!(
+                    f,
+                    "fib saddr {mark}. iif oif {}",
+                    if *exists { "exists" } else { "missing" }
+                )
             }
             Self::AddressType(side, op, kind) => {
-                let side = if *side == Side::Source { "saddr" } else { "daddr" };
+                let side = if *side == Side::Source {
+                    "saddr"
+                } else {
+                    "daddr"
+                };
                 write!(f, "fib {side} type{}{kind}", negation(op))
             }
             Self::LaterFragment => f.write_str("ip frag-off & 8191 != 0"),
@@ -388,10 +430,16 @@ impl Display for Log {
         match self.target {
             LogTarget::Syslog(4) => Ok(()),
             LogTarget::Syslog(level) => {
-                let names = ["emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"];
+                let names = [
+                    "emerg", "alert", "crit", "err", "warn", "notice", "info", "debug",
+                ];
                 write!(f, " level {}", names[usize::from(level.min(7))])
             }
-            LogTarget::Group { group, snaplen, queue_threshold } => {
+            LogTarget::Group {
+                group,
+                snaplen,
+                queue_threshold,
+            } => {
                 write!(f, " group {group}")?;
                 if snaplen > 0 {
                     write!(f, " snaplen {snaplen}")?;
@@ -413,7 +461,12 @@ impl Display for Limit {
             RateUnit::Hour => "hour",
             RateUnit::Day => "day",
         };
-        write!(f, "limit rate {}{}/{unit}", if self.over { "over " } else { "" }, self.rate)?;
+        write!(
+            f,
+            "limit rate {}{}/{unit}",
+            if self.over { "over " } else { "" },
+            self.rate
+        )?;
         match self.burst {
             Limit::DEFAULT_BURST => Ok(()),
             burst => write!(f, " burst {burst} packets"),
@@ -432,7 +485,11 @@ impl Display for MarkSet {
         } else if value == mask {
             write!(f, "meta mark set meta mark | {value:#010x}")
         } else {
-            write!(f, "meta mark set meta mark & {:#010x} | {value:#010x}", keep | value)
+            write!(
+                f,
+                "meta mark set meta mark & {:#010x} | {value:#010x}",
+                keep | value
+            )
         }
     }
 }
@@ -444,7 +501,11 @@ impl Display for Masquerade {
             f.write_str(" to ")?;
             write_ports(f, ports)?;
         }
-        if self.fully_random { f.write_str(" fully-random") } else { Ok(()) }
+        if self.fully_random {
+            f.write_str(" fully-random")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -464,17 +525,27 @@ impl Display for Nat {
                 write!(f, " ip6 to [{address}]")?;
                 write_ports(f, *ports)?;
             }
-            NatTarget::Map { family, key, map, .. } => {
+            NatTarget::Map {
+                family, key, map, ..
+            } => {
                 let family = if *family == Family::Ipv4 { "ip" } else { "ip6" };
                 write!(f, " {family} to {} map {map}", Joined(key, " . "))?;
             }
         }
-        if self.fully_random { f.write_str(" fully-random") } else { Ok(()) }
+        if self.fully_random {
+            f.write_str(" fully-random")
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn write_ports(f: &mut Formatter<'_>, (first, last): (u16, u16)) -> fmt::Result {
-    if first == last { write!(f, ":{first}") } else { write!(f, ":{first}-{last}") }
+    if first == last {
+        write!(f, ":{first}")
+    } else {
+        write!(f, ":{first}-{last}")
+    }
 }
 
 impl Display for Reject {

@@ -20,8 +20,8 @@ pub enum TransactionOp {
     CreateTable,
     /// `delete table`: deletes the table with everything in it; it must exist.
     DeleteTable,
-    /// `add chain`: creates an empty chain, or changes the policy of a chain that exists with the same type, hook and
-    /// priority.
+    /// `add chain`: creates an empty chain, or changes the policy of a chain that exists with the
+    /// same type, hook and priority.
     PutChain(ChainName, Option<Base>),
     /// `flush chain`: deletes all rules of a chain.
     FlushChain(ChainName),
@@ -42,7 +42,10 @@ pub enum TransactionOp {
 impl Transaction {
     /// An empty transaction.
     pub const fn new(table: TableName) -> Self {
-        Self { table, ops: Vec::new() }
+        Self {
+            table,
+            ops: Vec::new(),
+        }
     }
 
     /// Appends the operations of another transaction.
@@ -52,7 +55,10 @@ impl Transaction {
 
     /// Deletes the table if it exists.
     pub fn remove(table: TableName) -> Self {
-        Self { table, ops: vec![TransactionOp::CreateTable, TransactionOp::DeleteTable] }
+        Self {
+            table,
+            ops: vec![TransactionOp::CreateTable, TransactionOp::DeleteTable],
+        }
     }
 
     /// Name of the table.
@@ -73,7 +79,9 @@ impl Transaction {
     /// Number of set elements that it adds and deletes.
     pub fn element_count(&self) -> usize {
         let elements = |op: &TransactionOp| match op {
-            TransactionOp::AddElements(_, set) | TransactionOp::DeleteElements(_, set) => set.elements.len(),
+            TransactionOp::AddElements(_, set) | TransactionOp::DeleteElements(_, set) => {
+                set.elements.len()
+            }
             _ => 0,
         };
         self.ops.iter().map(elements).sum()
@@ -84,7 +92,8 @@ impl Transaction {
         self.ops.push(op);
     }
 
-    /// Appends [`TransactionOp::AddElements`], unless there are none. The named set must be of the same kind.
+    /// Appends [`TransactionOp::AddElements`], unless there are none. The named set must be of the
+    /// same kind.
     ///
     /// This is the cheap path for frequent changes of large sets: no rulesets are compared.
     pub fn add_elements(&mut self, name: &SetName, elements: impl Into<Arc<Set>>) {
@@ -94,8 +103,8 @@ impl Transaction {
         }
     }
 
-    /// Appends [`TransactionOp::DeleteElements`], unless there are none. The named set must be of the same kind; the
-    /// values do not matter.
+    /// Appends [`TransactionOp::DeleteElements`], unless there are none. The named set must be of
+    /// the same kind; the values do not matter.
     pub fn delete_elements(&mut self, name: &SetName, elements: impl Into<Arc<Set>>) {
         let elements = elements.into();
         if !elements.elements.is_empty() {
@@ -129,7 +138,11 @@ impl fmt::Display for TransactionOp {
                 _ => write!(f, "delete {} elements from set {name}", set.elements.len()),
             },
             Self::AppendRules(name, chain, from) => {
-                write!(f, "add {} rule(s) to chain {name}", chain.rules.len() - from)
+                write!(
+                    f,
+                    "add {} rule(s) to chain {name}",
+                    chain.rules.len() - from
+                )
             }
         }
     }

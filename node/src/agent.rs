@@ -137,7 +137,8 @@ pub struct Status {
 impl Status {
     /// Reason why the node is not ready, if any.
     pub fn not_ready_reason(&self) -> Option<String> {
-        self.no_network_reason().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
+        self.no_network_reason()
+            .or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
     }
 
     /// Reason why pods cannot be attached or would have no network on this node, if any. CNI STATUS
@@ -148,10 +149,15 @@ impl Status {
         }
         if !self.enforcing {
             return Some(
-                "no complete view received from margay-typha yet; check that it is running and reachable".to_owned(),
+                "no complete view received from margay-typha yet; check that it is running and \
+                 reachable"
+                    .to_owned(),
             );
         }
-        self.routing.as_ref().filter(|fault| fault.is_own).map(|fault| fault.reason.clone())
+        self.routing
+            .as_ref()
+            .filter(|fault| fault.is_own)
+            .map(|fault| fault.reason.clone())
     }
 }
 
@@ -209,7 +215,9 @@ pub struct AgentHandle {
 
 /// Starts the owner's thread. The receiver gets the error when it cannot go on; what is enforced
 /// stays enforced. Needs a tokio runtime.
-pub fn spawn(parts: AgentParts) -> std::io::Result<(AgentHandle, oneshot::Receiver<RetriesExhausted>)> {
+pub fn spawn(
+    parts: AgentParts,
+) -> std::io::Result<(AgentHandle, oneshot::Receiver<RetriesExhausted>)> {
     let (events, queue) = mpsc::channel(QUEUE);
     let (status, seen_status) = watch::channel(Status::default());
     let (acks, seen_acks) = watch::channel(None);
@@ -220,19 +228,33 @@ pub fn spawn(parts: AgentParts) -> std::io::Result<(AgentHandle, oneshot::Receiv
         runtime.spawn(forward_progress(routes.progress(), events.downgrade()));
     }
     let owner = owner::StateOwner::new(parts, status, acks);
-    std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
-        if let Err(error) = owner.run(&runtime, queue) {
-            // The receiver is gone only if the process is ending already.
-            let _ = fatal.send(error);
-        }
-    })?;
-    Ok((AgentHandle { events, status: seen_status, acks: seen_acks }, fate))
+    std::thread::Builder::new()
+        .name("agent".to_owned())
+        .spawn(move || {
+            if let Err(error) = owner.run(&runtime, queue) {
+                // The receiver is gone only if the process is ending already.
+                let _ = fatal.send(error);
+            }
+        })?;
+    Ok((
+        AgentHandle {
+            events,
+            status: seen_status,
+            acks: seen_acks,
+        },
+        fate,
+    ))
 }
 
 /// Forwards each change of the route worker's progress to the owner.
-async fn forward_progress(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<AgentEvent>) {
+async fn forward_progress(
+    mut progress: watch::Receiver<Progress>,
+    events: mpsc::WeakSender<AgentEvent>,
+) {
     while progress.changed().await.is_ok() {
-        let Some(events) = events.upgrade() else { return };
+        let Some(events) = events.upgrade() else {
+            return;
+        };
         if events.send(AgentEvent::Routed).await.is_err() {
             return;
         }
@@ -264,7 +286,11 @@ impl AgentHandle {
     pub async fn wait_in_sync(&self) {
         let mut status = self.status.clone();
         // An agent that has ended never gets in sync: the caller's own deadline ends this.
-        if status.wait_for(|status| status.in_sync && status.enforcing).await.is_err() {
+        if status
+            .wait_for(|status| status.in_sync && status.enforcing)
+            .await
+            .is_err()
+        {
             std::future::pending::<()>().await;
         }
     }
@@ -279,7 +305,10 @@ impl AgentHandle {
             // The caller may have been cancelled.
             let _ = seen.send(look(state, dataplane));
         };
-        self.events.send(AgentEvent::Inspect(Box::new(look))).await.ok()?;
+        self.events
+            .send(AgentEvent::Inspect(Box::new(look)))
+            .await
+            .ok()?;
         result.await.ok()
     }
 }
@@ -288,19 +317,40 @@ impl Enforcer for AgentHandle {
     async fn attach(&self, interface: String, pod: Attached) -> Result<(), NotEnforced> {
         let ended = || NotEnforced::Refused("the agent is ending".to_owned());
         let (done, result) = oneshot::channel();
-        self.events.send(AgentEvent::Attach { interface, pod, done }).await.map_err(|_| ended())?;
+        self.events
+            .send(AgentEvent::Attach {
+                interface,
+                pod,
+                done,
+            })
+            .await
+            .map_err(|_| ended())?;
         result.await.unwrap_or_else(|_| Err(ended()))
     }
 
     async fn detach(&self, endpoint: EndpointKey, interface: String) -> bool {
         let (done, result) = oneshot::channel();
-        self.send(AgentEvent::Detach { interface, endpoint, done }).await && result.await.unwrap_or(false)
+        self.send(AgentEvent::Detach {
+            interface,
+            endpoint,
+            done,
+        })
+        .await
+            && result.await.unwrap_or(false)
     }
 
     async fn link_made(&self, interface: String, index: u32, pod: Attached) {
         let (done, result) = oneshot::channel();
         // An agent that has ended plans no routes.
-        if self.send(AgentEvent::LinkMade { interface, index, pod, done }).await {
+        if self
+            .send(AgentEvent::LinkMade {
+                interface,
+                index,
+                pod,
+                done,
+            })
+            .await
+        {
             let _ = result.await;
         }
     }
@@ -315,8 +365,14 @@ impl Enforcer for AgentHandle {
 }
 
 /// Interface by address of the node's pods, as routes are planned from.
-pub(crate) fn pods_by_address<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
-    let pods = pods.flat_map(|(interface, pod)| pod.addresses.iter().map(move |address| (*address, interface.clone())));
+pub(crate) fn pods_by_address<'a>(
+    pods: impl Iterator<Item = (&'a String, &'a Attached)>,
+) -> LocalPods {
+    let pods = pods.flat_map(|(interface, pod)| {
+        pod.addresses
+            .iter()
+            .map(move |address| (*address, interface.clone()))
+    });
     pods.collect()
 }
 

@@ -2,7 +2,7 @@
 //! what receives it from typha, then what serves pods and readers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use margay_dataplane::nftables::{self, Netfilter, Nftables};
@@ -26,7 +26,8 @@ use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
 use crate::cni::attachment::Attachments;
-use crate::cni::conf;
+use crate::cni::plugin::PluginFile;
+use crate::cni::{conf, host_file};
 use crate::config::Args;
 use crate::debug::DebugService;
 use crate::identity::Identity;
@@ -71,27 +72,70 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     let enforcing = readiness.gate("policy", "no complete view received from typha yet");
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    admin::serve(args.admin_listen, Arc::new(registry), readiness.clone(), shutdown.clone()).await?;
+    admin::serve(
+        args.admin_listen,
+        Arc::new(registry),
+        readiness.clone(),
+        shutdown.clone(),
+    )
+    .await?;
 
     let folder = args.state_dir.join("attachments");
-    let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
-    metrics.damaged.set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
+    let attachments = Attachments::load(&folder)
+        .with_context(|| format!("attachments in {}", folder.display()))?;
+    metrics
+        .damaged
+        .set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
     let (agent, routing, fatal) = start_agent(&args, &attachments, metrics, &problems)?;
     tokio::spawn(follow_status(agent.clone(), enforcing));
 
-    if let Some(folder) = args.cni_conf_dir.clone() {
-        let (problems, own) = (problems.clone(), args.cni_conflist.clone());
-        tokio::spawn(conf::watch(folder, own, move |wrong| problems.report("network-configuration", true, wrong)));
-    }
+    watch_host_files(&args, &problems);
     let notices = Notices::default();
-    let connected = run_connected(&args, &agent, routing, (&notices, &problems), &readiness, certified, &shutdown);
-    let pods = serve_pods(&args, agent.clone(), attachments, notices.clone(), problems.clone());
+    let connected = run_connected(
+        &args,
+        &agent,
+        routing,
+        (&notices, &problems),
+        &readiness,
+        certified,
+        &shutdown,
+    );
+    let pods = serve_pods(
+        &args,
+        agent.clone(),
+        attachments,
+        notices.clone(),
+        problems.clone(),
+    );
     tokio::select! {
         () = shutdown.wait() => Ok(()),
-        reason = fatal => Err(reason.map_or_else(|_| anyhow::anyhow!("the agent's thread has ended"), Into::into)),
+        reason = fatal => Err(
+            reason.map_or_else(|_| anyhow::anyhow!("the agent's thread has ended"), Into::into),
+        ),
         ended = connected => ended,
         ended = pods => ended,
+    }
+}
+
+/// Keeps what the container runtime needs to call our plugin.
+fn watch_host_files(args: &Args, problems: &Problems) {
+    if let Some(folder) = args.cni_conf_dir.clone() {
+        let (problems, own) = (problems.clone(), args.cni_conflist.clone());
+        let check = move || conf::check_folder(&folder, own.as_deref());
+        tokio::spawn(host_file::watch(check, move |wrong| {
+            problems.report("network-configuration", true, wrong)
+        }));
+    }
+    if let Some(folder) = args.cni_bin_dir.clone() {
+        let (problems, plugin) = (
+            problems.clone(),
+            PluginFile::new(args.cni_plugin.clone(), folder),
+        );
+        let check = move || plugin.check(SystemTime::now());
+        tokio::spawn(host_file::watch(check, move |wrong| {
+            problems.report("plugin", true, wrong)
+        }));
     }
 }
 
@@ -101,11 +145,20 @@ fn start_agent(
     attachments: &Attachments,
     metrics: Metrics,
     problems: &Problems,
-) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::RetriesExhausted>)> {
+) -> anyhow::Result<(
+    AgentHandle,
+    watch::Receiver<Progress>,
+    tokio::sync::oneshot::Receiver<agent::RetriesExhausted>,
+)> {
     let missing = probe::require_features(probe::probe().context("features of the kernel")?)?;
-    problems.report("kernel", false, probe::describe_missing(&missing).as_deref());
+    problems.report(
+        "kernel",
+        false,
+        probe::describe_missing(&missing).as_deref(),
+    );
     let store = ViewStore::new(&args.state_dir);
-    let mut kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
+    let mut kernel =
+        Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
     let routing = network.watch();
@@ -172,11 +225,21 @@ async fn run_connected(
         problems: problems.clone(),
     };
     let listener = TcpListener::bind(args.listen).await;
-    let listener = listener
-        .with_context(|| format!("cannot listen on {}: choose a free address with MARGAY_LISTEN", args.listen))?;
+    let listener = listener.with_context(|| {
+        format!(
+            "cannot listen on {}: choose a free address with MARGAY_LISTEN",
+            args.listen
+        )
+    })?;
     tokio::select! {
         () = upstream.run(shutdown.clone()) => Ok(()),
-        served = serve_debug(debug, readiness.clone(), listener, tls.clone(), shutdown.clone()) => served,
+        served = serve_debug(
+            debug,
+            readiness.clone(),
+            listener,
+            tls.clone(),
+            shutdown.clone(),
+        ) => served,
         () = identity.renew(&tls) => Ok(()),
     }
 }
@@ -196,9 +259,13 @@ async fn serve_debug(
     let reporter = HealthReporter::new();
     let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
     let reporting = async {
-        reporter.set_service_status("", ServingStatus::NotServing).await;
+        reporter
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
         readiness.wait().await;
-        reporter.set_service_status("", ServingStatus::Serving).await;
+        reporter
+            .set_service_status("", ServingStatus::Serving)
+            .await;
         std::future::pending::<()>().await;
     };
     let layers = ServiceBuilder::new()
@@ -213,7 +280,10 @@ async fn serve_debug(
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .serve_with_incoming_shutdown(incoming(listener, tls), async move { shutdown.wait().await });
+        .serve_with_incoming_shutdown(
+            incoming(listener, tls),
+            async move { shutdown.wait().await },
+        );
     tokio::select! {
         served = served => Ok(served?),
         () = reporting => Ok(()),
@@ -237,6 +307,9 @@ async fn serve_pods(
         mtu: args.mtu,
         problems,
     };
-    let storage = pods::Storage { client, mode: args.api_group };
+    let storage = pods::Storage {
+        client,
+        mode: args.api_group,
+    };
     pods::serve(settings, storage, agent, attachments, notices).await
 }

@@ -38,6 +38,13 @@ pub struct Args {
     /// one is only reported.
     #[arg(long, env = "CNI_CONFLIST")]
     pub cni_conflist: Option<String>,
+    /// Directory that the container runtime calls plugins from, where ours is restored when it is
+    /// missing or another one. Unset: no check.
+    #[arg(long, env = "MARGAY_CNI_BIN_DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Plugin that is restored there.
+    #[arg(long, env = "MARGAY_CNI_PLUGIN", default_value = "/margay-cni")]
+    pub cni_plugin: PathBuf,
     /// Address of the debug service: gRPC with mutual TLS.
     #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5474")]
     pub listen: SocketAddr,
@@ -45,7 +52,12 @@ pub struct Args {
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9099")]
     pub admin_listen: SocketAddr,
     /// How long a pod waits for its policy before ADD fails and the runtime retries.
-    #[arg(long, env = "MARGAY_POLICY_SETUP_TIMEOUT_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(
+        long,
+        env = "MARGAY_POLICY_SETUP_TIMEOUT_SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=600),
+    )]
     pub policy_setup_timeout_seconds: u64,
     /// MTU of pods; 0: that of the node's link less the overhead of the encapsulation in use.
     #[arg(long, env = "MARGAY_MTU", default_value_t = 0)]
@@ -75,7 +87,10 @@ impl NodeIps {
 
     /// The address of an IP version.
     pub fn of(&self, version: IpVersion) -> Option<IpAddr> {
-        [Some(self.first), self.second].into_iter().flatten().find(|address| IpVersion::of(*address) == version)
+        [Some(self.first), self.second]
+            .into_iter()
+            .flatten()
+            .find(|address| IpVersion::of(*address) == version)
     }
 }
 
@@ -85,11 +100,21 @@ impl FromStr for NodeIps {
     /// Of several addresses of one IP version the first counts, as with the kubelet.
     fn from_str(text: &str) -> Result<Self, String> {
         const REMEDY: &str = "write one address, or one of each IP version: 192.0.2.1,fd00::1";
-        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        let parse = |part: &str| part.parse::<IpAddr>().map_err(|_| format!("{part:?} is not an IP address; {REMEDY}"));
+        let parts = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
+        let parse = |part: &str| {
+            part.parse::<IpAddr>()
+                .map_err(|_| format!("{part:?} is not an IP address; {REMEDY}"))
+        };
         let addresses = parts.map(parse).collect::<Result<Vec<_>, _>>()?;
-        let first = *addresses.first().ok_or_else(|| format!("no address; {REMEDY}"))?;
-        let second = addresses.into_iter().find(|address| IpVersion::of(*address) != IpVersion::of(first));
+        let first = *addresses
+            .first()
+            .ok_or_else(|| format!("no address; {REMEDY}"))?;
+        let second = addresses
+            .into_iter()
+            .find(|address| IpVersion::of(*address) != IpVersion::of(first));
         Ok(Self { first, second })
     }
 }
@@ -107,8 +132,19 @@ mod tests {
         ];
         for (text, wanted) in table {
             let ips: NodeIps = text.parse().expect("addresses");
-            let of = |version| ips.of(version).map_or("-".to_owned(), |address| address.to_string());
-            assert_eq!(format!("{}: {} {}", ips.first(), of(IpVersion::V4), of(IpVersion::V6)), wanted);
+            let of = |version| {
+                ips.of(version)
+                    .map_or("-".to_owned(), |address| address.to_string())
+            };
+            assert_eq!(
+                format!(
+                    "{}: {} {}",
+                    ips.first(),
+                    of(IpVersion::V4),
+                    of(IpVersion::V6)
+                ),
+                wanted
+            );
         }
         for wrong in ["", ",", "192.0.2.1,here"] {
             let error = wrong.parse::<NodeIps>().expect_err(wrong);

@@ -8,8 +8,8 @@ use margay_dataplane::routes::sysctl::ChangedParameter;
 use margay_dataplane::routes::worker::Progress;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
-    HostChange, KernelRequest, KernelResponse, RecordEntry, SetLogRequest, SetLogResponse, StatusRequest,
-    StatusResponse, ViewRequest, ViewResponse,
+    HostChange, KernelRequest, KernelResponse, RecordEntry, SetLogRequest, SetLogResponse,
+    StatusRequest, StatusResponse, ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
 use margay_runtime::grpc;
@@ -44,11 +44,15 @@ impl DebugService {
 impl NodeDebug for DebugService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let status = self.agent.status();
-        let missing = self.readiness.missing().into_iter().map(|(name, why)| format!("{name}: {why}"));
-        let errors = status
-            .errors
-            .iter()
-            .map(|(id, message)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() });
+        let missing = self
+            .readiness
+            .missing()
+            .into_iter()
+            .map(|(name, why)| format!("{name}: {why}"));
+        let errors = status.errors.iter().map(|(id, message)| wire::RecordError {
+            id: Some(encode_id(id)),
+            message: message.clone(),
+        });
         Ok(Response::new(StatusResponse {
             node: self.node.clone(),
             in_sync: status.in_sync,
@@ -56,8 +60,20 @@ impl NodeDebug for DebugService {
             errors: errors.collect(),
             waiting: missing.chain(status.not_ready_reason()).collect(),
             typha: status.server,
-            problems: self.problems.list().into_iter().map(NodeProblem::into_wire).collect(),
-            host_changes: self.routing.borrow().changed.values().cloned().map(host_change).collect(),
+            problems: self
+                .problems
+                .list()
+                .into_iter()
+                .map(NodeProblem::into_wire)
+                .collect(),
+            host_changes: self
+                .routing
+                .borrow()
+                .changed
+                .values()
+                .cloned()
+                .map(host_change)
+                .collect(),
         }))
     }
 
@@ -74,28 +90,59 @@ impl NodeDebug for DebugService {
             .inspect(|state, _| (state.revision(), state.records().clone()))
             .await
             .ok_or_else(Self::agent_ended)?;
-        let records = held.1.iter().map(|(id, record)| record_entry(id, record)).collect();
-        Ok(Response::new(ViewResponse { node: self.node.clone(), revision: held.0, records }))
+        let records = held
+            .1
+            .iter()
+            .map(|(id, record)| record_entry(id, record))
+            .collect();
+        Ok(Response::new(ViewResponse {
+            node: self.node.clone(),
+            revision: held.0,
+            records,
+        }))
     }
 
     async fn kernel(&self, _: Request<KernelRequest>) -> Result<Response<KernelResponse>, Status> {
         let node = self.node.clone();
         let look = move |state: &crate::state::State, dataplane: &dyn Dataplane| {
-            let plan = plan::plan(&node, state.records(), &pods_by_address(dataplane.attached().iter()));
+            let plan = plan::plan(
+                &node,
+                state.records(),
+                &pods_by_address(dataplane.attached().iter()),
+            );
             (dataplane.dump(state.records()), plan)
         };
-        let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::agent_ended)?;
-        Ok(Response::new(KernelResponse { nftables, network: format!("{plan:#?}") }))
+        let (nftables, plan) = self
+            .agent
+            .inspect(look)
+            .await
+            .ok_or_else(Self::agent_ended)?;
+        Ok(Response::new(KernelResponse {
+            nftables,
+            network: format!("{plan:#?}"),
+        }))
     }
 
-    async fn set_log(&self, request: Request<SetLogRequest>) -> Result<Response<SetLogResponse>, Status> {
-        grpc::set_log(&request.into_inner().filter).map(|former| Response::new(SetLogResponse { former }))
+    async fn set_log(
+        &self,
+        request: Request<SetLogRequest>,
+    ) -> Result<Response<SetLogResponse>, Status> {
+        grpc::set_log(&request.into_inner().filter)
+            .map(|former| Response::new(SetLogResponse { former }))
     }
 }
 
 fn host_change(changed: ChangedParameter) -> HostChange {
-    let ChangedParameter { parameter, former, now } = changed;
-    HostChange { parameter, former, now }
+    let ChangedParameter {
+        parameter,
+        former,
+        now,
+    } = changed;
+    HostChange {
+        parameter,
+        former,
+        now,
+    }
 }
 
 fn record_entry(id: &RecordId, record: &Record) -> RecordEntry {

@@ -69,22 +69,63 @@ impl Metrics {
             lag: seconds(),
         };
         let own = registry.sub_registry_with_prefix("margay_node");
-        own.register("frames", "Frames received from typha", metrics.frames.clone());
-        own.register("records", "Records in the view, by kind", metrics.records.clone());
-        own.register("revision", "Revision of the view in the kernel", metrics.revision.clone());
-        own.register("in_sync", "1 while the stream is up and the view is complete", metrics.in_sync.clone());
+        own.register(
+            "frames",
+            "Frames received from typha",
+            metrics.frames.clone(),
+        );
+        own.register(
+            "records",
+            "Records in the view, by kind",
+            metrics.records.clone(),
+        );
+        own.register(
+            "revision",
+            "Revision of the view in the kernel",
+            metrics.revision.clone(),
+        );
+        own.register(
+            "in_sync",
+            "1 while the stream is up and the view is complete",
+            metrics.in_sync.clone(),
+        );
         own.register("pods", "Pods attached to this node", metrics.pods.clone());
-        own.register("commits", "Transactions committed to nftables", metrics.commits.clone());
-        own.register("operations", "Operations in these transactions", metrics.operations.clone());
-        own.register("failures", "Transactions that the kernel refused or did not answer", metrics.failures.clone());
-        own.register("repairs", "Repairs of the table after changes by other programs", metrics.repairs.clone());
-        own.register("errors", "Records that are not enforced as written", metrics.errors.clone());
+        own.register(
+            "commits",
+            "Transactions committed to nftables",
+            metrics.commits.clone(),
+        );
+        own.register(
+            "operations",
+            "Operations in these transactions",
+            metrics.operations.clone(),
+        );
+        own.register(
+            "failures",
+            "Transactions that the kernel refused or did not answer",
+            metrics.failures.clone(),
+        );
+        own.register(
+            "repairs",
+            "Repairs of the table after changes by other programs",
+            metrics.repairs.clone(),
+        );
+        own.register(
+            "errors",
+            "Records that are not enforced as written",
+            metrics.errors.clone(),
+        );
         own.register(
             "attachments_damaged",
             "Attachment files that could not be read at start and were set aside",
             metrics.damaged.clone(),
         );
-        own.register_with_unit("plan", "Time to compute an nftables transaction", Unit::Seconds, metrics.plan.clone());
+        own.register_with_unit(
+            "plan",
+            "Time to compute an nftables transaction",
+            Unit::Seconds,
+            metrics.plan.clone(),
+        );
         own.register_with_unit(
             "commit",
             "Time that the kernel took to commit a transaction",

@@ -47,6 +47,7 @@ use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
 use margay_ipam::addresses::NodeAddresses;
 use margay_ipam::allocator::{Allocator, BlockMap, Inputs, Pools};
+use margay_ipam::excess;
 use margay_ipam::limits;
 use margay_ipam::namespaces;
 use margay_ipam::store::Store;
@@ -57,6 +58,9 @@ use margay_netlink::route::RouteSocket;
 const VIEW_INTERVAL: Duration = Duration::from_millis(50);
 /// Delay before a failed API request is repeated.
 const RETRY: Duration = Duration::from_secs(2);
+/// Maximal length of the annotation with the node's interfaces, in bytes: a quarter of what all
+/// annotations of an object may have (`TotalAnnotationSizeLimitB` in Kubernetes' apimachinery).
+const MAX_INTERFACES: usize = 64 << 10;
 /// File name of the CNI socket in the run directory.
 const SOCKET: &str = "cni.sock";
 
@@ -80,10 +84,12 @@ pub struct Settings {
 /// are left to DEL.
 pub fn load_attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
     let links = present::list_links(&mut RouteSocket::open()?)?;
-    let live = attachments
-        .iter()
-        .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
-    Ok(live.map(|attachment| (attachment.interface.clone(), attachment.attached())).collect())
+    let live = attachments.iter().filter(|attachment| {
+        !attachment.addresses.is_empty() && links.contains_key(&attachment.interface)
+    });
+    Ok(live
+        .map(|attachment| (attachment.interface.clone(), attachment.attached()))
+        .collect())
 }
 
 /// What the CNI service, IPAM and the node's annotations need of the view.
@@ -103,12 +109,22 @@ struct ViewInputs {
 }
 
 /// Extracts the inputs from the records; `is_whole`: they are a complete view, or have been one.
-fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_whole: bool) -> ViewInputs {
-    let mut inputs = ViewInputs { interfaces: node_interfaces(links), ..ViewInputs::default() };
+fn view_inputs(
+    node: &str,
+    records: &BTreeMap<RecordId, Record>,
+    links: &Links,
+    is_whole: bool,
+) -> ViewInputs {
+    let mut inputs = ViewInputs {
+        interfaces: node_interfaces(links),
+        ..ViewInputs::default()
+    };
     let (mut blocks, mut has_own) = (BTreeMap::new(), false);
     for (id, record) in globals(records) {
         match (id, record) {
-            (RecordId::Route(cidr), Record::Route(route)) if cidr.prefix_len() < cidr.max_prefix_len() => {
+            (RecordId::Route(cidr), Record::Route(route))
+                if cidr.prefix_len() < cidr.max_prefix_len() =>
+            {
                 drop(blocks.insert(*cidr, route.node.clone()))
             }
             (RecordId::Node(name), Record::Node(info)) if name == node => {
@@ -123,8 +139,12 @@ fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, 
         (Some(Record::Settings(settings)), IpVersion::V6) => settings.vxlan_mtu_v6,
         _ => 0,
     };
-    let encapsulated = IpVersion::ALL.into_iter().filter(|version| has_vxlan(records, *version));
-    inputs.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
+    let encapsulated = IpVersion::ALL
+        .into_iter()
+        .filter(|version| has_vxlan(records, *version));
+    inputs.vxlan = encapsulated
+        .map(|version| (version, configured(version)))
+        .collect();
     // Blocks of this node may be missing in a partial view, and typha may not have seen the node
     // yet.
     inputs.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
@@ -170,7 +190,11 @@ pub async fn serve(
     notices: Notices,
 ) -> Result<()> {
     let Storage { client, mode } = storage;
-    let (node, own) = (settings.node.clone(), settings.addresses);
+    let (node, own, problems) = (
+        settings.node.clone(),
+        settings.addresses,
+        settings.problems.clone(),
+    );
     let server = ApiServer::new(client.clone(), mode);
     let dependencies = Dependencies {
         store: Arc::new(server.clone()),
@@ -179,7 +203,14 @@ pub async fn serve(
         announcer: Annotations::spawn(client.clone()),
     };
     let pods = start(settings, dependencies, agent, attachments, notices)?;
-    tokio::spawn(annotate(node, own, client, pods.addresses, pods.inputs));
+    tokio::spawn(annotate(
+        node,
+        own,
+        client,
+        pods.addresses,
+        pods.inputs,
+        problems,
+    ));
     pods.served.await?.context("CNI socket")
 }
 
@@ -187,7 +218,11 @@ pub async fn serve(
 /// runtime's threads.
 pub fn start<S: Store, N: Announcer>(
     settings: Settings,
-    dependencies: Dependencies<S, impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>, N>,
+    dependencies: Dependencies<
+        S,
+        impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>,
+        N,
+    >,
     agent: AgentHandle,
     attachments: Attachments,
     notices: Notices,
@@ -196,17 +231,30 @@ pub fn start<S: Store, N: Announcer>(
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(None::<Labels>);
     // Until the encapsulation is known, assume both tunnels: smaller packets always arrive.
-    let every = IpVersion::ALL.into_iter().map(|version| (version, 0)).collect();
+    let every = IpVersion::ALL
+        .into_iter()
+        .map(|version| (version, 0))
+        .collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (known_mtu, known_mtu_seen) = watch::channel(None);
-    let inputs = Inputs { map: blocks_seen, pools: (dependencies.pools)(labels_seen), limits: dependencies.limits };
+    let inputs = Inputs {
+        map: blocks_seen,
+        pools: (dependencies.pools)(labels_seen),
+        limits: dependencies.limits,
+    };
+    let problems = settings.problems.clone();
+    let report = move |excess: Option<&str>| problems.report("blocks", true, excess);
+    tokio::spawn(excess::watch(settings.node.clone(), inputs.clone(), report));
     let namespaces = namespaces::reader(dependencies.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, inputs, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
     let parts = ServiceParts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),
-        announcer: AnnounceBoth { notices, then: dependencies.announcer },
+        announcer: AnnounceBoth {
+            notices,
+            then: dependencies.announcer,
+        },
         links: LinkRemover::spawn()?,
         conntrack: Conntrack::spawn().context("connection tracking")?,
         mtu: mtu_seen,
@@ -235,7 +283,9 @@ pub fn start<S: Store, N: Announcer>(
             let look = move |state: &State, dataplane: &dyn Dataplane| {
                 view_inputs(&name, state.records(), dataplane.links(), is_whole)
             };
-            let Some(seen) = agent.inspect(look).await else { return };
+            let Some(seen) = agent.inspect(look).await else {
+                return;
+            };
             let below = *underlay.borrow_and_update();
             if seen.blocks.is_some() {
                 let wanted = pod_mtu(settings.mtu, below, &seen.vxlan);
@@ -251,7 +301,11 @@ pub fn start<S: Store, N: Announcer>(
             tokio::time::sleep(VIEW_INTERVAL).await;
         }
     });
-    Ok(Pods { addresses, served, inputs: inputs_seen })
+    Ok(Pods {
+        addresses,
+        served,
+        inputs: inputs_seen,
+    })
 }
 
 fn replace_value<T: PartialEq>(present: &mut T, wanted: T) -> bool {
@@ -263,8 +317,14 @@ fn replace_value<T: PartialEq>(present: &mut T, wanted: T) -> bool {
 /// MTU of pods: the configured one, else the smallest of the tunnels (which have these configured
 /// MTUs), else the underlay's.
 fn pod_mtu(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> u32 {
-    let carried = vxlan.iter().map(|(version, mtu)| tunnel_mtu(*version, *mtu, Some(underlay), None));
-    if configured == 0 { carried.min().unwrap_or(underlay) } else { configured }
+    let carried = vxlan
+        .iter()
+        .map(|(version, mtu)| tunnel_mtu(*version, *mtu, Some(underlay), None));
+    if configured == 0 {
+        carried.min().unwrap_or(underlay)
+    } else {
+        configured
+    }
 }
 
 /// Describes configured MTUs that are larger than the node's link allows: the setting, the
@@ -274,9 +334,14 @@ fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>)
     for (version, wanted) in vxlan {
         let carried = tunnel_mtu(*version, *wanted, Some(underlay), None);
         if *wanted > carried {
-            let field = if *version == IpVersion::V4 { "vxlanMTU" } else { "vxlanMTUV6" };
+            let field = if *version == IpVersion::V4 {
+                "vxlanMTU"
+            } else {
+                "vxlanMTUV6"
+            };
             found.push(format!(
-                "{field} of FelixConfiguration is {wanted}, but the node's link has MTU {underlay}, so {} is given {carried}",
+                "{field} of FelixConfiguration is {wanted}, but the node's link has MTU \
+                 {underlay}, so {} is given {carried}",
                 vxlan_device_name(*version)
             ));
         }
@@ -284,8 +349,9 @@ fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>)
     let carried = pod_mtu(0, underlay, vxlan);
     if configured > carried {
         found.push(format!(
-            "calicoNetwork.mtu of the Installation is {configured}, but packets to other nodes may have {carried} bytes at most: larger ones are dropped or \
-             rejected on the way, and connections without path MTU discovery stall"
+            "calicoNetwork.mtu of the Installation is {configured}, but packets to other nodes may \
+             have {carried} bytes at most: larger ones are dropped or rejected on the way, and \
+             connections without path MTU discovery stall"
         ));
     }
     let remedy = "configure a smaller MTU, or a larger one on the node's link";
@@ -304,6 +370,7 @@ async fn annotate(
     client: Client,
     addresses: NodeAddresses,
     mut inputs: watch::Receiver<ViewInputs>,
+    problems: Problems,
 ) {
     let nodes: Api<Node> = Api::all(client);
     // The view does not contain this annotation, so it is written at start and whenever the
@@ -321,6 +388,11 @@ async fn annotate(
         }
         loop {
             let seen = inputs.borrow_and_update().clone();
+            problems.report(
+                "interfaces",
+                false,
+                interfaces_text(&seen.interfaces).err().as_deref(),
+            );
             match put_annotations(&nodes, &node, own, &addresses, &seen, written.as_ref()).await {
                 Ok(()) => {
                     written = Some(seen.interfaces);
@@ -354,16 +426,23 @@ async fn put_annotations(
             wanted.insert(annotation.to_owned(), json!(subnet));
         }
         let (present, tunnel, mac) = match version {
-            IpVersion::V4 => {
-                (seen.own.vtep.map(|vtep| vtep.address.into()), ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC)
-            }
-            IpVersion::V6 => {
-                (seen.own.vtep6.map(|vtep| vtep.address.into()), ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC_V6)
-            }
+            IpVersion::V4 => (
+                seen.own.vtep.map(|vtep| vtep.address.into()),
+                ANNOTATION_VXLAN_IPV4,
+                ANNOTATION_VXLAN_MAC,
+            ),
+            IpVersion::V6 => (
+                seen.own.vtep6.map(|vtep| vtep.address.into()),
+                ANNOTATION_VXLAN_IPV6,
+                ANNOTATION_VXLAN_MAC_V6,
+            ),
         };
         let is_due = present.is_none_or(|address: IpAddr| addresses.has_to_move(&[address.into()]));
         if seen.vxlan.contains_key(&version) && is_due {
-            let claimed = addresses.tunnel(version).await.context("address of the VXLAN device")?;
+            let claimed = addresses
+                .tunnel(version)
+                .await
+                .context("address of the VXLAN device")?;
             if let Some(address) = claimed.first() {
                 wanted.insert(tunnel.to_owned(), json!(address.addr()));
                 wanted.insert(mac.to_owned(), json!(tunnel_mac(node, version).to_string()));
@@ -371,8 +450,10 @@ async fn put_annotations(
         }
     }
     // A Node that lacks our other annotations may have been recreated, and lost this one as well.
-    if written != Some(&seen.interfaces) || !wanted.is_empty() {
-        wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(json!(seen.interfaces).to_string()));
+    if (written != Some(&seen.interfaces) || !wanted.is_empty())
+        && let Ok(text) = interfaces_text(&seen.interfaces)
+    {
+        wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(text));
     }
     if wanted.is_empty() {
         return Ok(());
@@ -382,6 +463,22 @@ async fn put_annotations(
         .await
         .with_context(|| format!("annotate Node {node}"))?;
     Ok(())
+}
+
+/// Text of the annotation with the interfaces. Kubernetes refuses a Node whose annotations are too
+/// long, and with it the addresses of its tunnels, so a text that takes a large part of that is a
+/// problem instead.
+fn interfaces_text(interfaces: &[NodeInterface]) -> Result<String, String> {
+    let text = json!(interfaces).to_string();
+    if text.len() <= MAX_INTERFACES {
+        return Ok(text);
+    }
+    Err(format!(
+        "the {} interfaces of this node, with their addresses, take {} bytes, more than the {MAX_INTERFACES} that annotation \
+         {ANNOTATION_NODE_INTERFACES} may have: automatic host endpoints by interface stay as they are; remove interfaces or addresses that are not needed",
+        interfaces.len(),
+        text.len()
+    ))
 }
 
 /// The node's addresses with their subnets. If there is an IPv6 pool and the kubelet reports no
@@ -395,7 +492,11 @@ fn node_subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNe
         }
     }
     if has_ipv6 && own.of(IpVersion::V6).is_none() {
-        found.extend(driver.find_ipv6_beside(own.first())?.map(|subnet| (IpVersion::V6, IpNet::V6(subnet))));
+        found.extend(
+            driver
+                .find_ipv6_beside(own.first())?
+                .map(|subnet| (IpVersion::V6, IpNet::V6(subnet))),
+        );
     }
     Ok(found)
 }
@@ -420,6 +521,34 @@ mod tests {
     use margay_calc::model::{PoolRecord, RouteRecord};
 
     #[test]
+    fn interfaces_that_do_not_fit_an_annotation_are_a_problem() {
+        let interface = |number: u32| NodeInterface {
+            name: format!("eth{number}"),
+            addresses: (0..10)
+                .map(|last| {
+                    IpAddr::from(std::net::Ipv4Addr::from_bits(
+                        (198 << 24) + number * 16 + last,
+                    ))
+                })
+                .collect(),
+        };
+        let text = interfaces_text(&(0..100).map(interface).collect::<Vec<_>>()).expect("they fit");
+        assert_eq!(
+            serde_json::from_str::<Vec<NodeInterface>>(&text)
+                .expect("JSON")
+                .len(),
+            100
+        );
+        let problem = interfaces_text(&(0..1000).map(interface).collect::<Vec<_>>())
+            .expect_err("they do not");
+        assert!(
+            problem.contains("the 1000 interfaces")
+                && problem.contains("projectcalico.org/Interfaces"),
+            "{problem}"
+        );
+    }
+
+    #[test]
     fn pods_have_the_mtu_of_the_smallest_tunnel_and_one_that_does_not_fit_is_a_problem() {
         let (v4, v6) = (IpVersion::V4, IpVersion::V6);
         for (configured, underlay, vxlan, mtu, problems) in [
@@ -433,31 +562,75 @@ mod tests {
                 1500,
                 vec![(v4, 8950)],
                 1450,
-                vec!["vxlanMTU of FelixConfiguration is 8950", "MTU 1500, so vxlan.calico is given 1450"],
+                vec![
+                    "vxlanMTU of FelixConfiguration is 8950",
+                    "MTU 1500, so vxlan.calico is given 1450",
+                ],
             ),
-            (0, 1500, vec![(v6, 1450)], 1430, vec!["vxlanMTUV6 of FelixConfiguration is 1450", "is given 1430"]),
+            (
+                0,
+                1500,
+                vec![(v6, 1450)],
+                1430,
+                vec!["vxlanMTUV6 of FelixConfiguration is 1450", "is given 1430"],
+            ),
             (1400, 1500, vec![(v4, 0)], 1400, vec![]),
             (1500, 1500, vec![], 1500, vec![]),
-            (1500, 1500, vec![(v4, 0)], 1500, vec!["calicoNetwork.mtu of the Installation is 1500", "1450"]),
-            (9000, 1500, vec![(v4, 8950)], 9000, vec!["vxlanMTU of", "calicoNetwork.mtu of", "smaller MTU"]),
+            (
+                1500,
+                1500,
+                vec![(v4, 0)],
+                1500,
+                vec!["calicoNetwork.mtu of the Installation is 1500", "1450"],
+            ),
+            (
+                9000,
+                1500,
+                vec![(v4, 8950)],
+                9000,
+                vec!["vxlanMTU of", "calicoNetwork.mtu of", "smaller MTU"],
+            ),
         ] {
             let vxlan = vxlan.into_iter().collect();
-            assert_eq!(pod_mtu(configured, underlay, &vxlan), mtu, "{configured} {underlay} {vxlan:?}");
+            assert_eq!(
+                pod_mtu(configured, underlay, &vxlan),
+                mtu,
+                "{configured} {underlay} {vxlan:?}"
+            );
             let problem = mtu_problem(configured, underlay, &vxlan);
-            assert_eq!(problem.is_some(), !problems.is_empty(), "{configured} {underlay} {vxlan:?}: {problem:?}");
+            assert_eq!(
+                problem.is_some(),
+                !problems.is_empty(),
+                "{configured} {underlay} {vxlan:?}: {problem:?}"
+            );
             for part in problems {
-                assert!(problem.as_ref().is_some_and(|problem| problem.contains(part)), "{part:?} in {problem:?}");
+                assert!(
+                    problem
+                        .as_ref()
+                        .is_some_and(|problem| problem.contains(part)),
+                    "{part:?} in {problem:?}"
+                );
             }
         }
     }
 
     #[test]
     fn configured_mtus_are_those_of_the_versions_that_are_encapsulated() {
-        let settings = FelixSettings { vxlan_mtu: 1300, vxlan_mtu_v6: 1280, ..FelixSettings::default() };
-        let pool = PoolRecord { nat_outgoing: false, encapsulation: Encapsulation::Vxlan };
+        let settings = FelixSettings {
+            vxlan_mtu: 1300,
+            vxlan_mtu_v6: 1280,
+            ..FelixSettings::default()
+        };
+        let pool = PoolRecord {
+            nat_outgoing: false,
+            encapsulation: Encapsulation::Vxlan,
+        };
         let records = BTreeMap::from([
             (RecordId::Settings, Record::Settings(settings)),
-            (RecordId::Pool("10.0.0.0/16".parse().expect("a range")), Record::Pool(pool)),
+            (
+                RecordId::Pool("10.0.0.0/16".parse().expect("a range")),
+                Record::Pool(pool),
+            ),
         ]);
         let inputs = view_inputs("own", &records, &Links::new(), true);
         assert_eq!(inputs.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
@@ -466,14 +639,27 @@ mod tests {
     #[test]
     fn blocks_are_known_once_the_view_is_whole_and_has_the_node_itself() {
         let block: IpNet = "10.0.0.0/26".parse().expect("a block");
-        let node = |name: &str| (RecordId::Node(name.to_owned()), Record::Node(NodeInfo::default()));
-        let route = Record::Route(RouteRecord { node: "own".to_owned(), encapsulation: Encapsulation::None });
+        let node = |name: &str| {
+            (
+                RecordId::Node(name.to_owned()),
+                Record::Node(NodeInfo::default()),
+            )
+        };
+        let route = Record::Route(RouteRecord {
+            node: "own".to_owned(),
+            encapsulation: Encapsulation::None,
+        });
         let mut records = BTreeMap::from([node("other"), (RecordId::Route(block), route)]);
-        let blocks = |records: &BTreeMap<_, _>, is_whole| view_inputs("own", records, &Links::new(), is_whole).blocks;
+        let blocks = |records: &BTreeMap<_, _>, is_whole| {
+            view_inputs("own", records, &Links::new(), is_whole).blocks
+        };
         assert_eq!(blocks(&BTreeMap::new(), false), None, "nothing has come");
         assert_eq!(blocks(&records, true), None, "typha has not seen the node");
         records.extend([node("own")]);
         assert_eq!(blocks(&records, false), None, "a part has come");
-        assert_eq!(blocks(&records, true).as_deref(), Some(&BTreeMap::from([(block, "own".to_owned())])));
+        assert_eq!(
+            blocks(&records, true).as_deref(),
+            Some(&BTreeMap::from([(block, "own".to_owned())]))
+        );
     }
 }

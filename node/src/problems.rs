@@ -22,7 +22,12 @@ impl Problems {
             if problems.get(code) == Some(&problem) {
                 return false;
             }
-            tracing::warn!(code, degraded, problem = problem.message, "this node has a problem");
+            tracing::warn!(
+                code,
+                degraded,
+                problem = problem.message,
+                "this node has a problem"
+            );
             problems.insert(code, problem);
             true
         });
@@ -76,28 +81,42 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_newest_list_is_told() {
+    async fn the_latest_list_is_sent() {
         let problems = Problems::default();
         let (up, mut received) = mpsc::channel(1);
         problems.set("routes", true, "no route to 10.0.0.0/26");
         problems.set("kernel", false, "old");
         problems.clear("nothing");
-        let telling = tokio::spawn({
+        let sending = tokio::spawn({
             let problems = problems.clone();
             async move { problems.send_changes(up).await }
         });
-        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
         assert_eq!(
-            problems.list().iter().map(|problem| problem.code.as_str()).collect::<Vec<_>>(),
+            received.recv().await,
+            Some(encode_problems(&problems.list()))
+        );
+        assert_eq!(
+            problems
+                .list()
+                .iter()
+                .map(|problem| problem.code.as_str())
+                .collect::<Vec<_>>(),
             ["kernel", "routes"]
         );
         problems.report("kernel", false, None);
-        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
+        assert_eq!(
+            received.recv().await,
+            Some(encode_problems(&problems.list()))
+        );
         problems.report("routes", true, Some("no route to 10.0.0.0/26"));
         problems.clear("routes");
-        assert_eq!(received.recv().await, Some(encode_problems(&[])), "and what did not change is not sent again");
+        assert_eq!(
+            received.recv().await,
+            Some(encode_problems(&[])),
+            "and what did not change is not sent again"
+        );
         drop(received);
         problems.set("routes", true, "again");
-        telling.await.expect("it ends with the stream");
+        sending.await.expect("it ends with the stream");
     }
 }

@@ -16,10 +16,15 @@ use margay_proto::sync::{Change, Frame};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ViewError {
     /// Members for a set that is not held.
-    #[error("received members of set {0}, which this node does not hold; the view is requested again")]
+    #[error(
+        "received members of set {0}, which this node does not hold; the view is requested again"
+    )]
     UnknownSet(SetId),
     /// Members of a kind other than the set's.
-    #[error("received members of kind {got:?} for set {set}, which holds {held:?}; the view is requested again")]
+    #[error(
+        "received members of kind {got:?} for set {set}, which holds {held:?}; the view is \
+         requested again"
+    )]
     SetKind {
         /// The set.
         set: SetId,
@@ -53,8 +58,15 @@ struct Resend {
 impl State {
     /// A state with these records, all dirty and not in sync.
     pub fn with_records(records: BTreeMap<RecordId, Record>) -> Self {
-        let dirty = Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() };
-        Self { records, dirty, ..Self::default() }
+        let dirty = Dirty {
+            records: records.keys().cloned().collect(),
+            members: BTreeMap::new(),
+        };
+        Self {
+            records,
+            dirty,
+            ..Self::default()
+        }
     }
 
     /// All records.
@@ -80,7 +92,11 @@ impl State {
 
     /// Bucket digests for a hello; empty when nothing is held.
     pub fn buckets(&self) -> Vec<u64> {
-        if self.records.is_empty() { Vec::new() } else { digest::buckets(&self.records).to_vec() }
+        if self.records.is_empty() {
+            Vec::new()
+        } else {
+            digest::buckets(&self.records).to_vec()
+        }
     }
 
     /// Handles the end of the stream: records stay, and buckets that were being resent are not
@@ -122,8 +138,14 @@ impl State {
             // A resent set differs in few members if any, and only those are programmed.
             let set = set.clone();
             let delta = difference(old, new);
-            delta.added.into_iter().for_each(|member| self.dirty.mark_member(&set, member, true));
-            delta.removed.into_iter().for_each(|member| self.dirty.mark_member(&set, member, false));
+            delta
+                .added
+                .into_iter()
+                .for_each(|member| self.dirty.mark_member(&set, member, true));
+            delta
+                .removed
+                .into_iter()
+                .for_each(|member| self.dirty.mark_member(&set, member, false));
         } else if self.records.get(&id) != Some(&record) {
             self.dirty.mark(id.clone());
         }
@@ -132,19 +154,25 @@ impl State {
 
     fn remove(&mut self, id: &RecordId) {
         self.resend.received.remove(id);
-        let Some(record) = self.records.remove(id) else { return };
+        let Some(record) = self.records.remove(id) else {
+            return;
+        };
         if let (RecordId::IpSet(set), Record::IpSet(record)) = (id, record)
             && !self.dirty.records.contains(id)
         {
             let pending_members = self.dirty.members.remove(set).unwrap_or_default();
-            self.removed_sets.insert(set.clone(), (record, pending_members));
+            self.removed_sets
+                .insert(set.clone(), (record, pending_members));
         }
         self.dirty.records.insert(id.clone());
     }
 
     /// Restores a set that was removed since `take_dirty`, as if it had stayed.
     fn restore_set(&mut self, set: &SetId, kind: SetKind) {
-        let Some((record, pending_members)) = self.removed_sets.remove(set).filter(|(record, _)| record.kind == kind)
+        let Some((record, pending_members)) = self
+            .removed_sets
+            .remove(set)
+            .filter(|(record, _)| record.kind == kind)
         else {
             return;
         };
@@ -156,12 +184,22 @@ impl State {
         }
     }
 
-    fn apply_members(&mut self, set: SetId, kind: SetKind, delta: MemberDelta) -> Result<(), ViewError> {
-        let Some(Record::IpSet(record)) = self.records.get_mut(&RecordId::IpSet(set.clone())) else {
+    fn apply_members(
+        &mut self,
+        set: SetId,
+        kind: SetKind,
+        delta: MemberDelta,
+    ) -> Result<(), ViewError> {
+        let Some(Record::IpSet(record)) = self.records.get_mut(&RecordId::IpSet(set.clone()))
+        else {
             return Err(ViewError::UnknownSet(set));
         };
         if record.kind != kind {
-            return Err(ViewError::SetKind { set, held: record.kind, got: kind });
+            return Err(ViewError::SetKind {
+                set,
+                held: record.kind,
+                got: kind,
+            });
         }
         for member in delta.removed {
             if record.members.remove(&member) {
@@ -183,7 +221,10 @@ impl State {
         if buckets.is_empty() {
             return;
         }
-        let stale = self.records.keys().filter(|id| !received.contains(*id) && buckets.contains(&digest::bucket(id)));
+        let stale = self
+            .records
+            .keys()
+            .filter(|id| !received.contains(*id) && buckets.contains(&digest::bucket(id)));
         let stale: Vec<RecordId> = stale.cloned().collect();
         for id in stale {
             self.remove(&id);

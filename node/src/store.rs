@@ -30,7 +30,9 @@ pub struct ViewStore {
 impl ViewStore {
     /// The file `view.bin` in the agent's state directory.
     pub fn new(folder: &Path) -> Self {
-        Self { path: folder.join("view.bin") }
+        Self {
+            path: folder.join("view.bin"),
+        }
     }
 
     /// Loads the saved view; empty if there is none or if it is damaged, which is logged.
@@ -39,7 +41,11 @@ impl ViewStore {
             Ok(records) => records,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Records::new(),
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "the saved view cannot be used; waiting for the view from typha");
+                tracing::warn!(
+                    path = %self.path.display(),
+                    %error,
+                    "the saved view cannot be used; waiting for the view from typha",
+                );
                 Records::new()
             }
         }
@@ -48,8 +54,12 @@ impl ViewStore {
     fn read(&self) -> io::Result<Records> {
         let bytes = fs::read(&self.path)?;
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| invalid("not a saved view of this version"))?;
-        let (checksum, frame) = rest.split_at_checked(CHECKSUM).ok_or_else(|| invalid("the file is truncated"))?;
+        let rest = bytes
+            .strip_prefix(MAGIC)
+            .ok_or_else(|| invalid("not a saved view of this version"))?;
+        let (checksum, frame) = rest
+            .split_at_checked(CHECKSUM)
+            .ok_or_else(|| invalid("the file is truncated"))?;
         if Sha256::digest(frame).as_slice() != checksum {
             return Err(invalid("the checksum does not match"));
         }
@@ -65,7 +75,12 @@ impl ViewStore {
     /// Replaces the file atomically: a crash leaves the old or the new one.
     pub fn save(&self, encoded: &[u8]) -> io::Result<()> {
         let temporary = self.path.with_extension("tmp");
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(encoded)?;
         file.sync_all()?;
         fs::rename(&temporary, &self.path)
@@ -78,7 +93,10 @@ pub fn encode(records: &Records) -> Vec<u8> {
     for (id, record) in records {
         frame.extend_from_slice(&sync::encode_change(ChangeRef::Upsert(id, record)));
     }
-    frame.extend_from_slice(&sync::encode_trailer(&Trailer { in_sync: true, ..Trailer::default() }));
+    frame.extend_from_slice(&sync::encode_trailer(&Trailer {
+        in_sync: true,
+        ..Trailer::default()
+    }));
     let mut bytes = Vec::with_capacity(MAGIC.len() + CHECKSUM + frame.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&Sha256::digest(&frame));
@@ -92,8 +110,14 @@ mod tests {
     use margay_calc::model::PoolRecord;
 
     fn mk_records() -> Records {
-        let pool = PoolRecord { nat_outgoing: true, encapsulation: margay_api::network::Encapsulation::Vxlan };
-        BTreeMap::from([(RecordId::Pool("10.0.0.0/16".parse().expect("a range")), Record::Pool(pool))])
+        let pool = PoolRecord {
+            nat_outgoing: true,
+            encapsulation: margay_api::network::Encapsulation::Vxlan,
+        };
+        BTreeMap::from([(
+            RecordId::Pool("10.0.0.0/16".parse().expect("a range")),
+            Record::Pool(pool),
+        )])
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub fn failure(key: Key, error: &Error) -> Failure {
     let message = match error {
         Error::Api(status) if is_terminating(&status.message) => status.message.clone(),
         Error::Api(status) if status.code == 403 => format!(
-            "{}; apply deploy/operator.yaml of this version again, it has the operator's permissions",
+            "{}; apply deploy/operator.yaml of this version again, it has the operator's \
+             permissions",
             status.message
         ),
         Error::Api(status) if status.code == 404 => format!(
@@ -34,5 +35,9 @@ pub fn failure(key: Key, error: &Error) -> Failure {
         Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     };
-    Failure { key, message, transient }
+    Failure {
+        key,
+        message,
+        transient,
+    }
 }

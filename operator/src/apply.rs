@@ -58,7 +58,11 @@ pub struct Applier {
 impl Applier {
     /// Creates an applier that remembers nothing: the first reconcile applies everything once.
     pub fn new(client: Client, mode: Mode) -> Self {
-        Self { client, mode, applied: BTreeMap::new() }
+        Self {
+            client,
+            mode,
+            applied: BTreeMap::new(),
+        }
     }
 
     fn api(&self, key: &Key) -> Api<DynamicObject> {
@@ -72,17 +76,26 @@ impl Applier {
 
     /// Applies every object, several concurrently, in the order of [`wave`]. A failure does not
     /// prevent the others.
-    pub async fn exec(&mut self, objects: &[Object], present: &BTreeMap<Key, Present>) -> Vec<Failure> {
+    pub async fn exec(
+        &mut self,
+        objects: &[Object],
+        present: &BTreeMap<Key, Present>,
+    ) -> Vec<Failure> {
         let mut failures = Vec::new();
         for turn in 0..WAVES {
             let due: Vec<(&Object, [u8; 32])> = objects
                 .iter()
                 .filter(|object| wave(object) == turn)
                 .map(|object| (object, fingerprint(&object.body)))
-                .filter(|(Object { key, .. }, print)| !is_up_to_date(self.applied.get(key), print, present.get(key)))
+                .filter(|(Object { key, .. }, print)| {
+                    !is_up_to_date(self.applied.get(key), print, present.get(key))
+                })
                 .collect();
-            let outcomes: Vec<_> =
-                stream::iter(&due).map(|(object, _)| self.apply(object)).buffered(CONCURRENT_WRITES).collect().await;
+            let outcomes: Vec<_> = stream::iter(&due)
+                .map(|(object, _)| self.apply(object))
+                .buffered(CONCURRENT_WRITES)
+                .collect()
+                .await;
             for ((object, print), outcome) in due.into_iter().zip(outcomes) {
                 failures.extend(self.record(object, print, outcome));
             }
@@ -90,7 +103,12 @@ impl Applier {
         failures
     }
 
-    fn record(&mut self, object: &Object, print: [u8; 32], outcome: Result<String, Error>) -> Option<Failure> {
+    fn record(
+        &mut self,
+        object: &Object,
+        print: [u8; 32],
+        outcome: Result<String, Error>,
+    ) -> Option<Failure> {
         match outcome {
             Ok(version) => {
                 info!(object = %object.key, "applied");
@@ -125,7 +143,9 @@ impl Applier {
         let wanted = storage_v1::merge(kind, present.as_ref(), &object.body)?;
         let written = match (present, wanted) {
             (None, Some(wanted)) => bounded(api.create(&PostParams::default(), &wanted)).await?,
-            (Some(_), Some(wanted)) => bounded(api.replace(name, &PostParams::default(), &wanted)).await?,
+            (Some(_), Some(wanted)) => {
+                bounded(api.replace(name, &PostParams::default(), &wanted)).await?
+            }
             (Some(present), None) => present,
             (None, None) => return Ok(String::new()),
         };
@@ -134,10 +154,17 @@ impl Applier {
 
     /// Deletes the reports of replicas of typha that are gone.
     pub async fn delete_reports(&self, keys: &[String]) -> Option<Failure> {
-        let key = Key { kind: kind("ConfigMap"), namespace: NAMESPACE.to_owned(), name: CONFIG_MAP.to_owned() };
+        let key = Key {
+            kind: kind("ConfigMap"),
+            namespace: NAMESPACE.to_owned(),
+            name: CONFIG_MAP.to_owned(),
+        };
         let data: BTreeMap<&String, Value> = keys.iter().map(|key| (key, Value::Null)).collect();
         let patch = Patch::Merge(json!({ "data": data }));
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
         let written = bounded(self.api(&key).patch(CONFIG_MAP, &params, &patch)).await;
         written.err().map(|error| failure(key, &error))
     }
@@ -145,7 +172,10 @@ impl Applier {
     /// Creates an object that must not exist yet.
     pub async fn create(&self, object: &Object) -> Result<(), Error> {
         let body = self.body(object)?;
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
         bounded(self.api(&object.key).create(&params, &body)).await?;
         Ok(())
     }
@@ -167,18 +197,27 @@ impl Applier {
     /// Deletes the host endpoints of nodes that the list lacks, once a read by name confirms that
     /// each of them is gone. If one exists, the list was incomplete, and no node is considered
     /// gone.
-    async fn sweep_of_absent_nodes(&mut self, hosts: BTreeMap<String, Vec<(Key, DeleteParams)>>) -> Vec<Failure> {
+    async fn sweep_of_absent_nodes(
+        &mut self,
+        hosts: BTreeMap<String, Vec<(Key, DeleteParams)>>,
+    ) -> Vec<Failure> {
         for (node, theirs) in &hosts {
             match has_node(&self.client, node).await {
                 Ok(false) => {}
                 Ok(true) => {
                     warn!(
                         node,
-                        "node exists but was missing in the list of nodes; no host endpoints of absent nodes are deleted"
+                        "node exists but was missing in the list of nodes; no host endpoints of \
+                         absent nodes are deleted"
                     );
                     return Vec::new();
                 }
-                Err(error) => return theirs.iter().map(|(key, _)| failure(key.clone(), &error)).collect(),
+                Err(error) => {
+                    return theirs
+                        .iter()
+                        .map(|(key, _)| failure(key.clone(), &error))
+                        .collect();
+                }
             }
         }
         self.sweep(hosts.into_values().flatten().collect()).await
@@ -195,8 +234,15 @@ impl Applier {
     /// Replaces an object at the version that its body has.
     async fn replace(&self, object: &Object) -> Result<(), Error> {
         let body = self.body(object)?;
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        bounded(self.api(&object.key).replace(&object.key.name, &params, &body)).await?;
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        bounded(
+            self.api(&object.key)
+                .replace(&object.key.name, &params, &body),
+        )
+        .await?;
         Ok(())
     }
 
@@ -213,7 +259,11 @@ impl Applier {
     pub async fn exec_statuses(&self, objects: &[Object]) -> Vec<Failure> {
         let mut failures = Vec::new();
         for object in objects {
-            failures.extend(log_outcome("status update", object, self.apply_status(object).await));
+            failures.extend(log_outcome(
+                "status update",
+                object,
+                self.apply_status(object).await,
+            ));
         }
         failures
     }
@@ -222,16 +272,31 @@ impl Applier {
     /// leaves them alone. A pool that has changed since the reconcile began is left alone.
     pub async fn exec_finalizers(&self, changes: &[FinalizerChange]) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for FinalizerChange { pool, version, finalizers } in changes {
-            let patch = json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
+        for FinalizerChange {
+            pool,
+            version,
+            finalizers,
+        } in changes
+        {
+            let patch =
+                json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
             let object = Object::new("IPPool", json!({ "metadata": { "name": pool } }));
-            let params = PatchParams { field_manager: Some(FINALIZER_MANAGER.to_owned()), ..PatchParams::default() };
-            let written = bounded(self.api(&object.key).patch(pool, &params, &Patch::Merge(patch))).await;
+            let params = PatchParams {
+                field_manager: Some(FINALIZER_MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            let written = bounded(
+                self.api(&object.key)
+                    .patch(pool, &params, &Patch::Merge(patch)),
+            )
+            .await;
             match written {
                 // The pool is gone with its last finalizer, or has changed: the watch triggers the
                 // next reconcile.
                 Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-                written => failures.extend(log_outcome("finalizer update", &object, written.map(drop))),
+                written => {
+                    failures.extend(log_outcome("finalizer update", &object, written.map(drop)))
+                }
             }
         }
         failures
@@ -240,7 +305,10 @@ impl Applier {
     /// Writes defaults into the Installation. Not forced: a field that a person sets meanwhile
     /// stays that person's.
     pub async fn write_back(&self, owner: &Owner, spec: Value) -> Result<(), Error> {
-        let object = Object::new("Installation", json!({ "metadata": { "name": owner.name }, "spec": spec }));
+        let object = Object::new(
+            "Installation",
+            json!({ "metadata": { "name": owner.name }, "spec": spec }),
+        );
         let api = self.api(&object.key);
         let patch = Patch::Apply(&object.body);
         bounded(api.patch(&object.key.name, &PatchParams::apply(MANAGER), &patch)).await?;
@@ -281,7 +349,12 @@ fn log_outcome(action: &str, object: &Object, outcome: Result<(), Error>) -> Opt
 /// Returns the objects to sweep: those of owned kinds with our label that belong to this
 /// Installation and are neither wanted nor kept. Objects of a deleted Installation are left to the
 /// API server's garbage collector.
-pub fn unwanted(inputs: &Inputs, objects: &[Object], keep: &BTreeSet<Key>, owner: &Owner) -> Vec<(Key, DeleteParams)> {
+pub fn unwanted(
+    inputs: &Inputs,
+    objects: &[Object],
+    keep: &BTreeSet<Key>,
+    owner: &Owner,
+) -> Vec<(Key, DeleteParams)> {
     let wanted: BTreeSet<&Key> = objects.iter().map(|object| &object.key).collect();
     let ours = |key: &Key, present: &Present| {
         OWNED_KINDS.contains(key.kind) && !present.terminating && present.owner == owner.uid
@@ -312,7 +385,10 @@ fn fingerprint(body: &Value) -> [u8; 32] {
 
 /// Restricts the deletion to the object that was read, not a successor of its name.
 fn only(uid: &str) -> DeleteParams {
-    DeleteParams::background().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
+    DeleteParams::background().preconditions(Preconditions {
+        uid: Some(uid.to_owned()),
+        resource_version: None,
+    })
 }
 
 #[cfg(test)]

@@ -5,20 +5,35 @@ use super::*;
 use crate::manifest::kind;
 
 fn owner() -> Owner {
-    Owner { name: "default".to_owned(), uid: "ours".to_owned() }
+    Owner {
+        name: "default".to_owned(),
+        uid: "ours".to_owned(),
+    }
 }
 
 fn key(kind_name: &str, name: &str) -> Key {
-    Key { kind: kind(kind_name), namespace: String::new(), name: name.to_owned() }
+    Key {
+        kind: kind(kind_name),
+        namespace: String::new(),
+        name: name.to_owned(),
+    }
 }
 
 fn present(owner: &str) -> Present {
-    Present { version: "1".to_owned(), uid: format!("uid of {owner}'s"), owner: owner.to_owned(), terminating: false }
+    Present {
+        version: "1".to_owned(),
+        uid: format!("uid of {owner}'s"),
+        owner: owner.to_owned(),
+        terminating: false,
+    }
 }
 
 #[test]
 fn owned_objects_that_are_neither_wanted_nor_kept_are_swept() {
-    let leaving = Present { terminating: true, ..present("ours") };
+    let leaving = Present {
+        terminating: true,
+        ..present("ours")
+    };
     let inputs = Inputs {
         present: BTreeMap::from([
             (key("ClusterRole", "wanted"), present("ours")),
@@ -46,8 +61,14 @@ fn objects_that_are_up_to_date_are_not_written() {
     let print = fingerprint(&json!({ "a": 1 }));
     let other = fingerprint(&json!({ "a": 2 }));
     let applied = (print, "1".to_owned());
-    let changed = Present { version: "2".to_owned(), ..present("ours") };
-    let leaving = Present { terminating: true, ..present("ours") };
+    let changed = Present {
+        version: "2".to_owned(),
+        ..present("ours")
+    };
+    let leaving = Present {
+        terminating: true,
+        ..present("ours")
+    };
     let table = [
         (Some(&applied), &print, Some(present("ours")), true),
         (Some(&applied), &other, Some(present("ours")), false),
@@ -57,12 +78,23 @@ fn objects_that_are_up_to_date_are_not_written() {
         (None, &print, Some(present("ours")), false),
     ];
     for (applied, print, present, wanted) in table {
-        assert_eq!(is_up_to_date(applied, print, present.as_ref()), wanted, "{present:?}");
+        assert_eq!(
+            is_up_to_date(applied, print, present.as_ref()),
+            wanted,
+            "{present:?}"
+        );
     }
 }
 
 fn refused(code: u16, message: &str) -> Error {
-    Error::Api(Status { code, message: message.to_owned(), ..Status::default() }.boxed())
+    Error::Api(
+        Status {
+            code,
+            message: message.to_owned(),
+            ..Status::default()
+        }
+        .boxed(),
+    )
 }
 
 #[test]
@@ -71,9 +103,19 @@ fn errors_are_transient_if_a_retry_can_help() {
         (409, "modified", true, "modified"),
         (429, "slow down", true, "slow down"),
         (503, "etcd", true, "etcd"),
-        (403, "unable to create: namespace is terminating because it is being terminated", true, "terminated"),
+        (
+            403,
+            "unable to create: namespace is terminating because it is being terminated",
+            true,
+            "terminated",
+        ),
         (403, "cannot patch", false, "apply deploy/operator.yaml"),
-        (404, "not found", false, "does not serve rbac.authorization.k8s.io/v1 clusterroles"),
+        (
+            404,
+            "not found",
+            false,
+            "does not serve rbac.authorization.k8s.io/v1 clusterroles",
+        ),
         (422, "spec.x: Invalid", false, "spec.x: Invalid"),
     ];
     for (code, message, transient, wanted) in table {
@@ -90,7 +132,10 @@ fn objects_are_applied_after_those_that_they_refer_to() {
         ("Namespace", "ServiceAccount"),
         ("Namespace", "Secret"),
         ("ClusterRole", "ClusterRoleBinding"),
-        ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+        (
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+        ),
         ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"),
         ("ServiceAccount", "Deployment"),
         ("Secret", "Deployment"),

@@ -54,11 +54,15 @@ impl Authority {
     /// Returns all trusted certificates as one PEM text.
     pub fn bundle(&self) -> String {
         let next = self.next.as_ref().map(|pair| pair.certificate.as_str());
-        [Some(self.current.certificate.as_str()), next, self.previous.as_deref()]
-            .into_iter()
-            .flatten()
-            .map(|pem| format!("{}\n", pem.trim_end()))
-            .collect()
+        [
+            Some(self.current.certificate.as_str()),
+            next,
+            self.previous.as_deref(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|pem| format!("{}\n", pem.trim_end()))
+        .collect()
     }
 }
 
@@ -97,8 +101,12 @@ pub const TYPHA: Leaf = Leaf {
 };
 
 /// Certificate of a person or tool that uses the debug services.
-pub const READER: Leaf =
-    Leaf { secret: READER_SECRET, common_name: "margay:reader", organization: Some("margay:readers"), dns_names: &[] };
+pub const READER: Leaf = Leaf {
+    secret: READER_SECRET,
+    common_name: "margay:reader",
+    organization: Some("margay:readers"),
+    dns_names: &[],
+};
 
 /// A PEM text that is not a certificate.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -127,9 +135,14 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// Reads the first certificate of a PEM text.
     pub fn parse(pem: &str) -> Result<Self, CertificateError> {
-        let (_, block) = parse_x509_pem(pem.as_bytes()).map_err(|error| CertificateError(error.to_string()))?;
-        let certificate = block.parse_x509().map_err(|error| CertificateError(error.to_string()))?;
-        let time = |seconds| Timestamp::from_second(seconds).map_err(|error| CertificateError(error.to_string()));
+        let (_, block) =
+            parse_x509_pem(pem.as_bytes()).map_err(|error| CertificateError(error.to_string()))?;
+        let certificate = block
+            .parse_x509()
+            .map_err(|error| CertificateError(error.to_string()))?;
+        let time = |seconds| {
+            Timestamp::from_second(seconds).map_err(|error| CertificateError(error.to_string()))
+        };
         let mut facts = Self {
             not_before: time(certificate.validity().not_before.timestamp())?,
             not_after: time(certificate.validity().not_after.timestamp())?,
@@ -164,12 +177,20 @@ impl CertificateFacts {
     /// Time of renewal, when two thirds of its validity are over.
     fn renewal(&self) -> Timestamp {
         let life = self.not_after.duration_since(self.not_before);
-        self.not_after.checked_sub(life / 3).unwrap_or(self.not_after)
+        self.not_after
+            .checked_sub(life / 3)
+            .unwrap_or(self.not_after)
     }
 }
 
-fn first<'a>(mut values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>) -> String {
-    values.next().and_then(|value| value.as_str().ok()).unwrap_or_default().to_owned()
+fn first<'a>(
+    mut values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>,
+) -> String {
+    values
+        .next()
+        .and_then(|value| value.as_str().ok())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn dns_name(name: &GeneralName<'_>) -> Option<String> {
@@ -214,7 +235,11 @@ pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Certi
     match &authority.next {
         Some(next) => {
             let known = CertificateFacts::parse(&next.certificate)?.not_before + SPREAD;
-            Ok(if known <= now { Step::Promote } else { Step::Keep })
+            Ok(if known <= now {
+                Step::Promote
+            } else {
+                Step::Keep
+            })
         }
         None if current.is_ending(now) => Ok(Step::Prepare),
         None => Ok(Step::Keep),
@@ -222,7 +247,12 @@ pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Certi
 }
 
 /// Returns the reason why a certificate must be issued (again), if it must.
-pub fn due(leaf: &Leaf, stored: Option<&str>, authority: &CertificateFacts, now: Timestamp) -> Option<&'static str> {
+pub fn due(
+    leaf: &Leaf,
+    stored: Option<&str>,
+    authority: &CertificateFacts,
+    now: Timestamp,
+) -> Option<&'static str> {
     let Some(pem) = stored else {
         return Some("it is missing");
     };
@@ -238,7 +268,9 @@ pub fn due(leaf: &Leaf, stored: Option<&str>, authority: &CertificateFacts, now:
     {
         return Some("it is for other names");
     }
-    facts.is_ending(now).then_some("less than a third of its validity is left")
+    facts
+        .is_ending(now)
+        .then_some("less than a third of its validity is left")
 }
 
 /// Returns the time of the next check: the earliest at which a step or a renewal can become due.
@@ -248,7 +280,9 @@ pub fn next_check(stored: &Stored, now: Timestamp) -> Timestamp {
         let current = CertificateFacts::parse(&authority.current.certificate);
         moments.extend(current.map(|facts| facts.renewal()));
         if let Some(next) = &authority.next {
-            moments.extend(CertificateFacts::parse(&next.certificate).map(|facts| facts.not_before + SPREAD));
+            moments.extend(
+                CertificateFacts::parse(&next.certificate).map(|facts| facts.not_before + SPREAD),
+            );
         }
         if let Some(previous) = &authority.previous {
             moments.extend(CertificateFacts::parse(previous).map(|facts| facts.not_after));
@@ -257,7 +291,11 @@ pub fn next_check(stored: &Stored, now: Timestamp) -> Timestamp {
     for pem in [&stored.typha, &stored.reader].into_iter().flatten() {
         moments.extend(CertificateFacts::parse(pem).map(|facts| facts.renewal()));
     }
-    moments.into_iter().filter(|moment| *moment > now).min().unwrap_or(now)
+    moments
+        .into_iter()
+        .filter(|moment| *moment > now)
+        .min()
+        .unwrap_or(now)
 }
 
 #[cfg(test)]

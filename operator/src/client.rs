@@ -11,7 +11,8 @@ use kube::{Client, Error};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs a request with a time limit.
-// Not a timeout layer of the client: it would end with the header of the response, but the body can stall too.
+// Not a timeout layer of the client: it would end with the header of the response, but the body can
+// stall too.
 pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(outcome) => outcome,
@@ -29,7 +30,9 @@ pub async fn has_node(client: &Client, name: &str) -> Result<bool, Error> {
 /// could not be reached.
 pub fn is_transient(error: &Error) -> bool {
     match error {
-        Error::Api(status) => matches!(status.code, 409 | 429 | 500..=599) || is_terminating(&status.message),
+        Error::Api(status) => {
+            matches!(status.code, 409 | 429 | 500..=599) || is_terminating(&status.message)
+        }
         Error::SerdeError(_) | Error::BuildRequest(_) => false,
         _ => true,
     }

@@ -12,7 +12,9 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use margay_api::storage::Mode;
 use margay_api::v3::parse::controllers::leak_grace;
-use margay_api::v3::{ClusterInformation, IPAMConfiguration, KubeControllersConfiguration, SINGLETON};
+use margay_api::v3::{
+    ClusterInformation, IPAMConfiguration, KubeControllersConfiguration, SINGLETON,
+};
 use margay_ipam::collector::Collector;
 use margay_ipam::leak_scan::{LEAK_GRACE, ScanRules};
 use margay_ipam::store::api_server::ApiServer;
@@ -73,7 +75,10 @@ async fn notify_deletions(client: Client, deleted: Arc<Notify>) {
 }
 
 /// Collects once, unless the datastore is locked. Returns true when the next time should be soon.
-async fn collect(server: &ApiServer, collector: &mut Collector<ApiServer>) -> Result<bool, StoreError> {
+async fn collect(
+    server: &ApiServer,
+    collector: &mut Collector<ApiServer>,
+) -> Result<bool, StoreError> {
     let information = Objects::<ClusterInformation>::get(server, SINGLETON.to_owned()).await?;
     if information.is_some_and(|information| information.spec.datastore_ready == Some(false)) {
         return Ok(false);
@@ -83,14 +88,19 @@ async fn collect(server: &ApiServer, collector: &mut Collector<ApiServer>) -> Re
 
 /// Reads the settings; an invalid value counts as unset.
 async fn rules(server: &ApiServer) -> Result<ScanRules, StoreError> {
-    let controllers = Objects::<KubeControllersConfiguration>::get(server, SINGLETON.to_owned()).await?;
-    let leak = controllers.map_or(Ok(None), |object| leak_grace(&object)).unwrap_or_else(|problem| {
-        warn!(%problem, "setting is invalid and ignored");
-        None
-    });
+    let controllers =
+        Objects::<KubeControllersConfiguration>::get(server, SINGLETON.to_owned()).await?;
+    let leak = controllers
+        .map_or(Ok(None), |object| leak_grace(&object))
+        .unwrap_or_else(|problem| {
+            warn!(%problem, "setting is invalid and ignored");
+            None
+        });
     let settings = Objects::<IPAMConfiguration>::get(server, SINGLETON.to_owned()).await?;
     Ok(ScanRules {
-        leak: leak.map_or(Some(LEAK_GRACE), |leak| Some(leak).filter(|leak| !leak.is_zero())),
+        leak: leak.map_or(Some(LEAK_GRACE), |leak| {
+            Some(leak).filter(|leak| !leak.is_zero())
+        }),
         releases_spare_blocks: settings.is_none_or(|settings| settings.spec.auto_allocate_blocks),
     })
 }

@@ -1,5 +1,5 @@
-//! The reconcile loop: gather, default, validate, render, apply, status. Only the first step and the
-//! last two have side effects.
+//! The reconcile loop: gather, default, validate, render, apply, status. Only the first step and
+//! the last two have side effects.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,7 +54,8 @@ pub struct Controller {
     pub watch_blocks: watch::Sender<bool>,
     /// Blocks, while they are watched.
     pub blocks: watch::Receiver<pool_finalizer::BlockRanges>,
-    /// True when there has been an Installation, so that the finalizers of pools are this operator's.
+    /// True when there has been an Installation, so that the finalizers of pools are this
+    /// operator's.
     pub was_installed: bool,
     /// Storage of Calico's data.
     pub mode: Mode,
@@ -74,7 +75,12 @@ enum Next {
 }
 
 /// Reconciles whenever something has changed, while this operator leads.
-pub async fn run(mut controller: Controller, mut leading: watch::Receiver<bool>, gate: Gate, shutdown: Shutdown) {
+pub async fn run(
+    mut controller: Controller,
+    mut leading: watch::Receiver<bool>,
+    gate: Gate,
+    shutdown: Shutdown,
+) {
     let mut retry = Backoff::new(RETRY.0, RETRY.1);
     let changed = Arc::clone(&controller.reflectors.changed);
     loop {
@@ -134,51 +140,84 @@ impl Controller {
     async fn reconcile(&mut self, now: Timestamp) -> Next {
         let inputs = self.reflectors.gather();
         for name in inputs.ignored.difference(&self.ignored) {
-            warn!(installation = name, "Installation ignored: only the one named default is used");
+            warn!(
+                installation = name,
+                "Installation ignored: only the one named default is used"
+            );
         }
         self.ignored.clone_from(&inputs.ignored);
         let Some(request) = inputs.request.clone() else {
             self.authority.send_replace(None);
-            if !self.update_pool_finalizers(&inputs, &BTreeSet::new(), false).await.is_empty() {
+            if !self
+                .update_pool_finalizers(&inputs, &BTreeSet::new(), false)
+                .await
+                .is_empty()
+            {
                 return Next::Retry;
             }
             return Next::At(certs::next_check(&inputs.certificates, now));
         };
         self.was_installed = true;
         self.metrics.reconciles.inc();
-        let mut findings = Findings { ignored: fields::report(&inputs), ..Findings::default() };
+        let mut findings = Findings {
+            ignored: fields::report(&inputs),
+            ..Findings::default()
+        };
         match self.rotate_authority(&inputs, now).await {
-            // Nothing may be signed before the new CA is read back from the API, and nothing that needs
-            // certificates may start before they exist: the next reconcile continues from there.
+            // Nothing may be signed before the new CA is read back from the API, and nothing that
+            // needs certificates may start before they exist: the next reconcile continues from
+            // there.
             Rotation::Stored => return Next::At(now),
             Rotation::Unchanged(Ok(())) => {}
-            Rotation::Unchanged(Err(RotationError::Certificate(error))) => findings.certificates = Some(error),
-            Rotation::Unchanged(Err(RotationError::Write(failure))) => findings.failures.push(failure),
+            Rotation::Unchanged(Err(RotationError::Certificate(error))) => {
+                findings.certificates = Some(error)
+            }
+            Rotation::Unchanged(Err(RotationError::Write(failure))) => {
+                findings.failures.push(failure)
+            }
         }
-        let secrets = self.renew_leaf_secrets(&request, &inputs, now).unwrap_or_else(|error| {
-            findings.certificates = Some(error.to_string());
-            Vec::new()
-        });
+        let secrets = self
+            .renew_leaf_secrets(&request, &inputs, now)
+            .unwrap_or_else(|error| {
+                findings.certificates = Some(error.to_string());
+                Vec::new()
+            });
         match complete(&request, &inputs) {
             Ok(spec) => {
                 let plan = render::plan(&spec, &inputs, &request.owner, &self.settings);
                 findings.waiting.clone_from(&plan.waiting);
-                findings.failures.extend(self.write_back(&request, &json!(spec)).await);
+                findings
+                    .failures
+                    .extend(self.write_back(&request, &json!(spec)).await);
                 let pools = render::pools(&spec, &inputs);
-                let objects = [plan.objects.as_slice(), secrets.as_slice(), pools.objects.as_slice()].concat();
+                let objects = [
+                    plan.objects.as_slice(),
+                    secrets.as_slice(),
+                    pools.objects.as_slice(),
+                ]
+                .concat();
                 findings.conflicts = pools.conflicts;
-                findings.failures.extend(self.write(&objects, &plan, &inputs, &request).await);
+                findings
+                    .failures
+                    .extend(self.write(&objects, &plan, &inputs, &request).await);
                 let hosts = hosts::plan(&inputs);
                 findings.hosts.clone_from(&hosts.problems);
-                findings.failures.extend(self.applier.exec_hosts(hosts).await);
+                findings
+                    .failures
+                    .extend(self.applier.exec_hosts(hosts).await);
             }
             Err(error) => {
                 findings.spec = Some(error);
-                // An invalid spec is no reason to let certificates expire. Before the first valid one there
-                // is no namespace for them.
-                let has_namespace = inputs.present.keys().any(|key| key.kind.kind == "Namespace");
+                // An invalid spec is no reason to let certificates expire. Before the first valid
+                // one there is no namespace for them.
+                let has_namespace = inputs
+                    .present
+                    .keys()
+                    .any(|key| key.kind.kind == "Namespace");
                 if has_namespace {
-                    findings.failures.extend(self.applier.exec(&secrets, &inputs.present).await);
+                    findings
+                        .failures
+                        .extend(self.applier.exec(&secrets, &inputs.present).await);
                 }
             }
         }
@@ -186,7 +225,9 @@ impl Controller {
         findings.overlaps = overlaps;
         findings.failures.extend(failures);
         if !inputs.stale_reports.is_empty() {
-            findings.failures.extend(self.applier.delete_reports(&inputs.stale_reports).await);
+            findings
+                .failures
+                .extend(self.applier.delete_reports(&inputs.stale_reports).await);
         }
         self.metrics.failures.inc_by(findings.failures.len() as u64);
         let is_reported = self.write_statuses(&request, &inputs, &findings, now).await;
@@ -197,9 +238,15 @@ impl Controller {
         }
     }
 
-    /// Writes wanted objects, then sweeps. While something could not be written, nothing is swept: it
-    /// may still be in use by what was not replaced.
-    async fn write(&mut self, objects: &[Object], plan: &Plan, inputs: &Inputs, request: &Request) -> Vec<Failure> {
+    /// Writes wanted objects, then sweeps. While something could not be written, nothing is swept:
+    /// it may still be in use by what was not replaced.
+    async fn write(
+        &mut self,
+        objects: &[Object],
+        plan: &Plan,
+        inputs: &Inputs,
+        request: &Request,
+    ) -> Vec<Failure> {
         let failures = self.applier.exec(objects, &inputs.present).await;
         if !failures.is_empty() {
             return failures;
@@ -210,7 +257,11 @@ impl Controller {
 
     /// Writes the condition `Allocatable` and the finalizer of every pool, and returns overlapping
     /// pools and blocks. The older storage has neither; there overlaps are only returned.
-    async fn write_pool_statuses(&mut self, inputs: &Inputs, now: Timestamp) -> (Vec<String>, Vec<Failure>) {
+    async fn write_pool_statuses(
+        &mut self,
+        inputs: &Inputs,
+        now: Timestamp,
+    ) -> (Vec<String>, Vec<Failure>) {
         let blocks = self.blocks.borrow_and_update().clone();
         let pools = inputs.pools.as_deref().unwrap_or_default();
         let evaluation = allocatable::evaluate(pools, blocks.as_deref(), now);
@@ -220,7 +271,10 @@ impl Controller {
             Mode::V3 => self.applier.exec_statuses(&evaluation.statuses).await,
             Mode::V1 => Vec::new(),
         };
-        failures.extend(self.update_pool_finalizers(inputs, &evaluation.shadowed, true).await);
+        failures.extend(
+            self.update_pool_finalizers(inputs, &evaluation.shadowed, true)
+                .await,
+        );
         (overlaps, failures)
     }
 
@@ -270,7 +324,11 @@ impl Controller {
     }
 
     async fn store_authority(&self, authority: &Authority, inputs: &Inputs) -> Option<Failure> {
-        let version = inputs.certificates.authority.as_ref().map(|(_, version)| version);
+        let version = inputs
+            .certificates
+            .authority
+            .as_ref()
+            .map(|(_, version)| version);
         let object = secret::authority(authority, &self.namespace, version);
         let written = match version {
             Some(_) => self.applier.apply(&object).await.map(drop),
@@ -283,8 +341,8 @@ impl Controller {
         })
     }
 
-    /// Publishes the CA to the CSR controller, and returns the Secrets of the leaf certificates that are
-    /// due.
+    /// Publishes the CA to the CSR controller, and returns the Secrets of the leaf certificates
+    /// that are due.
     fn renew_leaf_secrets(
         &self,
         request: &Request,
@@ -302,11 +360,14 @@ impl Controller {
             }
             is_new
         });
-        [(certs::TYPHA, &stored.typha), (certs::READER, &stored.reader)]
-            .iter()
-            .filter_map(|(leaf, present)| renewed(authority, leaf, present.as_deref(), now).transpose())
-            .map(|secret| secret.map(|secret| secret.owned_by(&request.owner)))
-            .collect()
+        [
+            (certs::TYPHA, &stored.typha),
+            (certs::READER, &stored.reader),
+        ]
+        .iter()
+        .filter_map(|(leaf, present)| renewed(authority, leaf, present.as_deref(), now).transpose())
+        .map(|secret| secret.map(|secret| secret.owned_by(&request.owner)))
+        .collect()
     }
 
     async fn write_back(&self, request: &Request, completed: &Value) -> Option<Failure> {
@@ -324,18 +385,33 @@ impl Controller {
         }
     }
 
-    /// Writes the conditions of every TigeraStatus and of the Installation that have changed. Returns
-    /// true when all of them are written.
-    async fn write_statuses(&self, request: &Request, inputs: &Inputs, findings: &Findings, now: Timestamp) -> bool {
+    /// Writes the conditions of every TigeraStatus and of the Installation that have changed.
+    /// Returns true when all of them are written.
+    async fn write_statuses(
+        &self,
+        request: &Request,
+        inputs: &Inputs,
+        findings: &Findings,
+        now: Timestamp,
+    ) -> bool {
         let calico = status::calico(inputs, findings);
         let ippools = status::ippools(inputs, findings);
         let policies = status::policies(inputs);
         let generation = request.generation;
         let mut is_written = true;
-        for (name, state) in [("calico", &calico), ("ippools", &ippools), ("policies", &policies)] {
+        for (name, state) in [
+            ("calico", &calico),
+            ("ippools", &ippools),
+            ("policies", &policies),
+        ] {
             let before = inputs.statuses.get(name);
-            let conditions =
-                status::conditions("Available", state, generation, before.map(Vec::as_slice).unwrap_or_default(), now);
+            let conditions = status::conditions(
+                "Available",
+                state,
+                generation,
+                before.map(Vec::as_slice).unwrap_or_default(),
+                now,
+            );
             if before != Some(&conditions) {
                 is_written &= self.write_tigera_status(name, request, &conditions).await;
             }
@@ -345,11 +421,18 @@ impl Controller {
         if request.conditions != conditions {
             is_written &= self.write_installation_status(request, &conditions).await;
         }
-        self.metrics.degraded.set(i64::from(state.degraded.or(state.caution).is_some()));
+        self.metrics
+            .degraded
+            .set(i64::from(state.degraded.or(state.caution).is_some()));
         is_written
     }
 
-    async fn write_tigera_status(&self, name: &str, request: &Request, conditions: &[StatusCondition]) -> bool {
+    async fn write_tigera_status(
+        &self,
+        name: &str,
+        request: &Request,
+        conditions: &[StatusCondition],
+    ) -> bool {
         let identity = json!({ "metadata": { "name": name }, "spec": {} });
         let object = Object::new("TigeraStatus", identity).owned_by(&request.owner);
         let with_status = Object::new(
@@ -364,7 +447,11 @@ impl Controller {
         logged(name, outcome)
     }
 
-    async fn write_installation_status(&self, request: &Request, conditions: &[StatusCondition]) -> bool {
+    async fn write_installation_status(
+        &self,
+        request: &Request,
+        conditions: &[StatusCondition],
+    ) -> bool {
         let mtu = request.spec["calicoNetwork"]["mtu"].as_i64();
         let mut body = json!({
             "metadata": { "name": request.owner.name },
@@ -377,7 +464,10 @@ impl Controller {
         if let Some(mtu) = mtu.filter(|mtu| *mtu > 0) {
             body["status"]["mtu"] = json!(mtu);
         }
-        let outcome = self.applier.apply_status(&Object::new("Installation", body)).await;
+        let outcome = self
+            .applier
+            .apply_status(&Object::new("Installation", body))
+            .await;
         logged("Installation", outcome)
     }
 }
@@ -395,15 +485,27 @@ fn complete(request: &Request, inputs: &Inputs) -> Result<InstallationSpec, Spec
         .map_err(|error| SpecError::Undecodable(error.to_string()))?;
     let completed = defaults::complete(&given, inputs);
     let problems = validate::installation(&completed);
-    if problems.is_empty() { Ok(completed) } else { Err(SpecError::Invalid(problems)) }
+    if problems.is_empty() {
+        Ok(completed)
+    } else {
+        Err(SpecError::Invalid(problems))
+    }
 }
 
 fn spec_or_empty(spec: &Value) -> Value {
-    if spec.is_null() { json!({}) } else { spec.clone() }
+    if spec.is_null() {
+        json!({})
+    } else {
+        spec.clone()
+    }
 }
 
 fn installation_key(request: &Request) -> Key {
-    Key { kind: crate::manifest::kind("Installation"), namespace: String::new(), name: request.owner.name.clone() }
+    Key {
+        kind: crate::manifest::kind("Installation"),
+        namespace: String::new(),
+        name: request.owner.name.clone(),
+    }
 }
 
 /// Returns the Secret of a leaf certificate, if it must be issued (again).

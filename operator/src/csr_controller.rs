@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
+use k8s_openapi::api::certificates::v1::{
+    CertificateSigningRequest, CertificateSigningRequestCondition,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -54,14 +56,20 @@ pub async fn run(
 }
 
 /// Serves one term: from the moment that this operator leads and has a CA until either changes.
-async fn serve(client: &Client, mut authority: watch::Receiver<Option<Authority>>, mut leading: watch::Receiver<bool>) {
+async fn serve(
+    client: &Client,
+    mut authority: watch::Receiver<Option<Authority>>,
+    mut leading: watch::Receiver<bool>,
+) {
     let Some(current) = ready(&mut authority, &mut leading).await else {
         std::future::pending::<()>().await;
         return;
     };
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
-    let requests = watcher(api.clone(), config).default_backoff().applied_objects();
+    let requests = watcher(api.clone(), config)
+        .default_backoff()
+        .applied_objects();
     let mut requests = std::pin::pin!(requests);
     loop {
         tokio::select! {
@@ -69,7 +77,10 @@ async fn serve(client: &Client, mut authority: watch::Receiver<Option<Authority>
             _ = leading.changed() => return,
             request = requests.next() => match request {
                 Some(Ok(request)) => handle(&api, &current, request).await,
-                Some(Err(error)) => warn!(%error, "watch of CertificateSigningRequests interrupted, retrying"),
+                Some(Err(error)) => warn!(
+                    %error,
+                    "watch of CertificateSigningRequests interrupted, retrying",
+                ),
                 None => return,
             },
         }
@@ -88,7 +99,11 @@ async fn ready(
 
 /// Handles one request to its end. A failure is retried a few times; after that the next event or
 /// term does.
-async fn handle(api: &Api<CertificateSigningRequest>, authority: &Authority, mut request: CertificateSigningRequest) {
+async fn handle(
+    api: &Api<CertificateSigningRequest>,
+    authority: &Authority,
+    mut request: CertificateSigningRequest,
+) {
     let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let name = request.name_any();
     for _ in 0..5 {
@@ -144,7 +159,13 @@ async fn step(
             Ok(Progress::Done)
         }
         CsrDecision::Sign(grant) => {
-            let pem = issue::node(authority, &grant.node, &grant.key, grant.life, Timestamp::now())?;
+            let pem = issue::node(
+                authority,
+                &grant.node,
+                &grant.key,
+                grant.life,
+                Timestamp::now(),
+            )?;
             let mut signed = request.clone();
             signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));
             bounded(api.replace_subresource("status", &name, &params, &signed)).await?;
@@ -162,13 +183,16 @@ fn with_condition(
 ) -> CertificateSigningRequest {
     let mut decided = request.clone();
     let status = decided.status.get_or_insert_default();
-    status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
-        type_: kind.to_owned(),
-        status: "True".to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        last_update_time: Some(Time(Timestamp::now())),
-        last_transition_time: None,
-    });
+    status
+        .conditions
+        .get_or_insert_default()
+        .push(CertificateSigningRequestCondition {
+            type_: kind.to_owned(),
+            status: "True".to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_update_time: Some(Time(Timestamp::now())),
+            last_transition_time: None,
+        });
     decided
 }

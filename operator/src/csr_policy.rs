@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
-    KeyUsagePurpose, PublicKey, SanType,
+    CertificateParams, CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose,
+    IsCa, KeyUsagePurpose, PublicKey, SanType,
 };
 
 use crate::certs::NODE_LIFE;
@@ -77,32 +77,55 @@ fn check(request: &CertificateSigningRequest) -> Result<Grant, String> {
     let spec = &request.spec;
     let user = spec.username.as_deref().unwrap_or_default();
     if user != REQUESTER {
-        return Err(format!("requester {user:?} is not {REQUESTER}; only node agents may request certificates"));
+        return Err(format!(
+            "requester {user:?} is not {REQUESTER}; only node agents may request certificates"
+        ));
     }
     let node = bound_node(request)?;
     let usages: BTreeSet<&str> = spec.usages.iter().flatten().map(String::as_str).collect();
     if usages != BTreeSet::from(USAGES) {
-        return Err(format!("usages {usages:?} must be exactly {}", USAGES.join(", ")));
+        return Err(format!(
+            "usages {usages:?} must be exactly {}",
+            USAGES.join(", ")
+        ));
     }
     let pem = std::str::from_utf8(&spec.request.0).map_err(|_| "the request is not PEM text")?;
-    let parsed = CertificateSigningRequestParams::from_pem(pem)
-        .map_err(|error| format!("the request cannot be read or its signature is wrong: {error}"))?;
+    let parsed = CertificateSigningRequestParams::from_pem(pem).map_err(|error| {
+        format!("the request cannot be read or its signature is wrong: {error}")
+    })?;
     check_contents(&parsed.params, &node)?;
-    let strong = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
-    if !strong.iter().any(|known| *known == parsed.public_key.algorithm()) {
+    let strong = [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+    ];
+    if !strong
+        .iter()
+        .any(|known| *known == parsed.public_key.algorithm())
+    {
         return Err("the key must be ECDSA P-256, P-384 or Ed25519".to_owned());
     }
-    let requested = spec.expiration_seconds.map(|seconds| SignedDuration::from_secs(i64::from(seconds)));
-    Ok(Grant { node, key: parsed.public_key, life: requested.map_or(NODE_LIFE, |life| life.min(NODE_LIFE)) })
+    let requested = spec
+        .expiration_seconds
+        .map(|seconds| SignedDuration::from_secs(i64::from(seconds)));
+    Ok(Grant {
+        node,
+        key: parsed.public_key,
+        life: requested.map_or(NODE_LIFE, |life| life.min(NODE_LIFE)),
+    })
 }
 
 fn bound_node(request: &CertificateSigningRequest) -> Result<String, String> {
-    let bound = request.spec.extra.as_ref().and_then(|extra| extra.get(NODE_EXTRA));
+    let bound = request
+        .spec
+        .extra
+        .as_ref()
+        .and_then(|extra| extra.get(NODE_EXTRA));
     match bound.map(Vec::as_slice) {
         Some([node]) if !node.is_empty() => Ok(node.clone()),
         _ => Err(format!(
-            "the requester's token is not bound to a node ({NODE_EXTRA} is missing); Kubernetes 1.30 or later \
-             sets it for tokens of pods"
+            "the requester's token is not bound to a node ({NODE_EXTRA} is missing); Kubernetes \
+             1.30 or later sets it for tokens of pods"
         )),
     }
 }
@@ -119,27 +142,45 @@ fn check_contents(params: &CertificateParams, node: &str) -> Result<(), String> 
     }
     let organization = name(DnType::OrganizationName);
     if organization.as_deref() != Some(ORGANIZATION) {
-        return Err(format!("organization {:?} must be {ORGANIZATION:?}", organization.unwrap_or_default()));
+        return Err(format!(
+            "organization {:?} must be {ORGANIZATION:?}",
+            organization.unwrap_or_default()
+        ));
     }
     if params.distinguished_name.iter().count() != 2 {
-        return Err("the subject must have a common name and an organization, nothing else".to_owned());
+        return Err(
+            "the subject must have a common name and an organization, nothing else".to_owned(),
+        );
     }
-    let names_ok = matches!(params.subject_alt_names.as_slice(), [SanType::DnsName(name)] if name.as_str() == DNS_NAME);
+    let names_ok = matches!(
+        params.subject_alt_names.as_slice(),
+        [SanType::DnsName(name)] if name.as_str() == DNS_NAME,
+    );
     if !names_ok {
-        return Err(format!("alternative names must be the DNS name {DNS_NAME}, nothing else"));
+        return Err(format!(
+            "alternative names must be the DNS name {DNS_NAME}, nothing else"
+        ));
     }
     if matches!(params.is_ca, IsCa::Ca(_)) {
         return Err("a node's certificate must not be a CA".to_owned());
     }
-    let usages_ok = params.key_usages.iter().all(|usage| *usage == KeyUsagePurpose::DigitalSignature);
-    let purposes_ok = params
-        .extended_key_usages
+    let usages_ok = params
+        .key_usages
         .iter()
-        .all(|purpose| matches!(purpose, ExtendedKeyUsagePurpose::ClientAuth | ExtendedKeyUsagePurpose::ServerAuth));
+        .all(|usage| *usage == KeyUsagePurpose::DigitalSignature);
+    let purposes_ok = params.extended_key_usages.iter().all(|purpose| {
+        matches!(
+            purpose,
+            ExtendedKeyUsagePurpose::ClientAuth | ExtendedKeyUsagePurpose::ServerAuth
+        )
+    });
     if usages_ok && purposes_ok {
         Ok(())
     } else {
-        Err(format!("the request must have no usages other than {}", USAGES.join(", ")))
+        Err(format!(
+            "the request must have no usages other than {}",
+            USAGES.join(", ")
+        ))
     }
 }
 

@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{
-    CertificateSigningRequestCondition, CertificateSigningRequestSpec, CertificateSigningRequestStatus,
+    CertificateSigningRequestCondition, CertificateSigningRequestSpec,
+    CertificateSigningRequestStatus,
 };
 use rcgen::{BasicConstraints, DistinguishedName, KeyPair};
 
@@ -14,7 +15,9 @@ fn params(common: &str, organization: &str, names: &[&str]) -> CertificateParams
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, organization);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, organization);
     params.distinguished_name.push(DnType::CommonName, common);
     params
 }
@@ -25,7 +28,12 @@ fn good_params() -> CertificateParams {
 
 fn pem(params: &CertificateParams) -> Vec<u8> {
     let key = KeyPair::generate().unwrap();
-    params.serialize_request(&key).unwrap().pem().unwrap().into_bytes()
+    params
+        .serialize_request(&key)
+        .unwrap()
+        .pem()
+        .unwrap()
+        .into_bytes()
 }
 
 /// A request as the agent of node n1 sends it.
@@ -34,7 +42,10 @@ fn request(params: &CertificateParams) -> CertificateSigningRequest {
         spec: CertificateSigningRequestSpec {
             signer_name: SIGNER.to_owned(),
             username: Some(REQUESTER.to_owned()),
-            extra: Some(BTreeMap::from([(NODE_EXTRA.to_owned(), vec!["n1".to_owned()])])),
+            extra: Some(BTreeMap::from([(
+                NODE_EXTRA.to_owned(),
+                vec!["n1".to_owned()],
+            )])),
             usages: Some(USAGES.map(str::to_owned).to_vec()),
             request: ByteString(pem(params)),
             ..CertificateSigningRequestSpec::default()
@@ -81,7 +92,11 @@ fn an_agents_own_request_is_approved_then_signed() {
 #[test]
 fn decided_requests_and_those_of_other_signers_are_ignored() {
     let good = request(&good_params());
-    for (condition, certificate) in [(Some("Denied"), None), (Some("Failed"), None), (Some("Approved"), Some("PEM"))] {
+    for (condition, certificate) in [
+        (Some("Denied"), None),
+        (Some("Failed"), None),
+        (Some("Approved"), Some("PEM")),
+    ] {
         let request = with_status(good.clone(), condition, certificate);
         assert_eq!(decide(&request), CsrDecision::Ignore, "{condition:?}");
     }
@@ -98,26 +113,50 @@ fn a_requester_other_than_an_agent_bound_to_the_node_is_denied() {
         denied(&request)
     };
     let table = [
-        (change(|s| s.username = Some("admin".to_owned())), "only node agents may request certificates"),
-        (change(|s| s.username = None), "only node agents may request certificates"),
+        (
+            change(|s| s.username = Some("admin".to_owned())),
+            "only node agents may request certificates",
+        ),
+        (
+            change(|s| s.username = None),
+            "only node agents may request certificates",
+        ),
         (change(|s| s.extra = None), "not bound to a node"),
         (
             change(|s| {
-                s.extra = Some(BTreeMap::from([(NODE_EXTRA.to_owned(), vec!["n1".to_owned(), "n2".to_owned()])]));
+                s.extra = Some(BTreeMap::from([(
+                    NODE_EXTRA.to_owned(),
+                    vec!["n1".to_owned(), "n2".to_owned()],
+                )]));
             }),
             "not bound to a node",
         ),
         (
             change(|s| {
-                s.extra = Some(BTreeMap::from([(NODE_EXTRA.to_owned(), vec!["n2".to_owned()])]));
+                s.extra = Some(BTreeMap::from([(
+                    NODE_EXTRA.to_owned(),
+                    vec!["n2".to_owned()],
+                )]));
             }),
             "common name \"margay:node:n1\" must be \"margay:node:n2\"",
         ),
-        (change(|s| s.usages = Some(vec!["client auth".to_owned()])), "usages"),
+        (
+            change(|s| s.usages = Some(vec!["client auth".to_owned()])),
+            "usages",
+        ),
         (change(|s| s.usages = None), "usages"),
-        (change(|s| s.usages.as_mut().unwrap().push("cert sign".to_owned())), "usages"),
-        (change(|s| s.request = ByteString(b"nonsense".to_vec())), "cannot be read"),
-        (change(|s| s.request = ByteString(vec![0xff])), "not PEM text"),
+        (
+            change(|s| s.usages.as_mut().unwrap().push("cert sign".to_owned())),
+            "usages",
+        ),
+        (
+            change(|s| s.request = ByteString(b"nonsense".to_vec())),
+            "cannot be read",
+        ),
+        (
+            change(|s| s.request = ByteString(vec![0xff])),
+            "not PEM text",
+        ),
     ];
     for (rule, wanted) in table {
         assert!(rule.contains(wanted), "{rule} lacks {wanted}");
@@ -132,17 +171,50 @@ fn a_request_for_anything_but_a_nodes_certificate_is_denied() {
         params
     };
     let table = [
-        (params("margay:node:n2", "margay:nodes", &["margay-node"]), "common name"),
-        (params("margay:reader", "margay:readers", &["margay-node"]), "common name"),
-        (params("margay:node:n1", "margay:readers", &["margay-node"]), "organization"),
-        (params("margay:node:n1", "margay:nodes", &[]), "alternative names"),
-        (params("margay:node:n1", "margay:nodes", &["margay-typha"]), "alternative names"),
-        (params("margay:node:n1", "margay:nodes", &["margay-node", "x"]), "alternative names"),
-        (params("margay:node:n1", "margay:nodes", &["10.0.0.1"]), "alternative names"),
-        (edited(|p| p.distinguished_name.push(DnType::CountryName, "DE")), "nothing else"),
-        (edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "must not be a CA"),
-        (edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), "no usages other than"),
-        (edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]), "no usages other than"),
+        (
+            params("margay:node:n2", "margay:nodes", &["margay-node"]),
+            "common name",
+        ),
+        (
+            params("margay:reader", "margay:readers", &["margay-node"]),
+            "common name",
+        ),
+        (
+            params("margay:node:n1", "margay:readers", &["margay-node"]),
+            "organization",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &[]),
+            "alternative names",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &["margay-typha"]),
+            "alternative names",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &["margay-node", "x"]),
+            "alternative names",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &["10.0.0.1"]),
+            "alternative names",
+        ),
+        (
+            edited(|p| p.distinguished_name.push(DnType::CountryName, "DE")),
+            "nothing else",
+        ),
+        (
+            edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            "must not be a CA",
+        ),
+        (
+            edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]),
+            "no usages other than",
+        ),
+        (
+            edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+            "no usages other than",
+        ),
     ];
     for (params, wanted) in table {
         let rule = denied(&request(&params));
@@ -154,7 +226,10 @@ fn a_request_for_anything_but_a_nodes_certificate_is_denied() {
 fn usages_inside_the_request_may_be_the_right_ones() {
     let mut params = good_params();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
     assert_eq!(decide(&request(&params)), CsrDecision::Approve);
 }
 
@@ -168,7 +243,8 @@ fn a_signature_that_is_not_the_keys_is_denied() {
     der[last] ^= 1;
     use base64::Engine;
     let body = base64::engine::general_purpose::STANDARD.encode(der);
-    let text = format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
+    let text =
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
     request.spec.request = ByteString(text.into_bytes());
     assert!(denied(&request).contains("signature"));
 }
@@ -182,8 +258,11 @@ fn an_approval_by_a_person_does_not_override_the_rules() {
 
 #[test]
 fn a_shorter_validity_is_granted_but_not_a_longer_one() {
-    for (asked, wanted) in [(Some(3600), SignedDuration::from_hours(1)), (Some(i32::MAX), NODE_LIFE), (None, NODE_LIFE)]
-    {
+    for (asked, wanted) in [
+        (Some(3600), SignedDuration::from_hours(1)),
+        (Some(i32::MAX), NODE_LIFE),
+        (None, NODE_LIFE),
+    ] {
         let mut request = with_status(request(&good_params()), Some("Approved"), None);
         request.spec.expiration_seconds = asked;
         assert!(matches!(decide(&request), CsrDecision::Sign(grant) if grant.life == wanted));

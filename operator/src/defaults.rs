@@ -5,7 +5,8 @@
 
 use ipnet::IpNet;
 use margay_api::installation::{
-    CalicoNetworkSpec, CniSpec, InstallationSpec, IpPoolSpec, IpamSpec, NodeUpdateStrategy, RollingUpdate,
+    CalicoNetworkSpec, CniSpec, InstallationSpec, IpPoolSpec, IpamSpec, NodeUpdateStrategy,
+    RollingUpdate,
 };
 use serde_json::{Map, Value, json};
 
@@ -37,19 +38,32 @@ pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
 
     let cni = spec.cni.get_or_insert_with(CniSpec::default);
     set(&mut cni.kind, "Calico");
-    set(&mut cni.ipam.get_or_insert_with(IpamSpec::default).kind, "Calico");
+    set(
+        &mut cni.ipam.get_or_insert_with(IpamSpec::default).kind,
+        "Calico",
+    );
     set(&mut cni.bin_dir, "/opt/cni/bin");
     set(&mut cni.conf_dir, "/etc/cni/net.d");
 
-    let strategy = spec.node_update_strategy.get_or_insert_with(NodeUpdateStrategy::default);
+    let strategy = spec
+        .node_update_strategy
+        .get_or_insert_with(NodeUpdateStrategy::default);
     set(&mut strategy.kind, "RollingUpdate");
-    strategy.rolling_update.get_or_insert_with(RollingUpdate::default).max_unavailable.get_or_insert(json!(1));
+    strategy
+        .rolling_update
+        .get_or_insert_with(RollingUpdate::default)
+        .max_unavailable
+        .get_or_insert(json!(1));
 
-    let network = spec.calico_network.get_or_insert_with(CalicoNetworkSpec::default);
+    let network = spec
+        .calico_network
+        .get_or_insert_with(CalicoNetworkSpec::default);
     set(&mut network.linux_dataplane, "Nftables");
     set(&mut network.bgp, "Disabled");
     set(&mut network.host_ports, "Disabled");
-    network.linux_policy_setup_timeout_seconds.get_or_insert(DEFAULT_POLICY_TIMEOUT);
+    network
+        .linux_policy_setup_timeout_seconds
+        .get_or_insert(DEFAULT_POLICY_TIMEOUT);
     if let Some(existing) = &inputs.pools {
         complete_pools(network, existing, &inputs.pod_subnets);
     }
@@ -63,14 +77,21 @@ fn set(field: &mut Option<String>, value: &str) {
 fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subnets: &[String]) {
     let pools = network.ip_pools.get_or_insert_with(|| {
         if existing.is_empty() {
-            let pool = |cidr| IpPoolSpec { cidr, ..IpPoolSpec::default() };
+            let pool = |cidr| IpPoolSpec {
+                cidr,
+                ..IpPoolSpec::default()
+            };
             default_cidrs(subnets).into_iter().map(pool).collect()
         } else {
             Vec::new()
         }
     });
     let first: Vec<bool> = (0..pools.len())
-        .map(|index| pools[..index].iter().all(|before| is_ipv6(&before.cidr) != is_ipv6(&pools[index].cidr)))
+        .map(|index| {
+            pools[..index]
+                .iter()
+                .all(|before| is_ipv6(&before.cidr) != is_ipv6(&pools[index].cidr))
+        })
         .collect();
     for (pool, is_first) in pools.iter_mut().zip(first) {
         let same = existing.iter().find(|other| other.cidr() == pool.cidr);
@@ -82,27 +103,49 @@ fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subne
         let nat = found["natOutgoing"].as_bool();
         // IPv6 addresses are often routable, and need no translation.
         let nat = nat.unwrap_or(found.is_null() && !is_ipv6(&pool.cidr));
-        set(&mut pool.nat_outgoing, if nat { "Enabled" } else { "Disabled" });
+        set(
+            &mut pool.nat_outgoing,
+            if nat { "Enabled" } else { "Disabled" },
+        );
         let selector = found["nodeSelector"].as_str().filter(|s| !s.is_empty());
         set(&mut pool.node_selector, selector.unwrap_or("all()"));
-        let size = found["blockSize"].as_i64().and_then(|size| i32::try_from(size).ok());
-        pool.block_size.get_or_insert(size.unwrap_or_else(|| default_block_size(&pool.cidr)));
+        let size = found["blockSize"]
+            .as_i64()
+            .and_then(|size| i32::try_from(size).ok());
+        pool.block_size
+            .get_or_insert(size.unwrap_or_else(|| default_block_size(&pool.cidr)));
     }
 }
 
 /// Returns the first range of each IP version that the platform declares, IPv4 first; the
 /// well-known one if it declares none.
 fn default_cidrs(subnets: &[String]) -> Vec<String> {
-    let declared: Vec<IpNet> =
-        subnets.iter().filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.trunc()).collect();
+    let declared: Vec<IpNet> = subnets
+        .iter()
+        .filter_map(|text| text.parse::<IpNet>().ok())
+        .map(|net| net.trunc())
+        .collect();
     let first = |v6: bool| declared.iter().find(|net| net.addr().is_ipv6() == v6);
-    let found: Vec<String> = [first(false), first(true)].into_iter().flatten().map(IpNet::to_string).collect();
-    if found.is_empty() { vec![DEFAULT_CIDR.to_owned()] } else { found }
+    let found: Vec<String> = [first(false), first(true)]
+        .into_iter()
+        .flatten()
+        .map(IpNet::to_string)
+        .collect();
+    if found.is_empty() {
+        vec![DEFAULT_CIDR.to_owned()]
+    } else {
+        found
+    }
 }
 
 /// Returns the name of a pool: an existing pool of the same range keeps its name; the first pool of
 /// an IP version gets the well-known name unless a pool of another range has it.
-fn pool_name(is_first: bool, cidr: &str, same: Option<&PoolFacts>, existing: &[PoolFacts]) -> String {
+fn pool_name(
+    is_first: bool,
+    cidr: &str,
+    same: Option<&PoolFacts>,
+    existing: &[PoolFacts],
+) -> String {
     if let Some(same) = same {
         return same.name.clone();
     }
@@ -110,8 +153,16 @@ fn pool_name(is_first: bool, cidr: &str, same: Option<&PoolFacts>, existing: &[P
     if is_first && existing.iter().all(|pool| pool.name != well_known) {
         return well_known.to_owned();
     }
-    let text: String =
-        cidr.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let text: String = cidr
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
     format!("ippool-{text}")
 }
 

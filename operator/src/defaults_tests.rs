@@ -3,11 +3,19 @@ use serde_json::json;
 use super::*;
 
 fn cluster(subnets: &[&str], pools: Option<Vec<PoolFacts>>) -> Inputs {
-    Inputs { pod_subnets: subnets.iter().map(|s| (*s).to_owned()).collect(), pools, ..Inputs::default() }
+    Inputs {
+        pod_subnets: subnets.iter().map(|s| (*s).to_owned()).collect(),
+        pools,
+        ..Inputs::default()
+    }
 }
 
 fn pool(name: &str, spec: Value) -> PoolFacts {
-    PoolFacts { name: name.to_owned(), spec, ..PoolFacts::default() }
+    PoolFacts {
+        name: name.to_owned(),
+        spec,
+        ..PoolFacts::default()
+    }
 }
 
 fn pools_of(spec: Value, inputs: &Inputs) -> Value {
@@ -32,11 +40,15 @@ fn everything_that_has_a_default_gets_it() {
                 "linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled",
                 "linuxPolicySetupTimeoutSeconds": 30,
                 "ipPools": [{
-                    "name": "default-ipv4-ippool", "cidr": "192.168.0.0/16", "encapsulation": "VXLAN",
+                    "name": "default-ipv4-ippool", "cidr": "192.168.0.0/16",
+                    "encapsulation": "VXLAN",
                     "natOutgoing": "Enabled", "nodeSelector": "all()", "blockSize": 26,
                 }],
             },
-            "nodeUpdateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1 } },
+            "nodeUpdateStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": { "maxUnavailable": 1 },
+            },
         })
     );
 }
@@ -51,21 +63,38 @@ fn completion_is_idempotent() {
 #[test]
 fn the_default_pools_are_the_platforms_ranges() {
     let table: [(&[&str], &[&str]); 6] = [
-        (&["10.244.0.0/16"], &["default-ipv4-ippool 10.244.0.0/16 26 Enabled"]),
+        (
+            &["10.244.0.0/16"],
+            &["default-ipv4-ippool 10.244.0.0/16 26 Enabled"],
+        ),
         (
             &["fd00:10::/56", "10.12.0.0/14", "fd00:11::/56"],
-            &["default-ipv4-ippool 10.12.0.0/14 26 Enabled", "default-ipv6-ippool fd00:10::/56 122 Disabled"],
+            &[
+                "default-ipv4-ippool 10.12.0.0/14 26 Enabled",
+                "default-ipv6-ippool fd00:10::/56 122 Disabled",
+            ],
         ),
-        (&["fd00:10::7/56"], &["default-ipv6-ippool fd00:10::/56 122 Disabled"]),
-        (&["10.244.7.9/16"], &["default-ipv4-ippool 10.244.0.0/16 26 Enabled"]),
-        (&["nonsense"], &["default-ipv4-ippool 192.168.0.0/16 26 Enabled"]),
+        (
+            &["fd00:10::7/56"],
+            &["default-ipv6-ippool fd00:10::/56 122 Disabled"],
+        ),
+        (
+            &["10.244.7.9/16"],
+            &["default-ipv4-ippool 10.244.0.0/16 26 Enabled"],
+        ),
+        (
+            &["nonsense"],
+            &["default-ipv4-ippool 192.168.0.0/16 26 Enabled"],
+        ),
         (&[], &["default-ipv4-ippool 192.168.0.0/16 26 Enabled"]),
     ];
     for (subnets, wanted) in table {
         let pools = pools_of(json!({}), &cluster(subnets, Some(vec![])));
         let shown = |pool: &Value| {
             let field = |name: &str| pool[name].to_string().replace('"', "");
-            ["name", "cidr", "blockSize", "natOutgoing"].map(field).join(" ")
+            ["name", "cidr", "blockSize", "natOutgoing"]
+                .map(field)
+                .join(" ")
         };
         let found: Vec<String> = pools.as_array().unwrap().iter().map(shown).collect();
         assert_eq!(found, wanted, "{subnets:?}");
@@ -83,17 +112,27 @@ fn existing_pools_are_not_changed() {
 fn nothing_is_decided_about_pools_before_they_are_known() {
     assert_eq!(pools_of(json!({}), &cluster(&[], None)), Value::Null);
     let given = json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16" }] } });
-    assert_eq!(pools_of(given, &cluster(&[], None)), json!([{ "cidr": "10.0.0.0/16" }]));
+    assert_eq!(
+        pools_of(given, &cluster(&[], None)),
+        json!([{ "cidr": "10.0.0.0/16" }])
+    );
 }
 
 #[test]
 fn a_pool_gets_its_defaults_from_the_existing_one_of_its_range() {
     let existing = pool(
         "old",
-        json!({ "cidr": "10.9.0.0/16", "vxlanMode": "CrossSubnet", "blockSize": 28, "nodeSelector": "a == 'b'" }),
+        json!({
+            "cidr": "10.9.0.0/16",
+            "vxlanMode": "CrossSubnet",
+            "blockSize": 28,
+            "nodeSelector": "a == 'b'",
+        }),
     );
     let inputs = cluster(&[], Some(vec![existing]));
-    let given = json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.9.0.0/16" }, { "cidr": "10.8.0.0/16" }] } });
+    let given = json!({
+        "calicoNetwork": { "ipPools": [{ "cidr": "10.9.0.0/16" }, { "cidr": "10.8.0.0/16" }] },
+    });
     assert_eq!(
         pools_of(given, &inputs),
         json!([
@@ -111,9 +150,14 @@ fn a_pool_gets_its_defaults_from_the_existing_one_of_its_range() {
 
 #[test]
 fn only_what_was_missing_is_written_back() {
-    let given = json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400 }, "fipsMode": "Disabled" });
-    let completed = json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400, "bgp": "Disabled" } });
-    assert_eq!(write_back(&given, &completed, &Value::Null), Some(json!({ "calicoNetwork": { "bgp": "Disabled" } })));
+    let given =
+        json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400 }, "fipsMode": "Disabled" });
+    let completed =
+        json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400, "bgp": "Disabled" } });
+    assert_eq!(
+        write_back(&given, &completed, &Value::Null),
+        Some(json!({ "calicoNetwork": { "bgp": "Disabled" } }))
+    );
     assert_eq!(write_back(&completed, &completed, &Value::Null), None);
 }
 
@@ -132,7 +176,9 @@ fn what_was_written_earlier_is_written_again_with_what_is_new() {
     let written = json!({
         "f:variant": {},
         "f:calicoNetwork": {
-            "f:ipPools": { "k:{\"cidr\":\"10.0.0.0/16\"}": { ".": {}, "f:cidr": {}, "f:blockSize": {} } },
+            "f:ipPools": {
+                "k:{\"cidr\":\"10.0.0.0/16\"}": { ".": {}, "f:cidr": {}, "f:blockSize": {} },
+            },
         },
     });
     let mut completed = given.clone();
@@ -174,7 +220,11 @@ fn applied(stored: &Value, body: &Value) -> Value {
 fn one_write_back_is_enough() {
     for spec in [
         json!({}),
-        json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.1.0.0/16" }, { "cidr": "10.2.0.0/16", "blockSize": 28 }] } }),
+        json!({
+            "calicoNetwork": {
+                "ipPools": [{ "cidr": "10.1.0.0/16" }, { "cidr": "10.2.0.0/16", "blockSize": 28 }],
+            },
+        }),
         json!({ "cni": { "binDir": "/x" }, "unknown": { "a": [1, 2] } }),
     ] {
         let inputs = cluster(&[], Some(vec![]));

@@ -29,7 +29,10 @@ pub fn request_of(object: &DynamicObject) -> Request {
         .map(|fields| fields.0["f:spec"].clone());
     let conditions = &object.data["status"]["conditions"];
     Request {
-        owner: Owner { name: object.name_any(), uid: object.uid().unwrap_or_default() },
+        owner: Owner {
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+        },
         generation: object.metadata.generation.unwrap_or_default(),
         spec: object.data["spec"].clone(),
         written: written.unwrap_or(Value::Null),
@@ -51,10 +54,20 @@ pub fn present(object: &DynamicObject) -> Present {
 /// Reads the facts of a Node.
 pub fn node_facts(node: &DynamicObject) -> NodeFacts {
     let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
-    let linux = node.labels().get("kubernetes.io/os").is_none_or(|os| os == "linux");
+    let linux = node
+        .labels()
+        .get("kubernetes.io/os")
+        .is_none_or(|os| os == "linux");
     let interfaces = node_interfaces(node);
-    let on_links = interfaces.iter().flatten().flatten().flat_map(|one| one.addresses.iter().copied());
-    let (reported, own) = (reported_addresses(node), annotated_addresses(node, OWN_ADDRESSES));
+    let on_links = interfaces
+        .iter()
+        .flatten()
+        .flatten()
+        .flat_map(|one| one.addresses.iter().copied());
+    let (reported, own) = (
+        reported_addresses(node),
+        annotated_addresses(node, OWN_ADDRESSES),
+    );
     let tunnels = annotated_addresses(node, TUNNEL_ADDRESSES);
     let claimed: BTreeSet<IpAddr> = own.union(&tunnels).copied().collect();
     NodeFacts {
@@ -63,8 +76,18 @@ pub fn node_facts(node: &DynamicObject) -> NodeFacts {
         is_linux: linux,
         labels: node.labels().clone(),
         taints: serde_json::from_value(node.data["spec"]["taints"].clone()).unwrap_or_default(),
-        created: node.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
-        addresses: reported.iter().chain(&claimed).copied().chain(on_links).collect(),
+        created: node
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.to_string())
+            .unwrap_or_default(),
+        addresses: reported
+            .iter()
+            .chain(&claimed)
+            .copied()
+            .chain(on_links)
+            .collect(),
         reported,
         claimed,
         tunnels,
@@ -84,15 +107,25 @@ const TUNNEL_ADDRESSES: [&str; 2] = [ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV
 
 /// Returns the internal addresses that kubelet reports.
 fn reported_addresses(node: &DynamicObject) -> BTreeSet<IpAddr> {
-    let reported = node.data["status"]["addresses"].as_array().into_iter().flatten();
-    let internal = reported.filter(|entry| entry["type"] == "InternalIP").filter_map(|entry| entry["address"].as_str());
+    let reported = node.data["status"]["addresses"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let internal = reported
+        .filter(|entry| entry["type"] == "InternalIP")
+        .filter_map(|entry| entry["address"].as_str());
     internal.filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Returns the addresses that the agent has written into those annotations.
 fn annotated_addresses(node: &DynamicObject, annotations: [&str; 2]) -> BTreeSet<IpAddr> {
-    let written = annotations.into_iter().filter_map(|name| node.annotations().get(name));
-    let written = written.map(|text| text.split_once('/').map_or(text.as_str(), |(address, _)| address));
+    let written = annotations
+        .into_iter()
+        .filter_map(|name| node.annotations().get(name));
+    let written = written.map(|text| {
+        text.split_once('/')
+            .map_or(text.as_str(), |(address, _)| address)
+    });
     written.filter_map(|text| text.parse().ok()).collect()
 }
 
@@ -113,12 +146,23 @@ pub fn pool_facts(pool: &DynamicObject) -> PoolFacts {
     PoolFacts {
         name: pool.name_any(),
         spec: pool.data["spec"].clone(),
-        managed: pool.labels().get(MANAGED_BY).is_some_and(|by| by == MANAGER),
-        created: pool.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
+        managed: pool
+            .labels()
+            .get(MANAGED_BY)
+            .is_some_and(|by| by == MANAGER),
+        created: pool
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.to_string())
+            .unwrap_or_default(),
         terminating: pool.metadata.deletion_timestamp.is_some(),
         finalizers: pool.finalizers().to_vec(),
         version: pool.resource_version().unwrap_or_default(),
-        conditions: pool.data["status"]["conditions"].as_array().cloned().unwrap_or_default(),
+        conditions: pool.data["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default(),
     }
 }
 

@@ -9,7 +9,9 @@ fn object(value: Value) -> DynamicObject {
 #[test]
 fn a_node_is_usable_if_pods_can_run_on_it() {
     let node = |labels: Value, spec: Value| {
-        node_facts(&object(json!({ "metadata": { "name": "n", "labels": labels }, "spec": spec })))
+        node_facts(&object(
+            json!({ "metadata": { "name": "n", "labels": labels }, "spec": spec }),
+        ))
     };
     assert!(node(json!({ "kubernetes.io/os": "linux" }), json!({})).usable);
     assert!(node(json!({}), json!({})).usable);
@@ -35,27 +37,42 @@ fn addresses_of_a_node_include_those_of_its_tunnels() {
         ] },
     }));
     let facts = node_facts(&node);
-    let wanted = ["10.0.0.1", "192.0.2.1", "198.51.100.1", "fd00::1"].map(|address| address.parse().unwrap());
+    let wanted = ["10.0.0.1", "192.0.2.1", "198.51.100.1", "fd00::1"]
+        .map(|address| address.parse().unwrap());
     assert_eq!(facts.addresses, BTreeSet::from(wanted));
-    let names = |interfaces: Vec<NodeInterface>| interfaces.into_iter().map(|interface| interface.name).collect();
+    let names = |interfaces: Vec<NodeInterface>| {
+        interfaces
+            .into_iter()
+            .map(|interface| interface.name)
+            .collect()
+    };
     assert_eq!(
         facts.interfaces.map(|reported| reported.map(names)),
         Some(Ok(["eth0", "eth1", "eth2"].map(str::to_owned).to_vec()))
     );
     let interfaces_of = |text: &str| {
         let annotations = json!({ ANNOTATION_NODE_INTERFACES: text });
-        node_facts(&object(json!({ "metadata": { "name": "n", "annotations": annotations } }))).interfaces
+        node_facts(&object(
+            json!({ "metadata": { "name": "n", "annotations": annotations } }),
+        ))
+        .interfaces
     };
-    let error = interfaces_of("[{").expect("the annotation").expect_err("half a list");
+    let error = interfaces_of("[{")
+        .expect("the annotation")
+        .expect_err("half a list");
     assert!(error.starts_with("\"[{\": EOF"), "{error}");
-    assert_eq!(node_facts(&object(json!({ "metadata": { "name": "n" } }))).interfaces, None);
+    assert_eq!(
+        node_facts(&object(json!({ "metadata": { "name": "n" } }))).interfaces,
+        None
+    );
 }
 
 #[test]
 fn our_own_fields_are_those_of_our_applies() {
     let entry = |manager: &str, operation: &str, subresource: &str, field: &str| {
         json!({
-            "manager": manager, "operation": operation, "subresource": subresource, "apiVersion": "v1",
+            "manager": manager, "operation": operation, "subresource": subresource,
+            "apiVersion": "v1",
             "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": { field: {} } },
         })
     };

@@ -19,29 +19,52 @@ pub struct Report {
 pub fn report(inputs: &Inputs) -> Report {
     let mut report = Report::default();
     if let Some(request) = &inputs.request {
-        INSTALLATION.find_ignored(&format!("Installation {}", request.owner.name), &request.spec, &mut report.calico);
+        INSTALLATION.find_ignored(
+            &format!("Installation {}", request.owner.name),
+            &request.spec,
+            &mut report.calico,
+        );
     }
-    report.calico.extend(inputs.ignored.iter().map(|name| Ignored {
-        is_unsafe: false,
-        object: format!("Installation {name}"),
-        field: String::new(),
-        meaning: "only the Installation named default is used; move its settings there".to_owned(),
-    }));
+    report
+        .calico
+        .extend(inputs.ignored.iter().map(|name| Ignored {
+            is_unsafe: false,
+            object: format!("Installation {name}"),
+            field: String::new(),
+            meaning:
+                "only the Installation named default is used; move its settings there".to_owned(),
+        }));
     for (name, spec) in inputs.felix.iter().flatten() {
-        FELIX.find_ignored(&format!("FelixConfiguration {name}"), spec, &mut report.calico);
+        FELIX.find_ignored(
+            &format!("FelixConfiguration {name}"),
+            spec,
+            &mut report.calico,
+        );
     }
     if let Some(Some(object)) = &inputs.controllers {
-        CONTROLLERS.find_ignored("KubeControllersConfiguration default", &object["spec"], &mut report.calico);
+        CONTROLLERS.find_ignored(
+            "KubeControllersConfiguration default",
+            &object["spec"],
+            &mut report.calico,
+        );
     }
-    report.calico.extend(inputs.bgp.iter().map(|object| Ignored {
-        is_unsafe: false,
-        object: object.clone(),
-        field: String::new(),
-        meaning:
-            "there is no BGP: routes are not advertised outside of the cluster, and nodes program their own".to_owned(),
+    report.calico.extend(inputs.bgp.iter().map(|object| {
+        Ignored {
+            is_unsafe: false,
+            object: object.clone(),
+            field: String::new(),
+            meaning:
+                "there is no BGP: routes are not advertised outside of the cluster, and nodes \
+                 program their own"
+                    .to_owned(),
+        }
     }));
     for pool in inputs.pools.iter().flatten() {
-        POOL.find_ignored(&format!("IPPool {}", pool.name), &pool.spec, &mut report.ippools);
+        POOL.find_ignored(
+            &format!("IPPool {}", pool.name),
+            &pool.spec,
+            &mut report.ippools,
+        );
     }
     if let Some(spec) = &inputs.ipam {
         IPAM.find_ignored("IPAMConfiguration default", spec, &mut report.ippools);

@@ -6,11 +6,21 @@ use crate::inputs::{PoolFacts, Request};
 fn reported(spec: Value) -> Vec<String> {
     let request = Request {
         spec,
-        owner: crate::manifest::Owner { name: "default".to_owned(), ..Default::default() },
+        owner: crate::manifest::Owner {
+            name: "default".to_owned(),
+            ..Default::default()
+        },
         ..Request::default()
     };
-    let found = report(&Inputs { request: Some(request), ..Inputs::default() }).calico;
-    found.iter().map(|one| format!("{} {one}", if one.is_unsafe { "unsafe" } else { "idle" })).collect()
+    let found = report(&Inputs {
+        request: Some(request),
+        ..Inputs::default()
+    })
+    .calico;
+    found
+        .iter()
+        .map(|one| format!("{} {one}", if one.is_unsafe { "unsafe" } else { "idle" }))
+        .collect()
 }
 
 #[test]
@@ -26,8 +36,20 @@ fn fields_without_effect_are_reported_with_value_and_consequence() {
         },
         "controlPlaneNodeSelecter": {"a": "b"},
         "controlPlaneNodeSelector": {"a": "b"},
-        "calicoNodeDaemonSet": {"spec": {"template": {"spec": {"topologySpreadConstraints": [{"maxSkew": 1}], "tolerations": [{"operator": "Exists"}]}}}},
-        "certificateManagement": {"caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b", "signerName": "a.b/c"},
+        "calicoNodeDaemonSet": {
+            "spec": {
+                "template": {
+                    "spec": {
+                        "topologySpreadConstraints": [{"maxSkew": 1}],
+                        "tolerations": [{"operator": "Exists"}],
+                    },
+                },
+            },
+        },
+        "certificateManagement": {
+            "caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b",
+            "signerName": "a.b/c",
+        },
         "fipsMode": "Disabled", "flexVolumePath": "None",
         "someFutureField": {"deep": true},
     });
@@ -45,13 +67,25 @@ fn fields_without_effect_are_reported_with_value_and_consequence() {
 
 #[test]
 fn settings_of_other_kinds_are_reported_in_their_status() {
-    let pool = |name: &str, spec: Value| PoolFacts { name: name.to_owned(), spec, ..PoolFacts::default() };
+    let pool = |name: &str, spec: Value| PoolFacts {
+        name: name.to_owned(),
+        spec,
+        ..PoolFacts::default()
+    };
     let felix = [
         (
             "default",
-            json!({"wireguardEnabled": true, "bpfEnabled": false, "vxlanVNI": 4097, "floatingIPs": "Disabled"}),
+            json!({
+                "wireguardEnabled": true,
+                "bpfEnabled": false,
+                "vxlanVNI": 4097,
+                "floatingIPs": "Disabled",
+            }),
         ),
-        ("node.n1", json!({"interfacePrefix": "tap", "natPortRange": "1:2"})),
+        (
+            "node.n1",
+            json!({"interfacePrefix": "tap", "natPortRange": "1:2"}),
+        ),
     ];
     let inputs = Inputs {
         felix: Some(felix.map(|(name, spec)| (name.to_owned(), spec)).into()),
@@ -62,7 +96,10 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
         bgp: ["BGPPeer rack".to_owned()].into(),
         pools: Some(vec![
             pool("a", json!({"cidr": "10.0.0.0/16", "ipipMode": "Always"})),
-            pool("b", json!({"cidr": "10.1.0.0/16", "ipipMode": "Never", "disableBGPExport": false})),
+            pool(
+                "b",
+                json!({"cidr": "10.1.0.0/16", "ipipMode": "Never", "disableBGPExport": false}),
+            ),
         ]),
         ipam: Some(json!({"strictAffinity": true, "kubeVirtVMAddressPersistence": "Enabled"})),
         ..Inputs::default()
@@ -79,7 +116,8 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
         [
             "false BGPPeer rack",
             "false FelixConfiguration node.n1 spec.natPortRange is 1:2",
-            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is None",
+            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is \
+             None",
             "true FelixConfiguration default spec.wireguardEnabled is true",
             "true FelixConfiguration node.n1 spec.interfacePrefix is tap",
         ]
@@ -96,10 +134,17 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
 #[test]
 fn nothing_is_reported_for_a_default_installation() {
     let written = json!({
-        "variant": "Calico", "registry": "margay.io/", "cni": {"type": "Calico", "ipam": {"type": "Calico"}, "binDir": "/opt/cni/bin"},
-        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled", "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
-            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16", "encapsulation": "VXLAN", "natOutgoing": "Enabled",
-                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"], "assignmentMode": "Automatic"}]},
+        "variant": "Calico", "registry": "margay.io/", "cni": {
+            "type": "Calico",
+            "ipam": {"type": "Calico"},
+            "binDir": "/opt/cni/bin",
+        },
+        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled",
+            "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
+            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16",
+                "encapsulation": "VXLAN", "natOutgoing": "Enabled",
+                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"],
+                "assignmentMode": "Automatic"}]},
         "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
     });
     assert_eq!(reported(written), [""; 0]);

@@ -11,7 +11,9 @@ use std::net::IpAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kube::api::{DeleteParams, Preconditions};
-use margay_api::hosts::{AutoHostEndpoints, CREATED_BY, InterfacePattern, LABEL_CREATED_BY, Template};
+use margay_api::hosts::{
+    AutoHostEndpoints, CREATED_BY, InterfacePattern, LABEL_CREATED_BY, Template,
+};
 use margay_api::meta::{ANNOTATION_NODE_INTERFACES, Labels, without_reserved};
 use margay_api::v3::KubeControllersConfiguration;
 use margay_api::v3::parse::controllers::host_endpoints;
@@ -32,7 +34,9 @@ const MAX_NAME: usize = 253;
 
 impl HostFacts {
     fn is_ours(&self) -> bool {
-        self.labels.get(LABEL_CREATED_BY).is_some_and(|by| by == CREATED_BY)
+        self.labels
+            .get(LABEL_CREATED_BY)
+            .is_some_and(|by| by == CREATED_BY)
     }
 
     fn text(&self, field: &str) -> &str {
@@ -71,7 +75,8 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
     if inputs.nodes.is_empty() {
         return plan;
     }
-    let (nodes, rejected) = address_claims::resolve(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
+    let (nodes, rejected) =
+        address_claims::resolve(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
     let wanted = match settings(configuration.as_ref()) {
         Ok(settings) => render(&settings, &nodes),
         Err(problems) => {
@@ -83,23 +88,34 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
     if !wanted.objects.is_empty() {
         plan.problems.extend(rejected);
     }
-    let present: BTreeMap<&str, &HostFacts> = present.iter().map(|found| (found.name.as_str(), found)).collect();
+    let present: BTreeMap<&str, &HostFacts> = present
+        .iter()
+        .map(|found| (found.name.as_str(), found))
+        .collect();
     for (name, object) in &wanted.objects {
         match present.get(name.as_str()) {
             None => plan.create.push(object.clone()),
             Some(found) if !found.is_ours() => plan.problems.push(format!(
-                "HostEndpoint {name} was not created by the operator; rename it, or add the label {LABEL_CREATED_BY}={CREATED_BY}"
+                "HostEndpoint {name} was not created by the operator; rename it, or add the label \
+                 {LABEL_CREATED_BY}={CREATED_BY}"
             )),
             Some(found) if differs(object, found) => plan.replace.push(over(object, found)),
             Some(_) => {}
         }
     }
     let seen: BTreeSet<&str> = inputs.nodes.iter().map(|node| node.name.as_str()).collect();
-    for found in present.values().filter(|found| found.is_ours() && !wanted.has(found)) {
+    for found in present
+        .values()
+        .filter(|found| found.is_ours() && !wanted.has(found))
+    {
         let removal = (key(&found.name), only(found));
         match found.node() {
             node if node.is_empty() || seen.contains(node) => plan.delete.push(removal),
-            node => plan.of_absent_nodes.entry(node.to_owned()).or_default().push(removal),
+            node => plan
+                .of_absent_nodes
+                .entry(node.to_owned())
+                .or_default()
+                .push(removal),
         }
     }
     plan
@@ -110,10 +126,18 @@ fn settings(configuration: Option<&Value>) -> Result<AutoHostEndpoints, Vec<Stri
     let Some(configuration) = configuration else {
         return Ok(AutoHostEndpoints::default());
     };
-    let named = |problem: &dyn std::fmt::Display| format!("KubeControllersConfiguration default: {problem}");
+    let named = |problem: &dyn std::fmt::Display| {
+        format!("KubeControllersConfiguration default: {problem}")
+    };
     let decoded: KubeControllersConfiguration =
         serde_json::from_value(configuration.clone()).map_err(|error| vec![named(&error)])?;
-    host_endpoints(&decoded).map_err(|refusal| refusal.problems.iter().map(|problem| named(problem)).collect())
+    host_endpoints(&decoded).map_err(|refusal| {
+        refusal
+            .problems
+            .iter()
+            .map(|problem| named(problem))
+            .collect()
+    })
 }
 
 /// Wanted host endpoints.
@@ -133,9 +157,19 @@ fn render(settings: &AutoHostEndpoints, nodes: &[NodeFacts]) -> Wanted {
         if settings.default {
             let name = object_name(&[&node.name]);
             let spec = json!({ "interfaceName": "*" });
-            wanted.add(host_endpoint(&name, node, spec, &node.addresses, &Labels::new()));
+            wanted.add(host_endpoint(
+                &name,
+                node,
+                spec,
+                &node.addresses,
+                &Labels::new(),
+            ));
         }
-        for template in settings.templates.iter().filter(|template| template.nodes.matches(&node.labels)) {
+        for template in settings
+            .templates
+            .iter()
+            .filter(|template| template.nodes.matches(&node.labels))
+        {
             match &template.interfaces {
                 Some(pattern) => wanted.add_by_interface(node, template, pattern),
                 None => wanted.add_by_address(node, template),
@@ -157,21 +191,37 @@ impl Wanted {
 
     /// Adds one for each interface that the pattern matches. It has the addresses of the interface
     /// and those of the node that the template selects, as in Calico.
-    fn add_by_interface(&mut self, node: &NodeFacts, template: &Template, pattern: &InterfacePattern) {
+    fn add_by_interface(
+        &mut self,
+        node: &NodeFacts,
+        template: &Template,
+        pattern: &InterfacePattern,
+    ) {
         let interfaces = match &node.interfaces {
             Some(Ok(interfaces)) => interfaces,
             unknown => {
                 self.unknown_interfaces.insert(node.name.clone());
-                let error = unknown.as_ref().and_then(|reported| reported.as_ref().err());
-                self.problems.extend(error.map(|error| unreadable(node, error)));
+                let error = unknown
+                    .as_ref()
+                    .and_then(|reported| reported.as_ref().err());
+                self.problems
+                    .extend(error.map(|error| unreadable(node, error)));
                 return;
             }
         };
-        let named = if template.nets.is_empty() { BTreeSet::new() } else { within(&node.addresses, template) };
-        for interface in interfaces.iter().filter(|interface| pattern.matches(&interface.name)) {
+        let named = if template.nets.is_empty() {
+            BTreeSet::new()
+        } else {
+            within(&node.addresses, template)
+        };
+        for interface in interfaces
+            .iter()
+            .filter(|interface| pattern.matches(&interface.name))
+        {
             let name = object_name(&[&node.name, &template.name, &interface.name]);
             if !is_object_name(&name) {
-                self.problems.push(unnameable(&name, &interface.name, node, template));
+                self.problems
+                    .push(unnameable(&name, &interface.name, node, template));
                 continue;
             }
             let addresses = named.union(&interface.addresses).copied().collect();
@@ -187,9 +237,12 @@ impl Wanted {
                 free.insert(object);
             }
             Entry::Occupied(taken) => self.problems.push(format!(
-                "HostEndpoint {} would belong to node {} and, by a template, to node {}; give the template another generateName",
+                "HostEndpoint {} would belong to node {} and, by a template, to node {}; give the \
+                 template another generateName",
                 taken.key(),
-                taken.get().body["spec"]["node"].as_str().unwrap_or_default(),
+                taken.get().body["spec"]["node"]
+                    .as_str()
+                    .unwrap_or_default(),
                 object.body["spec"]["node"].as_str().unwrap_or_default(),
             )),
         }
@@ -198,19 +251,23 @@ impl Wanted {
     /// Returns true when an existing one stays.
     fn has(&self, found: &HostFacts) -> bool {
         let is_of_interface = !["", "*"].contains(&found.text("interfaceName"));
-        self.objects.contains_key(&found.name) || is_of_interface && self.unknown_interfaces.contains(found.node())
+        self.objects.contains_key(&found.name)
+            || is_of_interface && self.unknown_interfaces.contains(found.node())
     }
 }
 
 fn unreadable(node: &NodeFacts, error: &str) -> String {
     let remedy = "delete it, and the node's agent writes it again when it starts";
-    format!("Node {}: annotation {ANNOTATION_NODE_INTERFACES}: {error}; {remedy}", node.name)
+    format!(
+        "Node {}: annotation {ANNOTATION_NODE_INTERFACES}: {error}; {remedy}",
+        node.name
+    )
 }
 
 fn unnameable(name: &str, interface: &str, node: &NodeFacts, template: &Template) -> String {
     format!(
-        "HostEndpoint {name} would belong to interface {interface} of node {}: it is not a valid name; exclude the interface by \
-         interfacePattern of template {}, and create one for it",
+        "HostEndpoint {name} would belong to interface {interface} of node {}: it is not a valid \
+         name; exclude the interface by interfacePattern of template {}, and create one for it",
         node.name, template.name
     )
 }
@@ -222,7 +279,9 @@ fn object_name(parts: &[&str]) -> String {
     if name.len() <= MAX_NAME {
         return name;
     }
-    let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(name)).replace(['-', '_'], "");
+    let hash = URL_SAFE_NO_PAD
+        .encode(Sha256::digest(name))
+        .replace(['-', '_'], "");
     format!("{}-{SUFFIX}", hash.to_lowercase())
 }
 
@@ -230,8 +289,12 @@ fn object_name(parts: &[&str]) -> String {
 /// objects may not.
 fn is_object_name(name: &str) -> bool {
     let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    name.split('.')
-        .all(|part| !part.is_empty() && part.chars().all(is_inner) && !part.starts_with('-') && !part.ends_with('-'))
+    name.split('.').all(|part| {
+        !part.is_empty()
+            && part.chars().all(is_inner)
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    })
 }
 
 fn from_template(
@@ -249,12 +312,19 @@ fn from_template(
 }
 
 fn within(addresses: &BTreeSet<IpAddr>, template: &Template) -> BTreeSet<IpAddr> {
-    let is_within =
-        |address: &&IpAddr| template.nets.is_empty() || template.nets.iter().any(|net| net.contains(*address));
+    let is_within = |address: &&IpAddr| {
+        template.nets.is_empty() || template.nets.iter().any(|net| net.contains(*address))
+    };
     addresses.iter().filter(is_within).copied().collect()
 }
 
-fn host_endpoint(name: &str, node: &NodeFacts, mut spec: Value, addresses: &BTreeSet<IpAddr>, over: &Labels) -> Object {
+fn host_endpoint(
+    name: &str,
+    node: &NodeFacts,
+    mut spec: Value,
+    addresses: &BTreeSet<IpAddr>,
+    over: &Labels,
+) -> Object {
     let mut labels = without_reserved(&node.labels);
     labels.extend(over.clone());
     labels.insert(LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned());
@@ -263,12 +333,18 @@ fn host_endpoint(name: &str, node: &NodeFacts, mut spec: Value, addresses: &BTre
     if !addresses.is_empty() {
         spec["expectedIPs"] = json!(addresses);
     }
-    Object::new("HostEndpoint", json!({ "metadata": { "name": name, "labels": labels }, "spec": spec }))
+    Object::new(
+        "HostEndpoint",
+        json!({ "metadata": { "name": name, "labels": labels }, "spec": spec }),
+    )
 }
 
 fn differs(wanted: &Object, found: &HostFacts) -> bool {
     let metadata = &wanted.body["metadata"];
-    let annotations = metadata.get("annotations").cloned().unwrap_or_else(|| json!({}));
+    let annotations = metadata
+        .get("annotations")
+        .cloned()
+        .unwrap_or_else(|| json!({}));
     metadata["labels"] != json!(found.labels)
         || annotations != json!(found.annotations)
         || wanted.body["spec"] != found.spec
@@ -282,11 +358,18 @@ fn over(wanted: &Object, found: &HostFacts) -> Object {
 }
 
 fn key(name: &str) -> Key {
-    Key { kind: kind("HostEndpoint"), namespace: String::new(), name: name.to_owned() }
+    Key {
+        kind: kind("HostEndpoint"),
+        namespace: String::new(),
+        name: name.to_owned(),
+    }
 }
 
 fn only(found: &HostFacts) -> DeleteParams {
-    let preconditions = Preconditions { uid: Some(found.uid.clone()), resource_version: Some(found.version.clone()) };
+    let preconditions = Preconditions {
+        uid: Some(found.uid.clone()),
+        resource_version: Some(found.version.clone()),
+    };
     DeleteParams::default().preconditions(preconditions)
 }
 

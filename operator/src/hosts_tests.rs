@@ -9,36 +9,65 @@ fn node(name: &str, labels: &[(&str, &str)], addresses: &[&str]) -> NodeFacts {
         name: name.to_owned(),
         usable: true,
         is_linux: true,
-        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        labels: labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        addresses: addresses
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect(),
         ..NodeFacts::default()
     }
 }
 
 fn interface(name: &str, addresses: &[&str]) -> NodeInterface {
-    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-    NodeInterface { name: name.to_owned(), addresses }
+    let addresses = addresses
+        .iter()
+        .map(|address| address.parse().unwrap())
+        .collect();
+    NodeInterface {
+        name: name.to_owned(),
+        addresses,
+    }
 }
 
 fn outer(nets: &[&str]) -> Value {
     json!({
         "autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled",
-        "templates": [{ "generateName": "outer", "interfaceCIDRs": nets, "interfacePattern": "eth|^bond", "annotations": { "note": "b" } }],
+        "templates": [{
+            "generateName": "outer",
+            "interfaceCIDRs": nets,
+            "interfacePattern": "eth|^bond",
+            "annotations": { "note": "b" },
+        }],
     })
 }
 
 fn nodes() -> Vec<NodeFacts> {
     vec![
-        node("n1", &[("zone", "a"), ("pcns.team", "a")], &["192.0.2.1", "10.0.0.1", "fd00::1"]),
+        node(
+            "n1",
+            &[("zone", "a"), ("pcns.team", "a")],
+            &["192.0.2.1", "10.0.0.1", "fd00::1"],
+        ),
         node("n2", &[("zone", "b")], &["192.0.2.2"]),
-        NodeFacts { is_linux: false, ..node("w1", &[], &["192.0.2.3"]) },
+        NodeFacts {
+            is_linux: false,
+            ..node("w1", &[], &["192.0.2.3"])
+        },
     ]
 }
 
 fn configuration(of_hosts: Value) -> Option<Value> {
     Some(json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration", "metadata": { "name": "default" },
-        "spec": { "healthChecks": "Enabled", "controllers": { "node": { "hostEndpoint": of_hosts } } },
+        "apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration", "metadata": {
+            "name": "default",
+        },
+        "spec": {
+            "healthChecks": "Enabled",
+            "controllers": { "node": { "hostEndpoint": of_hosts } },
+        },
     }))
 }
 
@@ -53,9 +82,16 @@ fn inputs(of_hosts: Option<Value>, present: Vec<HostFacts>) -> Inputs {
 
 /// Returns the objects in the API after the plan.
 fn execute(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
-    let gone = plan.delete.iter().chain(plan.of_absent_nodes.values().flatten());
+    let gone = plan
+        .delete
+        .iter()
+        .chain(plan.of_absent_nodes.values().flatten());
     present.retain(|found| gone.clone().all(|(key, _)| key.name != found.name));
-    present.retain(|found| plan.replace.iter().all(|object| object.key.name != found.name));
+    present.retain(|found| {
+        plan.replace
+            .iter()
+            .all(|object| object.key.name != found.name)
+    });
     let written = plan.create.iter().chain(&plan.replace).map(|object| {
         let metadata = &object.body["metadata"];
         HostFacts {
@@ -63,7 +99,8 @@ fn execute(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
             uid: "u".to_owned(),
             version: "2".to_owned(),
             labels: serde_json::from_value(metadata["labels"].clone()).unwrap(),
-            annotations: serde_json::from_value(metadata["annotations"].clone()).unwrap_or_default(),
+            annotations: serde_json::from_value(metadata["annotations"].clone())
+                .unwrap_or_default(),
             spec: object.body["spec"].clone(),
         }
     });
@@ -73,15 +110,30 @@ fn execute(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
 
 fn text(plan: &HostPlan) -> String {
     let body = |verb: &str, object: &Object| {
-        format!("{verb} {} {} {}\n", object.key, object.body["metadata"], object.body["spec"])
+        format!(
+            "{verb} {} {} {}\n",
+            object.key, object.body["metadata"], object.body["spec"]
+        )
     };
-    let mut text: String = plan.create.iter().map(|object| body("create", object)).collect();
+    let mut text: String = plan
+        .create
+        .iter()
+        .map(|object| body("create", object))
+        .collect();
     text.extend(plan.replace.iter().map(|object| body("replace", object)));
     text.extend(plan.delete.iter().map(|(key, _)| format!("delete {key}\n")));
     for (node, theirs) in &plan.of_absent_nodes {
-        text.extend(theirs.iter().map(|(key, _)| format!("delete {key} if {node} has left\n")));
+        text.extend(
+            theirs
+                .iter()
+                .map(|(key, _)| format!("delete {key} if {node} has left\n")),
+        );
     }
-    text.extend(plan.problems.iter().map(|problem| format!("problem {problem}\n")));
+    text.extend(
+        plan.problems
+            .iter()
+            .map(|problem| format!("problem {problem}\n")),
+    );
     text
 }
 
@@ -93,8 +145,16 @@ fn templates() -> Value {
     json!({
         "autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled",
         "templates": [
-            { "generateName": "inner", "interfaceCIDRs": ["10.0.0.0/8", "fd00::/8"], "labels": { "side": "in", "zone": "x" } },
-            { "generateName": "all", "nodeSelector": "zone == 'b'", "annotations": { "note": "b" } },
+            {
+                "generateName": "inner",
+                "interfaceCIDRs": ["10.0.0.0/8", "fd00::/8"],
+                "labels": { "side": "in", "zone": "x" },
+            },
+            {
+                "generateName": "all",
+                "nodeSelector": "zone == 'b'",
+                "annotations": { "note": "b" },
+            },
         ],
     })
 }
@@ -148,7 +208,12 @@ fn each_interface_that_a_pattern_matches_gets_one() {
 #[test]
 fn host_endpoints_of_a_node_with_unknown_interfaces_stay() {
     let mut inputs = inputs(Some(outer(&[])), vec![]);
-    let eth = || Some(Ok(vec![interface("eth0", &["192.0.2.1"]), interface("eth1", &[])]));
+    let eth = || {
+        Some(Ok(vec![
+            interface("eth0", &["192.0.2.1"]),
+            interface("eth1", &[]),
+        ]))
+    };
     (inputs.nodes[0].interfaces, inputs.nodes[1].interfaces) = (eth(), eth());
     let made = execute(&plan(&inputs), vec![]);
     assert_eq!(made.len(), 4);
@@ -168,21 +233,31 @@ fn host_endpoints_of_a_node_with_unknown_interfaces_stay() {
 
 #[test]
 fn names_are_calicos_also_where_they_would_be_too_long() {
-    assert_eq!(object_name(&["n1", "in", "eth0.5"]), "n1-in-eth0.5-auto-hep");
+    assert_eq!(
+        object_name(&["n1", "in", "eth0.5"]),
+        "n1-in-eth0.5-auto-hep"
+    );
     let long = object_name(&["n", &"x".repeat(MAX_NAME)]);
     // URL-safe base64 of SHA-256, letters and digits only, in lower case.
     assert_eq!(long, "nyz5ig5v2v7s1qwajgy0wfgxrnjmxeeokd3sze3ea-auto-hep");
     assert!(is_object_name(&long) && is_object_name("n1-in-eth0.5-auto-hep"));
-    for bad in
-        ["n1-in-eth_0-auto-hep", "n1-in-.x-auto-hep", "n1-in-x.-auto-hep", "n1-in-a..b-auto-hep", "n1-in-E-auto-hep"]
-    {
+    for bad in [
+        "n1-in-eth_0-auto-hep",
+        "n1-in-.x-auto-hep",
+        "n1-in-x.-auto-hep",
+        "n1-in-a..b-auto-hep",
+        "n1-in-E-auto-hep",
+    ] {
         assert!(!is_object_name(bad), "{bad}");
     }
 }
 
 #[test]
 fn two_host_endpoints_of_one_name_are_reported() {
-    let mut inputs = inputs(Some(json!({ "autoCreate": "Enabled", "templates": [{ "generateName": "in" }] })), vec![]);
+    let mut inputs = inputs(
+        Some(json!({ "autoCreate": "Enabled", "templates": [{ "generateName": "in" }] })),
+        vec![],
+    );
     inputs.nodes = vec![node("n1", &[], &["192.0.2.1"]), node("n1-in", &[], &[])];
     check(
         &plan(&inputs),
@@ -196,19 +271,35 @@ fn two_host_endpoints_of_one_name_are_reported() {
 
 #[test]
 fn unwanted_host_endpoints_are_deleted_and_those_of_users_stay() {
-    let made = execute(&plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), vec![])), vec![]);
+    let made = execute(
+        &plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), vec![])),
+        vec![],
+    );
     let mut present = made;
-    present[0].labels.insert("zone".to_owned(), "old".to_owned());
+    present[0]
+        .labels
+        .insert("zone".to_owned(), "old".to_owned());
     present[1].labels.remove(LABEL_CREATED_BY);
-    present.push(HostFacts { name: "mine".to_owned(), ..HostFacts::default() });
+    present.push(HostFacts {
+        name: "mine".to_owned(),
+        ..HostFacts::default()
+    });
     let gone = |name: &str, spec: Value| {
         let labels = Labels::from([(LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned())]);
-        HostFacts { name: name.to_owned(), labels, spec, ..HostFacts::default() }
+        HostFacts {
+            name: name.to_owned(),
+            labels,
+            spec,
+            ..HostFacts::default()
+        }
     };
     present.push(gone("n3-auto-hep", json!({ "node": "n3" })));
     present.push(gone("of-nobody", json!({})));
     check(
-        &plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), present.clone())),
+        &plan(&inputs(
+            Some(json!({ "autoCreate": "Enabled" })),
+            present.clone(),
+        )),
         expect![[r#"
         replace HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-auto-hep","resourceVersion":"2"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
         delete HostEndpoint of-nobody
@@ -225,7 +316,10 @@ fn unwanted_host_endpoints_are_deleted_and_those_of_users_stay() {
     "#]],
     );
     check(
-        &plan(&inputs(Some(json!({ "autoCreate": "Disabled", "templates": [{ "generateName": "a" }] })), present)),
+        &plan(&inputs(
+            Some(json!({ "autoCreate": "Disabled", "templates": [{ "generateName": "a" }] })),
+            present,
+        )),
         expect![[r#"
             delete HostEndpoint n1-auto-hep
             delete HostEndpoint of-nobody
@@ -246,16 +340,30 @@ fn nothing_is_changed_before_the_inputs_are_known() {
     let known = inputs(None, present());
     assert_eq!(plan(&known).delete.len(), 1);
     for unknown in [
-        Inputs { nodes: vec![], ..known.clone() },
-        Inputs { controllers: None, ..known.clone() },
-        Inputs { host_endpoints: None, ..known.clone() },
+        Inputs {
+            nodes: vec![],
+            ..known.clone()
+        },
+        Inputs {
+            controllers: None,
+            ..known.clone()
+        },
+        Inputs {
+            host_endpoints: None,
+            ..known.clone()
+        },
     ] {
         assert_eq!(text(&plan(&unknown)), "");
     }
     let bad = json!({
         "autoCreate": "On", "createDefaultHostEndpoint": "No",
         "templates": [
-            { "generateName": "-a", "interfaceCIDRs": ["10"], "nodeSelector": "zone =", "interfacePattern": "eth(" },
+            {
+                "generateName": "-a",
+                "interfaceCIDRs": ["10"],
+                "nodeSelector": "zone =",
+                "interfacePattern": "eth(",
+            },
             { "generateName": "b", "labels": { "projectcalico.org/namespace": "kube-system" } },
             { "generateName": "b" },
         ],
@@ -289,7 +397,10 @@ proptest! {
         before in 0..5_usize,
         after in 0..5_usize,
         labels in proptest::collection::btree_map("[a-c]", "[a-c]", 0..3),
-        interfaces in proptest::collection::vec(proptest::collection::btree_set("eth[0-3]", 0..3), 4),
+        interfaces in proptest::collection::vec(
+            proptest::collection::btree_set("eth[0-3]", 0..3),
+            4,
+        ),
         absent in 0..3_usize,
     ) {
         let settings = [
@@ -299,7 +410,9 @@ proptest! {
             Some(json!({ "autoCreate": "Disabled" })),
             Some(outer(&["10.0.0.0/8"])),
         ];
-        let reported = |at: usize| Some(Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()));
+        let reported = |at: usize| Some(
+            Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()),
+        );
         let mut first = inputs(settings[before].clone(), vec![]);
         (first.nodes[0].interfaces, first.nodes[1].interfaces) = (reported(0), reported(1));
         let present = execute(&plan(&first), vec![]);
@@ -311,8 +424,13 @@ proptest! {
         second.host_endpoints = Some(present.clone());
         prop_assert_eq!(text(&plan(&second)), "");
         // The former state does not matter.
-        let fresh = execute(&plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }), vec![]);
-        let by_name = |list: Vec<HostFacts>| list.into_iter().map(|found| (found.name.clone(), found)).collect::<BTreeMap<_, _>>();
+        let fresh = execute(
+            &plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }),
+            vec![],
+        );
+        let by_name = |list: Vec<HostFacts>| list
+            .into_iter()
+            .map(|found| (found.name.clone(), found)).collect::<BTreeMap<_, _>>();
         prop_assert_eq!(by_name(present), by_name(fresh));
     }
 }

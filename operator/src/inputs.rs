@@ -46,7 +46,8 @@ pub struct NodeFacts {
     pub taints: Vec<Taint>,
     /// Creation time as the API writes it: such texts have the order of their times.
     pub created: String,
-    /// Addresses at which others reach it: its own, those of its tunnels and those of its interfaces.
+    /// Addresses at which others reach it: its own, those of its tunnels and those of its
+    /// interfaces.
     pub addresses: BTreeSet<IpAddr>,
     /// The addresses that kubelet reports.
     pub reported: BTreeSet<IpAddr>,
@@ -143,7 +144,8 @@ pub struct Inputs {
     pub tiers: Option<BTreeSet<String>>,
     /// Spec of ClusterInformation `default`: outer none while the API does not serve the kind.
     pub cluster_information: Option<Option<Value>>,
-    /// The KubeControllersConfiguration `default`: outer none while the API does not serve the kind.
+    /// The KubeControllersConfiguration `default`: outer none while the API does not serve the
+    /// kind.
     pub controllers: Option<Option<Value>>,
     /// All host endpoints; none while the API does not serve the kind.
     pub host_endpoints: Option<Vec<HostFacts>>,

@@ -29,20 +29,38 @@ pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
         "pod-security.kubernetes.io/enforce": "privileged",
     });
     let subject = json!([{ "kind": "ServiceAccount", "name": MANAGER, "namespace": NAMESPACE }]);
-    let role = |kind: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": MANAGER });
+    let role = |kind: &str| {
+        json!({
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": kind,
+            "name": MANAGER,
+        })
+    };
     let named = json!({ "name": MANAGER });
     let placed = json!({ "name": MANAGER, "namespace": NAMESPACE });
     vec![
-        Object::new("Namespace", json!({ "metadata": { "name": NAMESPACE, "labels": labels } })),
+        Object::new(
+            "Namespace",
+            json!({ "metadata": { "name": NAMESPACE, "labels": labels } }),
+        ),
         Object::new("ServiceAccount", json!({ "metadata": placed })),
-        Object::new("ClusterRole", json!({ "metadata": named, "rules": cluster_rules(mode) })),
+        Object::new(
+            "ClusterRole",
+            json!({ "metadata": named, "rules": cluster_rules(mode) }),
+        ),
         Object::new(
             "ClusterRoleBinding",
             json!({ "metadata": named, "roleRef": role("ClusterRole"), "subjects": subject }),
         ),
         Object::new("Role", json!({ "metadata": placed, "rules": own_rules() })),
-        Object::new("RoleBinding", json!({ "metadata": placed, "roleRef": role("Role"), "subjects": subject })),
-        Object::new("Deployment", json!({ "metadata": placed, "spec": deployment(version) })),
+        Object::new(
+            "RoleBinding",
+            json!({ "metadata": placed, "roleRef": role("Role"), "subjects": subject }),
+        ),
+        Object::new(
+            "Deployment",
+            json!({ "metadata": placed, "spec": deployment(version) }),
+        ),
     ]
 }
 
@@ -61,14 +79,26 @@ fn named(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Val
 /// Rules that the operator needs itself, then those that it grants: Kubernetes allows nobody to
 /// grant permissions that he does not have (escalation prevention).
 fn cluster_rules(mode: Mode) -> Vec<Value> {
-    [api_rules(), storage_rules(mode), read_rules(), write_rules(), certificate_rules(), render::granted(mode)].concat()
+    [
+        api_rules(),
+        storage_rules(mode),
+        read_rules(),
+        write_rules(),
+        certificate_rules(),
+        render::granted(mode),
+    ]
+    .concat()
 }
 
 /// Rules for the Installation and its status.
 fn api_rules() -> Vec<Value> {
     let applied = ["create", "get", "list", "patch", "watch"];
     vec![
-        rule("operator.tigera.io", &["installations"], &["get", "list", "patch", "watch"]),
+        rule(
+            "operator.tigera.io",
+            &["installations"],
+            &["get", "list", "patch", "watch"],
+        ),
         rule("operator.tigera.io", &["installations/status"], &["patch"]),
         rule("operator.tigera.io", &["tigerastatuses"], &applied),
         rule("operator.tigera.io", &["tigerastatuses/status"], &["patch"]),
@@ -79,12 +109,26 @@ fn api_rules() -> Vec<Value> {
 /// changes it and writes it whole, because an object's metadata is one text there; and it installs
 /// the kinds that are newer than the cluster's Calico.
 fn storage_rules(mode: Mode) -> Vec<Value> {
-    let shared = ["clusterinformations", "felixconfigurations", "ippools", "tiers"];
+    let shared = [
+        "clusterinformations",
+        "felixconfigurations",
+        "ippools",
+        "tiers",
+    ];
     // Shows whether the data has been migrated to the newer storage.
-    let migration = named("migration.projectcalico.org", &["datastoremigrations"], &["v1-to-v3"], &["get"]);
+    let migration = named(
+        "migration.projectcalico.org",
+        &["datastoremigrations"],
+        &["v1-to-v3"],
+        &["get"],
+    );
     // Automatic host endpoints are created, replaced and deleted; a label tells them from others,
     // and RBAC cannot select by label.
-    let hosts = render::calico(mode, &["hostendpoints"], &["create", "delete", "get", "list", "update", "watch"]);
+    let hosts = render::calico(
+        mode,
+        &["hostendpoints"],
+        &["create", "delete", "get", "list", "update", "watch"],
+    );
     let controllers = render::calico(mode, &["kubecontrollersconfigurations"], &READ);
     // Objects that the IPAM garbage collector reads, releases and deletes.
     let ipam = ["blockaffinities", "ipamblocks", "ipamhandles"];
@@ -96,17 +140,35 @@ fn storage_rules(mode: Mode) -> Vec<Value> {
         let statuses = render::calico(mode, &["ippools/status"], &["patch"]);
         return [vec![applied, statuses], common].concat();
     }
-    let definitions: Vec<String> = crds::later().iter().map(|definition| definition.name_any()).collect();
+    let definitions: Vec<String> = crds::later()
+        .iter()
+        .map(|definition| definition.name_any())
+        .collect();
     let definitions: Vec<&str> = definitions.iter().map(String::as_str).collect();
     let written = render::calico(mode, &shared, &["create", "get", "list", "update", "watch"]);
     // Not supported; their presence is reported.
-    let unserved = render::calico(mode, &["bgpconfigurations", "bgpfilters", "bgppeers"], &READ);
-    let installed = named("apiextensions.k8s.io", &["customresourcedefinitions"], &definitions, &APPLY);
+    let unserved = render::calico(
+        mode,
+        &["bgpconfigurations", "bgpfilters", "bgppeers"],
+        &READ,
+    );
+    let installed = named(
+        "apiextensions.k8s.io",
+        &["customresourcedefinitions"],
+        &definitions,
+        &APPLY,
+    );
     [vec![written, unserved, installed], common].concat()
 }
 
-const ADMISSION: [&str; 2] = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];
-const MUTATION: [&str; 2] = ["mutatingadmissionpolicies", "mutatingadmissionpolicybindings"];
+const ADMISSION: [&str; 2] = [
+    "validatingadmissionpolicies",
+    "validatingadmissionpolicybindings",
+];
+const MUTATION: [&str; 2] = [
+    "mutatingadmissionpolicies",
+    "mutatingadmissionpolicybindings",
+];
 const ROLES: [&str; 2] = ["clusterrolebindings", "clusterroles"];
 const WORKLOADS: [&str; 2] = ["daemonsets", "deployments"];
 
@@ -119,8 +181,17 @@ fn read_rules() -> Vec<Value> {
         rule("apps", &WORKLOADS, &READ),
         rule("policy", &["poddisruptionbudgets"], &READ),
         rule("rbac.authorization.k8s.io", &ROLES, &READ),
-        rule("admissionregistration.k8s.io", &[ADMISSION, MUTATION].concat(), &READ),
-        named("", &["configmaps"], &[CA_NAME, CONFIG_MAP, "kubeadm-config"], &READ),
+        rule(
+            "admissionregistration.k8s.io",
+            &[ADMISSION, MUTATION].concat(),
+            &READ,
+        ),
+        named(
+            "",
+            &["configmaps"],
+            &[CA_NAME, CONFIG_MAP, "kubeadm-config"],
+            &READ,
+        ),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &READ),
     ]
 }
@@ -136,8 +207,18 @@ fn write_rules() -> Vec<Value> {
         named("apps", &WORKLOADS, &own, both),
         named("policy", &["poddisruptionbudgets"], &own, both),
         named("rbac.authorization.k8s.io", &ROLES, &own, both),
-        named("admissionregistration.k8s.io", &ADMISSION, &render::validating_policy_names(), both),
-        named("admissionregistration.k8s.io", &MUTATION, &render::mutating_policy_names(), both),
+        named(
+            "admissionregistration.k8s.io",
+            &ADMISSION,
+            &render::validating_policy_names(),
+            both,
+        ),
+        named(
+            "admissionregistration.k8s.io",
+            &MUTATION,
+            &render::mutating_policy_names(),
+            both,
+        ),
         named("", &["configmaps"], &[CA_NAME], &APPLY),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
     ]
@@ -147,7 +228,10 @@ fn write_rules() -> Vec<Value> {
 fn certificate_rules() -> Vec<Value> {
     const GROUP: &str = "certificates.k8s.io";
     const REQUESTS: &str = "certificatesigningrequests";
-    let answers = ["certificatesigningrequests/approval", "certificatesigningrequests/status"];
+    let answers = [
+        "certificatesigningrequests/approval",
+        "certificatesigningrequests/status",
+    ];
     vec![
         rule(GROUP, &[REQUESTS], &READ),
         rule(GROUP, &answers, &["update"]),
@@ -158,8 +242,18 @@ fn certificate_rules() -> Vec<Value> {
 /// Rules in the operator's own namespace: the CA and the Lease.
 fn own_rules() -> Vec<Value> {
     vec![
-        named("", &["secrets"], &[CA_NAME], &["get", "list", "patch", "watch"]),
-        named("coordination.k8s.io", &["leases"], &[MANAGER], &["get", "update"]),
+        named(
+            "",
+            &["secrets"],
+            &[CA_NAME],
+            &["get", "list", "patch", "watch"],
+        ),
+        named(
+            "coordination.k8s.io",
+            &["leases"],
+            &[MANAGER],
+            &["get", "update"],
+        ),
         // RBAC cannot restrict a plain create by name.
         rule("", &["secrets"], &["create"]),
         rule("coordination.k8s.io", &["leases"], &["create"]),
@@ -167,7 +261,8 @@ fn own_rules() -> Vec<Value> {
 }
 
 fn deployment(version: &str) -> Value {
-    let labels = json!({ "app.kubernetes.io/name": MANAGER, "app.kubernetes.io/part-of": "margay" });
+    let labels =
+        json!({ "app.kubernetes.io/name": MANAGER, "app.kubernetes.io/part-of": "margay" });
     json!({
         "replicas": 1,
         "selector": { "matchLabels": { "app.kubernetes.io/name": MANAGER } },

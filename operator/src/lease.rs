@@ -35,7 +35,9 @@ enum LeaseStep {
 /// Decides on the lease as read. `silent` is measured by our own clock since this renewal was first
 /// seen, because clocks of machines differ.
 fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration) -> LeaseStep {
-    let holder = found.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+    let holder = found
+        .and_then(|spec| spec.holder_identity.as_deref())
+        .unwrap_or_default();
     let theirs = !holder.is_empty() && holder != me;
     let term = found
         .and_then(|spec| spec.lease_duration_seconds)
@@ -62,8 +64,8 @@ fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration)
 struct Term(Option<Instant>);
 
 impl Term {
-    /// Returns the deadline of an action that begins now and may take `longest`: at most the end of the
-    /// term, so that its end is noticed.
+    /// Returns the deadline of an action that begins now and may take `longest`: at most the end of
+    /// the term, so that its end is noticed.
     fn limit(&self, now: Instant, longest: Duration) -> Instant {
         self.0.map_or(now + longest, |end| end.min(now + longest))
     }
@@ -83,7 +85,13 @@ impl Term {
 
 /// Acquires and renews the lease until shutdown, then releases it; publishes leadership in
 /// `leading`.
-pub async fn hold(client: Client, namespace: String, me: String, leading: watch::Sender<bool>, shutdown: Shutdown) {
+pub async fn hold(
+    client: Client,
+    namespace: String,
+    me: String,
+    leading: watch::Sender<bool>,
+    shutdown: Shutdown,
+) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let mut seen: (Option<MicroTime>, Instant) = (None, Instant::now());
     let mut term = Term::default();
@@ -118,7 +126,11 @@ fn set(leading: &watch::Sender<bool>, held: bool) {
     }
 }
 
-async fn attempt(api: &Api<Lease>, me: &str, seen: &mut (Option<MicroTime>, Instant)) -> Result<bool, Error> {
+async fn attempt(
+    api: &Api<Lease>,
+    me: &str,
+    seen: &mut (Option<MicroTime>, Instant),
+) -> Result<bool, Error> {
     let found = api.get_opt(NAME).await?;
     let spec = found.as_ref().and_then(|lease| lease.spec.as_ref());
     let renewal = spec.and_then(|spec| spec.renew_time.clone());
@@ -136,7 +148,10 @@ async fn attempt(api: &Api<Lease>, me: &str, seen: &mut (Option<MicroTime>, Inst
         }
         None => {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(NAME.to_owned()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(spec),
             };
             api.create(&params, &lease).await
@@ -178,7 +193,10 @@ mod tests {
         let LeaseStep::Write(spec) = decision else {
             panic!("must write the lease");
         };
-        (spec.holder_identity.unwrap_or_default(), spec.lease_transitions.unwrap_or_default())
+        (
+            spec.holder_identity.unwrap_or_default(),
+            spec.lease_transitions.unwrap_or_default(),
+        )
     }
 
     #[test]
@@ -186,11 +204,23 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         let short = Duration::from_secs(14);
         let long = Duration::from_secs(15);
-        assert_eq!(decide(Some(&held_by("b")), "a", now, short), LeaseStep::Wait);
-        assert_eq!(written(decide(Some(&held_by("b")), "a", now, long)), ("a".to_owned(), 4));
-        assert_eq!(written(decide(Some(&held_by("a")), "a", now, short)), ("a".to_owned(), 3));
+        assert_eq!(
+            decide(Some(&held_by("b")), "a", now, short),
+            LeaseStep::Wait
+        );
+        assert_eq!(
+            written(decide(Some(&held_by("b")), "a", now, long)),
+            ("a".to_owned(), 4)
+        );
+        assert_eq!(
+            written(decide(Some(&held_by("a")), "a", now, short)),
+            ("a".to_owned(), 3)
+        );
         assert_eq!(written(decide(None, "a", now, short)), ("a".to_owned(), 1));
-        assert_eq!(written(decide(Some(&held_by("")), "a", now, short)), ("a".to_owned(), 4));
+        assert_eq!(
+            written(decide(Some(&held_by("")), "a", now, short)),
+            ("a".to_owned(), 4)
+        );
     }
 
     /// A leader leads for its term and no longer, whatever attempts take and however they end, and
@@ -205,10 +235,15 @@ mod tests {
             (&[(3, true), (4, false)][..], 0),
         ] {
             let mut term = Term::default();
-            let (mut now, mut answers) = (start, answers.iter().chain(std::iter::repeat(&(0, false))));
+            let (mut now, mut answers) =
+                (start, answers.iter().chain(std::iter::repeat(&(0, false))));
             let stopped = loop {
                 let (takes, renews) = *answers.next().expect("without end");
-                let (began, limit, ends) = (now, term.limit(now, ATTEMPT), now + Duration::from_secs(takes));
+                let (began, limit, ends) = (
+                    now,
+                    term.limit(now, ATTEMPT),
+                    now + Duration::from_secs(takes),
+                );
                 if renews && ends <= limit {
                     term.record(began, true);
                 }
@@ -221,7 +256,10 @@ mod tests {
                     break now;
                 }
             };
-            assert_eq!(stopped - start, Duration::from_secs(last_renewal) + DURATION);
+            assert_eq!(
+                stopped - start,
+                Duration::from_secs(last_renewal) + DURATION
+            );
         }
         let mut term = Term::default();
         term.record(start, true);

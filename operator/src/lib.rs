@@ -1,4 +1,5 @@
-//! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
+//! Reconciles an Installation into every component: gather, default, validate, render, apply,
+//! status.
 //!
 //! Read in this order: [`controller`] (the reconcile loop), [`watch`] and [`inputs`] (the state of
 //! the cluster), [`defaults`], [`validate`], [`render`], [`apply`], [`status`]. Parts of it are
@@ -7,8 +8,8 @@
 //! pools in use) and [`fields`] (settings without effect). Before the first reconcile:
 //! [`storage_mode`] (storage of Calico's data). Beside the reconcile: [`certs`] (the cluster's CA
 //! and its certificates), [`csr_policy`] and [`csr_controller`] (nodes' certificates),
-//! [`collector`] (IPAM garbage collection, which [`margay_ipam`] decides), [`lease`]
-//! (leader election). [`install`] has the objects to install the operator itself.
+//! [`collector`] (IPAM garbage collection, which [`margay_ipam`] decides), [`lease`] (leader
+//! election). [`install`] has the objects to install the operator itself.
 
 pub mod address_claims;
 pub mod advice;
@@ -90,11 +91,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let gate = readiness.gate("watches", "nothing read from the API yet");
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
-    admin::serve(args.admin_listen, Arc::new(registry), readiness, shutdown.clone()).await?;
+    admin::serve(
+        args.admin_listen,
+        Arc::new(registry),
+        readiness,
+        shutdown.clone(),
+    )
+    .await?;
 
-    let config = kube::Config::infer()
-        .await
-        .context("cannot configure the Kubernetes client: neither a kubeconfig nor a pod's service account")?;
+    let config = kube::Config::infer().await.context(
+        "cannot configure the Kubernetes client: neither a kubeconfig nor a pod's service account",
+    )?;
     let client = kube::Client::try_from(config).context("cannot create the Kubernetes client")?;
     let mode = storage_mode::find(&client, &args.api_group).await?;
     storage_mode::prepare(&client, mode).await?;
@@ -104,9 +111,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (watch_blocks, wanted) = tokio::sync::watch::channel(false);
     let (ranges, blocks) = tokio::sync::watch::channel(None);
     let mut watches = Tasks::default();
-    watches.spawn("watch of blocks", pool_finalizer::watch_blocks(client.clone(), mode, wanted, ranges));
+    watches.spawn(
+        "watch of blocks",
+        pool_finalizer::watch_blocks(client.clone(), mode, wanted, ranges),
+    );
     let controller = controller::Controller {
-        reflectors: Arc::new(watch::Reflectors::start(&client, &args.namespace, mode, &mut watches)),
+        reflectors: Arc::new(watch::Reflectors::start(
+            &client,
+            &args.namespace,
+            mode,
+            &mut watches,
+        )),
         applier: apply::Applier::new(client.clone(), mode),
         settings: settings(&args, mode, std::env::vars()),
         namespace: args.namespace.clone(),
@@ -120,8 +135,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ignored: Default::default(),
     };
     let signer = csr_controller::run(client.clone(), authorities, leads.clone(), shutdown.clone());
-    let collector = collector::run(client.clone(), mode, overlaps, leads.clone(), shutdown.clone());
-    let lease = lease::hold(client, args.namespace.clone(), identity(&args), leading, shutdown.clone());
+    let collector = collector::run(
+        client.clone(),
+        mode,
+        overlaps,
+        leads.clone(),
+        shutdown.clone(),
+    );
+    let lease = lease::hold(
+        client,
+        args.namespace.clone(),
+        identity(&args),
+        leading,
+        shutdown.clone(),
+    );
     info!(version = VERSION, "operator started");
     let reconciles = controller::run(controller, leads, gate, shutdown.clone());
     let all = async { tokio::join!(reconciles, signer, collector, lease) };
@@ -147,13 +174,24 @@ fn identity(args: &Args) -> String {
 
 /// Settings of components: they log and trace as the operator does. Credentials for a collector of
 /// traces are not copied into objects that many may read.
-fn settings(args: &Args, mode: Mode, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
-    let telemetry = environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME");
+fn settings(
+    args: &Args,
+    mode: Mode,
+    environment: impl Iterator<Item = (String, String)>,
+) -> render::Settings {
+    let telemetry =
+        environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME");
     let (secrets, mut handed): (BTreeMap<_, _>, BTreeMap<_, _>) =
         telemetry.partition(|(name, _)| name.ends_with("_HEADERS"));
     handed.insert("MARGAY_LOG".to_owned(), args.log.clone());
     let secrets = secrets.into_keys().collect();
-    render::Settings { image: args.image.clone(), version: VERSION.to_owned(), mode, environment: handed, secrets }
+    render::Settings {
+        image: args.image.clone(),
+        version: VERSION.to_owned(),
+        mode,
+        environment: handed,
+        secrets,
+    }
 }
 
 #[cfg(test)]
@@ -184,8 +222,19 @@ mod tests {
         let settings = settings(&args(), Mode::V3, given.into_iter());
         let handed: Vec<&str> = settings.environment.keys().map(String::as_str).collect();
         assert_eq!(handed, ["MARGAY_LOG", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
-        assert!(settings.environment.values().all(|value| !value.contains("SECRET")));
+        assert!(
+            settings
+                .environment
+                .values()
+                .all(|value| !value.contains("SECRET"))
+        );
         let secrets: Vec<&str> = settings.secrets.iter().map(String::as_str).collect();
-        assert_eq!(secrets, ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"]);
+        assert_eq!(
+            secrets,
+            [
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+            ]
+        );
     }
 }

@@ -40,12 +40,22 @@ impl Kind {
         plural: &'static str,
         namespaced: bool,
     ) -> Self {
-        Self { group, version, kind, plural, namespaced }
+        Self {
+            group,
+            version,
+            kind,
+            plural,
+            namespaced,
+        }
     }
 
     /// Returns `group/version`, or `version` for the core group.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// Returns the resource for an API client, on a cluster with that storage.
@@ -71,9 +81,27 @@ impl Kind {
 pub static OWNED_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Namespace", "namespaces", false),
     Kind::new("", "v1", "ServiceAccount", "serviceaccounts", true),
-    Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", false),
-    Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", false),
-    Kind::new("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", false),
+    Kind::new(
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRole",
+        "clusterroles",
+        false,
+    ),
+    Kind::new(
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        false,
+    ),
+    Kind::new(
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+        false,
+    ),
     Kind::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -81,7 +109,13 @@ pub static OWNED_KINDS: &[Kind] = &[
         "validatingadmissionpolicybindings",
         false,
     ),
-    Kind::new("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies", false),
+    Kind::new(
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingAdmissionPolicy",
+        "mutatingadmissionpolicies",
+        false,
+    ),
     Kind::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -90,7 +124,13 @@ pub static OWNED_KINDS: &[Kind] = &[
         false,
     ),
     Kind::new("", "v1", "Service", "services", true),
-    Kind::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", true),
+    Kind::new(
+        "policy",
+        "v1",
+        "PodDisruptionBudget",
+        "poddisruptionbudgets",
+        true,
+    ),
     Kind::new("apps", "v1", "Deployment", "deployments", true),
     Kind::new("apps", "v1", "DaemonSet", "daemonsets", true),
 ];
@@ -102,22 +142,82 @@ pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Secret", "secrets", true),
     Kind::new("", "v1", "ConfigMap", "configmaps", true),
     Kind::new("rbac.authorization.k8s.io", "v1", "Role", "roles", true),
-    Kind::new("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", true),
+    Kind::new(
+        "rbac.authorization.k8s.io",
+        "v1",
+        "RoleBinding",
+        "rolebindings",
+        true,
+    ),
     Kind::new("", "v1", "Node", "nodes", false),
     Kind::new("", "v1", "Pod", "pods", true),
-    Kind::new("operator.tigera.io", "v1", "Installation", "installations", false),
-    Kind::new("operator.tigera.io", "v1", "TigeraStatus", "tigerastatuses", false),
+    Kind::new(
+        "operator.tigera.io",
+        "v1",
+        "Installation",
+        "installations",
+        false,
+    ),
+    Kind::new(
+        "operator.tigera.io",
+        "v1",
+        "TigeraStatus",
+        "tigerastatuses",
+        false,
+    ),
     Kind::new("projectcalico.org", "v3", "IPPool", "ippools", false),
-    Kind::new("projectcalico.org", "v3", "FelixConfiguration", "felixconfigurations", false),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "FelixConfiguration",
+        "felixconfigurations",
+        false,
+    ),
     Kind::new("projectcalico.org", "v3", "Tier", "tiers", false),
-    Kind::new("projectcalico.org", "v3", "ClusterInformation", "clusterinformations", false),
-    Kind::new("projectcalico.org", "v3", "HostEndpoint", "hostendpoints", false),
-    Kind::new("projectcalico.org", "v3", "KubeControllersConfiguration", "kubecontrollersconfigurations", false),
-    Kind::new("projectcalico.org", "v3", "IPAMConfiguration", "ipamconfigurations", false),
-    Kind::new("projectcalico.org", "v3", "BGPConfiguration", "bgpconfigurations", false),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "ClusterInformation",
+        "clusterinformations",
+        false,
+    ),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "HostEndpoint",
+        "hostendpoints",
+        false,
+    ),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "KubeControllersConfiguration",
+        "kubecontrollersconfigurations",
+        false,
+    ),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "IPAMConfiguration",
+        "ipamconfigurations",
+        false,
+    ),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "BGPConfiguration",
+        "bgpconfigurations",
+        false,
+    ),
     Kind::new("projectcalico.org", "v3", "BGPPeer", "bgppeers", false),
     Kind::new("projectcalico.org", "v3", "BGPFilter", "bgpfilters", false),
-    Kind::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", false),
+    Kind::new(
+        "certificates.k8s.io",
+        "v1",
+        "CertificateSigningRequest",
+        "certificatesigningrequests",
+        false,
+    ),
 ];
 
 /// Returns the entry of the tables above for a kind that is known to be there.
@@ -166,8 +266,20 @@ impl Object {
         let kind = kind(name);
         body["apiVersion"] = kind.api_version().into();
         body["kind"] = kind.kind.into();
-        let text = |field: &str| body["metadata"][field].as_str().unwrap_or_default().to_owned();
-        Self { key: Key { kind, namespace: text("namespace"), name: text("name") }, body }
+        let text = |field: &str| {
+            body["metadata"][field]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Self {
+            key: Key {
+                kind,
+                namespace: text("namespace"),
+                name: text("name"),
+            },
+            body,
+        }
     }
 
     /// Adds the label of owned objects.

@@ -19,9 +19,21 @@ impl Metrics {
     /// Metrics that the admin port shows.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("margay_operator_reconciles", "Reconciles of the Installation", metrics.reconciles.clone());
-        registry.register("margay_operator_write_failures", "Writes of objects that failed", metrics.failures.clone());
-        registry.register("margay_operator_degraded", "1 while a condition Degraded is True", metrics.degraded.clone());
+        registry.register(
+            "margay_operator_reconciles",
+            "Reconciles of the Installation",
+            metrics.reconciles.clone(),
+        );
+        registry.register(
+            "margay_operator_write_failures",
+            "Writes of objects that failed",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "margay_operator_degraded",
+            "1 while a condition Degraded is True",
+            metrics.degraded.clone(),
+        );
         metrics
     }
 }

@@ -58,7 +58,11 @@ pub fn plan(
                 true => has && blocks.is_none_or(|blocks| count_blocks(pool, blocks) > 0),
                 false => !shadowed.contains(&pool.name),
             };
-        let others = pool.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
+        let others = pool
+            .finalizers
+            .iter()
+            .filter(|finalizer| *finalizer != FINALIZER)
+            .cloned();
         let own = wants.then(|| FINALIZER.to_owned());
         (has != wants).then(|| FinalizerChange {
             pool: pool.name.clone(),
@@ -72,16 +76,22 @@ pub fn plan(
 /// Returns the number of blocks in the pool's range.
 pub fn count_blocks(pool: &PoolFacts, blocks: &BTreeSet<IpNet>) -> usize {
     let range: Option<IpNet> = pool.cidr().parse().ok();
-    range.map_or(0, |range| blocks.iter().filter(|block| range.contains(*block)).count())
+    range.map_or(0, |range| {
+        blocks.iter().filter(|block| range.contains(*block)).count()
+    })
 }
 
 /// Returns true when a pool is being deleted, so that blocks must be watched.
 pub fn needs_blocks(pools: &[PoolFacts]) -> bool {
-    pools.iter().any(|pool| pool.terminating && has_finalizer(pool))
+    pools
+        .iter()
+        .any(|pool| pool.terminating && has_finalizer(pool))
 }
 
 fn has_finalizer(pool: &PoolFacts) -> bool {
-    pool.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
+    pool.finalizers
+        .iter()
+        .any(|finalizer| finalizer == FINALIZER)
 }
 
 /// Watches blocks while `wanted` is true. Ends with the sender of `wanted`.
@@ -154,7 +164,12 @@ mod tests {
     }
 
     /// Returns the pool's new finalizers, if they change.
-    fn change(pool: PoolFacts, shadowed: bool, blocks: Option<&[&str]>, is_installed: bool) -> Option<Vec<String>> {
+    fn change(
+        pool: PoolFacts,
+        shadowed: bool,
+        blocks: Option<&[&str]>,
+        is_installed: bool,
+    ) -> Option<Vec<String>> {
         let shadowed = shadowed.then(|| pool.name.clone()).into_iter().collect();
         let blocks = blocks.map(|blocks| blocks.iter().map(|text| text.parse().unwrap()).collect());
         let mut changes = plan(&[pool], &shadowed, blocks.as_ref(), is_installed);
@@ -173,24 +188,116 @@ mod tests {
         let both = ["other.org/a", FINALIZER];
         // Name, pool, shadowed, blocks, installed, and the new finalizers.
         let table: [(&str, PoolFacts, bool, Names<'_>, bool, Names<'_>); 12] = [
-            ("a new pool gets it", pool("p", &[], false), false, None, true, Some(&own)),
-            ("in addition to others", pool("p", &["other.org/a"], false), false, None, true, Some(&both)),
-            ("and keeps it", pool("p", &own, false), false, outside, true, None),
-            ("a shadowed pool loses it", pool("p", &own, false), true, inside, true, Some(&[])),
-            ("and does not get it", pool("p", &[], false), true, inside, true, None),
-            ("while blocks are left", pool("p", &own, true), false, inside, true, None),
-            ("while blocks are not known", pool("p", &own, true), false, None, true, None),
-            ("until none is left", pool("p", &both, true), false, outside, true, Some(&["other.org/a"])),
-            ("the API would refuse it", pool("p", &["other.org/a"], true), false, inside, true, None),
-            ("nothing is installed", pool("p", &both, false), false, None, false, Some(&["other.org/a"])),
-            ("nor ever was", pool("p", &[], false), false, None, false, None),
-            ("nothing is installed, deletion has begun", pool("p", &own, true), false, inside, false, Some(&[])),
+            (
+                "a new pool gets it",
+                pool("p", &[], false),
+                false,
+                None,
+                true,
+                Some(&own),
+            ),
+            (
+                "in addition to others",
+                pool("p", &["other.org/a"], false),
+                false,
+                None,
+                true,
+                Some(&both),
+            ),
+            (
+                "and keeps it",
+                pool("p", &own, false),
+                false,
+                outside,
+                true,
+                None,
+            ),
+            (
+                "a shadowed pool loses it",
+                pool("p", &own, false),
+                true,
+                inside,
+                true,
+                Some(&[]),
+            ),
+            (
+                "and does not get it",
+                pool("p", &[], false),
+                true,
+                inside,
+                true,
+                None,
+            ),
+            (
+                "while blocks are left",
+                pool("p", &own, true),
+                false,
+                inside,
+                true,
+                None,
+            ),
+            (
+                "while blocks are not known",
+                pool("p", &own, true),
+                false,
+                None,
+                true,
+                None,
+            ),
+            (
+                "until none is left",
+                pool("p", &both, true),
+                false,
+                outside,
+                true,
+                Some(&["other.org/a"]),
+            ),
+            (
+                "the API would refuse it",
+                pool("p", &["other.org/a"], true),
+                false,
+                inside,
+                true,
+                None,
+            ),
+            (
+                "nothing is installed",
+                pool("p", &both, false),
+                false,
+                None,
+                false,
+                Some(&["other.org/a"]),
+            ),
+            (
+                "nor ever was",
+                pool("p", &[], false),
+                false,
+                None,
+                false,
+                None,
+            ),
+            (
+                "nothing is installed, deletion has begun",
+                pool("p", &own, true),
+                false,
+                inside,
+                false,
+                Some(&[]),
+            ),
         ];
         for (what, pool, shadowed, blocks, is_installed, wanted) in table {
-            let wanted = wanted.map(|wanted| wanted.iter().map(|text| (*text).to_owned()).collect());
-            assert_eq!(change(pool, shadowed, blocks, is_installed), wanted, "{what}");
+            let wanted =
+                wanted.map(|wanted| wanted.iter().map(|text| (*text).to_owned()).collect());
+            assert_eq!(
+                change(pool, shadowed, blocks, is_installed),
+                wanted,
+                "{what}"
+            );
         }
         assert!(needs_blocks(&[pool("p", &own, true)]));
-        assert!(!needs_blocks(&[pool("p", &own, false), pool("q", &["other.org/a"], true)]));
+        assert!(!needs_blocks(&[
+            pool("p", &own, false),
+            pool("q", &["other.org/a"], true)
+        ]));
     }
 }

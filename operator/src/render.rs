@@ -80,7 +80,10 @@ impl Context<'_> {
     }
 
     fn pull_policy(&self) -> &str {
-        self.spec.image_pull_policy.as_deref().unwrap_or("IfNotPresent")
+        self.spec
+            .image_pull_policy
+            .as_deref()
+            .unwrap_or("IfNotPresent")
     }
 
     fn pull_secrets(&self) -> Value {
@@ -94,8 +97,14 @@ impl Context<'_> {
 
     /// Returns variables with fixed values, then those passed on.
     fn environment(&self, own: &[(&str, String)]) -> Vec<Value> {
-        let own = own.iter().map(|(name, value)| json!({ "name": name, "value": value }));
-        let passed = self.settings.environment.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+        let own = own
+            .iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }));
+        let passed = self
+            .settings
+            .environment
+            .iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }));
         let secrets = self.settings.secrets.iter().map(|name| {
             let of = json!({ "name": TELEMETRY_SECRET, "key": name, "optional": true });
             json!({ "name": name, "valueFrom": { "secretKeyRef": of } })
@@ -108,13 +117,28 @@ impl Context<'_> {
 /// table, a whole view) goes back to the kernel, and short-lived threads do not keep an arena each
 /// (glibc tunables).
 fn heap() -> (&'static str, String) {
-    let limits = "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072";
-    ("GLIBC_TUNABLES", limits.to_owned())
+    let limits = [
+        "arena_max=2",
+        "mmap_threshold=131072",
+        "trim_threshold=131072",
+    ];
+    (
+        "GLIBC_TUNABLES",
+        limits
+            .map(|limit| format!("glibc.malloc.{limit}"))
+            .join(":"),
+    )
 }
 
 /// Renders everything wanted for the installation but pools and Secrets of certificates.
 pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &Settings) -> Plan {
-    let context = Context { spec, inputs, owner, settings, image: image(spec, settings) };
+    let context = Context {
+        spec,
+        inputs,
+        owner,
+        settings,
+        image: image(spec, settings),
+    };
     let mut plan = Plan::default();
     plan.objects.push(namespace::namespace(&context));
     plan.objects.extend(rbac::objects(&context));
@@ -137,7 +161,13 @@ pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
 
 /// Names of the validating admission policies, for the operator's own permissions.
 pub(crate) fn validating_policy_names() -> Vec<&'static str> {
-    [admission::names(), protection::NAMES.to_vec(), selectors::NAMES.to_vec(), tiers::NAMES.to_vec()].concat()
+    [
+        admission::names(),
+        protection::NAMES.to_vec(),
+        selectors::NAMES.to_vec(),
+        tiers::NAMES.to_vec(),
+    ]
+    .concat()
 }
 
 /// Names of the mutating admission policies, for the operator's own permissions.
@@ -160,9 +190,15 @@ fn image(spec: &InstallationSpec, settings: &Settings) -> String {
     if !settings.image.is_empty() {
         return settings.image.clone();
     }
-    let given = |field: &Option<String>| field.clone().filter(|text| !text.is_empty() && text != "UseDefault");
+    let given = |field: &Option<String>| {
+        field
+            .clone()
+            .filter(|text| !text.is_empty() && text != "UseDefault")
+    };
     let registry = given(&spec.registry).unwrap_or_else(|| "margay.io/".to_owned());
-    let path = given(&spec.image_path).map(|path| format!("{}/", path.trim_matches('/'))).unwrap_or_default();
+    let path = given(&spec.image_path)
+        .map(|path| format!("{}/", path.trim_matches('/')))
+        .unwrap_or_default();
     let prefix = given(&spec.image_prefix).unwrap_or_default();
     format!("{registry}{path}{prefix}margay:{}", settings.version)
 }

@@ -34,7 +34,10 @@ pub struct Finding {
 impl Finding {
     /// Creates a finding with that reason.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self {
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -91,7 +94,9 @@ pub struct Findings {
 pub fn calico(inputs: &Inputs, findings: &Findings) -> State {
     let health = pods::health(inputs);
     State {
-        degraded: degraded(findings).or(health.failing).or_else(|| nodes(inputs)),
+        degraded: degraded(findings)
+            .or(health.failing)
+            .or_else(|| nodes(inputs)),
         progressing: progressing(inputs, findings, health.waiting),
         caution: caution(&findings.ignored.calico),
         notes: notes(&findings.ignored.calico),
@@ -100,29 +105,55 @@ pub fn calico(inputs: &Inputs, findings: &Findings) -> State {
 
 /// Fields without effect that somebody may rely on.
 fn caution(ignored: &BTreeSet<Ignored>) -> Option<Finding> {
-    let texts: Vec<String> = ignored.iter().filter(|one| one.is_unsafe).map(Ignored::to_string).collect();
+    let texts: Vec<String> = ignored
+        .iter()
+        .filter(|one| one.is_unsafe)
+        .map(Ignored::to_string)
+        .collect();
     (!texts.is_empty()).then(|| Finding::new("InvalidConfigurationError", first_of(&texts, LISTED)))
 }
 
 /// The other fields without effect.
 fn notes(ignored: &BTreeSet<Ignored>) -> String {
-    let texts: Vec<String> = ignored.iter().filter(|one| !one.is_unsafe).map(Ignored::to_string).collect();
-    if texts.is_empty() { String::new() } else { format!("without effect: {}", first_of(&texts, LISTED)) }
+    let texts: Vec<String> = ignored
+        .iter()
+        .filter(|one| !one.is_unsafe)
+        .map(Ignored::to_string)
+        .collect();
+    if texts.is_empty() {
+        String::new()
+    } else {
+        format!("without effect: {}", first_of(&texts, LISTED))
+    }
 }
 
 /// State of the objects with which users write policy, which only users can correct: TigeraStatus
 /// `policies`.
 pub fn policies(inputs: &Inputs) -> State {
-    let Report { objects, records, .. } = &inputs.reports;
-    let counts =
-        [(objects.total, "objects not used as written"), (records.total, "records not enforced on a node as written")];
+    let Report {
+        objects, records, ..
+    } = &inputs.reports;
+    let counts = [
+        (objects.total, "objects not used as written"),
+        (records.total, "records not enforced on a node as written"),
+    ];
     let counts = counts.iter().filter(|(count, _)| *count > 0);
-    let counts: Vec<String> = counts.map(|(count, what)| format!("{count} {what}")).collect();
-    let named: Vec<String> = objects.first.iter().chain(&records.first).map(entry_text).collect();
+    let counts: Vec<String> = counts
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    let named: Vec<String> = objects
+        .first
+        .iter()
+        .chain(&records.first)
+        .map(entry_text)
+        .collect();
     let first = named[..named.len().min(EXAMPLES)].join("; ");
     let message = format!("{}: {first}", counts.join(", "));
     let degraded = (!counts.is_empty()).then(|| Finding::new("ResourceValidationError", message));
-    State { degraded, ..State::default() }
+    State {
+        degraded,
+        ..State::default()
+    }
 }
 
 fn entry_text(entry: &Entry) -> String {
@@ -132,26 +163,44 @@ fn entry_text(entry: &Entry) -> String {
 /// Problems that agents report of their nodes.
 fn nodes(inputs: &Inputs) -> Option<Finding> {
     let nodes = &inputs.reports.nodes;
-    let named: Vec<String> = nodes.first.iter().map(|entry| format!("node {}", entry_text(entry))).collect();
+    let named: Vec<String> = nodes
+        .first
+        .iter()
+        .map(|entry| format!("node {}", entry_text(entry)))
+        .collect();
     let shown = named[..named.len().min(EXAMPLES)].join("; ");
     let more = nodes.total.saturating_sub(EXAMPLES);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    let more = if more > 0 {
+        format!("; and {more} more")
+    } else {
+        String::new()
+    };
     (nodes.total > 0).then(|| Finding::new("NodeNotAsWanted", format!("{shown}{more}")))
 }
 
 /// State of the address pools: TigeraStatus `ippools`.
 pub fn ippools(inputs: &Inputs, findings: &Findings) -> State {
     let ignored = &findings.ignored.ippools;
-    let mut state = State { caution: caution(ignored), notes: notes(ignored), ..State::default() };
-    let failures = findings.failures.iter().filter(|f| f.key.kind.kind == "IPPool");
+    let mut state = State {
+        caution: caution(ignored),
+        notes: notes(ignored),
+        ..State::default()
+    };
+    let failures = findings
+        .failures
+        .iter()
+        .filter(|f| f.key.kind.kind == "IPPool");
     let found = findings.conflicts.iter().chain(&findings.overlaps).cloned();
     let wrong: Vec<String> = found.chain(failures.map(failure_text)).collect();
     let problems = match &findings.spec {
         Some(SpecError::Invalid(problems)) => problems.as_slice(),
         _ => &[],
     };
-    let bad: Vec<String> =
-        problems.iter().filter(|problem| problem.field.contains(".ipPools")).map(Problem::to_string).collect();
+    let bad: Vec<String> = problems
+        .iter()
+        .filter(|problem| problem.field.contains(".ipPools"))
+        .map(Problem::to_string)
+        .collect();
     if !bad.is_empty() {
         let message = examples(&bad);
         state.degraded = Some(Finding::new("InvalidConfigurationError", message));
@@ -161,7 +210,8 @@ pub fn ippools(inputs: &Inputs, findings: &Findings) -> State {
     if inputs.pools.is_none() {
         state.progressing = Some(Finding::new(
             "ResourceNotFound",
-            "the API does not serve IPPool (projectcalico.org/v3) yet; apply the CRDs of deploy/operator.yaml",
+            "the API does not serve IPPool (projectcalico.org/v3) yet; apply the CRDs of \
+             deploy/operator.yaml",
         ));
     }
     state
@@ -172,12 +222,18 @@ fn degraded(findings: &Findings) -> Option<Finding> {
         Some(SpecError::Undecodable(error)) => {
             return Some(Finding::new(
                 "InvalidConfigurationError",
-                format!("Installation spec: {error}; correct the type of the field; until then nothing is changed"),
+                format!(
+                    "Installation spec: {error}; correct the type of the field; until then nothing \
+                     is changed"
+                ),
             ));
         }
         Some(SpecError::Invalid(problems)) => {
             let problems: Vec<String> = problems.iter().map(Problem::to_string).collect();
-            return Some(Finding::new("InvalidConfigurationError", examples(&problems)));
+            return Some(Finding::new(
+                "InvalidConfigurationError",
+                examples(&problems),
+            ));
         }
         None => {}
     }
@@ -185,7 +241,10 @@ fn degraded(findings: &Findings) -> Option<Finding> {
         return Some(Finding::new("CertificateError", error.clone()));
     }
     if !findings.hosts.is_empty() {
-        return Some(Finding::new("ResourceValidationError", examples(&findings.hosts)));
+        return Some(Finding::new(
+            "ResourceValidationError",
+            examples(&findings.hosts),
+        ));
     }
     let failures: Vec<String> = findings
         .failures
@@ -204,9 +263,15 @@ fn progressing(inputs: &Inputs, findings: &Findings, pods: Vec<String>) -> Optio
     let mut waiting = findings.waiting.clone();
     let retried = findings.failures.iter().filter(|failure| failure.transient);
     waiting.extend(retried.map(|failure| format!("{}, retrying", failure_text(failure))));
-    let deployment = inputs.deployments.iter().find(|d| d.metadata.name.as_deref() == Some(TYPHA));
+    let deployment = inputs
+        .deployments
+        .iter()
+        .find(|d| d.metadata.name.as_deref() == Some(TYPHA));
     waiting.extend(deployment_lag(deployment));
-    let daemon_set = inputs.daemon_sets.iter().find(|d| d.metadata.name.as_deref() == Some(NODE));
+    let daemon_set = inputs
+        .daemon_sets
+        .iter()
+        .find(|d| d.metadata.name.as_deref() == Some(NODE));
     waiting.extend(daemon_set_lag(daemon_set));
     if waiting.is_empty() {
         return None;
@@ -224,12 +289,16 @@ pub(crate) fn deployment_lag(found: Option<&Deployment>) -> Option<String> {
     let wanted = found.spec.replicas.unwrap_or(1);
     let status = found.status.clone().unwrap_or_default();
     if status.observed_generation < found.metadata.generation {
-        return Some(format!("{name} has been changed, its rollout has not begun"));
+        return Some(format!(
+            "{name} has been changed, its rollout has not begun"
+        ));
     }
     let updated = status.updated_replicas.unwrap_or(0);
     let available = status.available_replicas.unwrap_or(0);
     if updated < wanted {
-        return Some(format!("{name}: {updated} of {wanted} replicas have the newest revision"));
+        return Some(format!(
+            "{name}: {updated} of {wanted} replicas have the newest revision"
+        ));
     }
     (available < wanted).then(|| format!("{name}: {available} of {wanted} replicas are available"))
 }
@@ -241,13 +310,17 @@ fn daemon_set_lag(found: Option<&DaemonSet>) -> Option<String> {
     };
     let status = found.status.clone().unwrap_or_default();
     if status.observed_generation < found.metadata.generation {
-        return Some(format!("{name} has been changed, its rollout has not begun"));
+        return Some(format!(
+            "{name} has been changed, its rollout has not begun"
+        ));
     }
     let wanted = status.desired_number_scheduled;
     let updated = status.updated_number_scheduled.unwrap_or(0);
     let available = status.number_available.unwrap_or(0);
     if updated < wanted {
-        return Some(format!("{name}: {updated} of {wanted} agents have the newest revision"));
+        return Some(format!(
+            "{name}: {updated} of {wanted} agents have the newest revision"
+        ));
     }
     (available < wanted).then(|| format!("{name}: {available} of {wanted} agents are available"))
 }
@@ -276,32 +349,41 @@ pub fn conditions(
     now: Timestamp,
 ) -> Vec<StatusCondition> {
     let gap = if state.notes.is_empty() { "" } else { "; " };
-    let all = Finding::new("AllObjectsAvailable", format!("All objects available{gap}{}", state.notes));
+    let all = Finding::new(
+        "AllObjectsAvailable",
+        format!("All objects available{gap}{}", state.notes),
+    );
     let first = state.is_available().then_some(&all);
     let degraded = state.degraded.as_ref().or(state.caution.as_ref());
-    [(available, first), ("Progressing", state.progressing.as_ref()), ("Degraded", degraded)]
-        .into_iter()
-        .map(|(kind, finding)| {
-            let status = if finding.is_some() { "True" } else { "False" };
-            let since = before
-                .iter()
-                .find(|old| old.kind == kind && old.status == status)
-                .map(|old| old.last_transition_time.clone());
-            StatusCondition {
-                kind: kind.to_owned(),
-                status: status.to_owned(),
-                last_transition_time: since.unwrap_or_else(|| rfc3339(now)),
-                reason: finding.map_or("NotApplicable", |f| f.reason).to_owned(),
-                message: finding.map(|f| f.message.clone()).unwrap_or_default(),
-                observed_generation: generation,
-            }
-        })
-        .collect()
+    [
+        (available, first),
+        ("Progressing", state.progressing.as_ref()),
+        ("Degraded", degraded),
+    ]
+    .into_iter()
+    .map(|(kind, finding)| {
+        let status = if finding.is_some() { "True" } else { "False" };
+        let since = before
+            .iter()
+            .find(|old| old.kind == kind && old.status == status)
+            .map(|old| old.last_transition_time.clone());
+        StatusCondition {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            last_transition_time: since.unwrap_or_else(|| rfc3339(now)),
+            reason: finding.map_or("NotApplicable", |f| f.reason).to_owned(),
+            message: finding.map(|f| f.message.clone()).unwrap_or_default(),
+            observed_generation: generation,
+        }
+    })
+    .collect()
 }
 
 /// Formats a time as the API does: in whole seconds.
 pub(crate) fn rfc3339(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+    Timestamp::from_second(now.as_second())
+        .unwrap_or(now)
+        .to_string()
 }
 
 /// State shown on the Installation: that of the whole, with the problems of pools.

@@ -29,7 +29,11 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is {}: {}; {}", self.field, self.value, self.rule, self.remedy)
+        write!(
+            f,
+            "{} is {}: {}; {}",
+            self.field, self.value, self.rule, self.remedy
+        )
     }
 }
 
@@ -39,11 +43,21 @@ struct Validator<'a> {
 }
 
 impl Validator<'_> {
-    fn fail(&mut self, field: &str, value: impl fmt::Display, rule: impl Into<String>, remedy: impl Into<String>) {
+    fn fail(
+        &mut self,
+        field: &str,
+        value: impl fmt::Display,
+        rule: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         let value = value.to_string();
         self.problems.push(Problem {
             field: format!("spec.{field}"),
-            value: if value.is_empty() { "empty".to_owned() } else { value },
+            value: if value.is_empty() {
+                "empty".to_owned()
+            } else {
+                value
+            },
             rule: rule.into(),
             remedy: remedy.into(),
         });
@@ -83,7 +97,12 @@ impl Validator<'_> {
             } else {
                 format!("it must be from {low} to {high}")
             };
-            self.fail(field, value, rule, "set a value in that range or leave the field out");
+            self.fail(
+                field,
+                value,
+                rule,
+                "set a value in that range or leave the field out",
+            );
         }
     }
 }
@@ -91,7 +110,9 @@ impl Validator<'_> {
 /// Returns all problems of a spec.
 pub fn installation(spec: &InstallationSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut validator = Validator { problems: &mut problems };
+    let mut validator = Validator {
+        problems: &mut problems,
+    };
     images(&mut validator, spec);
     cni(&mut validator, spec);
     network(&mut validator, spec);
@@ -101,13 +122,22 @@ pub fn installation(spec: &InstallationSpec) -> Vec<Problem> {
 
 fn images(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     validator.check_one_of("variant", spec.variant.as_ref(), &["Calico"]);
-    validator.check_one_of("imagePullPolicy", spec.image_pull_policy.as_ref(), &["IfNotPresent", "Always", "Never"]);
+    validator.check_one_of(
+        "imagePullPolicy",
+        spec.image_pull_policy.as_ref(),
+        &["IfNotPresent", "Always", "Never"],
+    );
     if let Some(registry) = &spec.registry
         && registry != "UseDefault"
         && !registry.is_empty()
         && !registry.ends_with('/')
     {
-        validator.fail("registry", registry, "it must end with /", format!("set {registry}/"));
+        validator.fail(
+            "registry",
+            registry,
+            "it must end with /",
+            format!("set {registry}/"),
+        );
     }
 }
 
@@ -124,9 +154,17 @@ fn network(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     let Some(network) = &spec.calico_network else {
         return;
     };
-    validator.check_one_of("calicoNetwork.linuxDataplane", network.linux_dataplane.as_ref(), &["Nftables", "Iptables"]);
+    validator.check_one_of(
+        "calicoNetwork.linuxDataplane",
+        network.linux_dataplane.as_ref(),
+        &["Nftables", "Iptables"],
+    );
     validator.check_one_of("calicoNetwork.bgp", network.bgp.as_ref(), &["Disabled"]);
-    validator.check_one_of("calicoNetwork.hostPorts", network.host_ports.as_ref(), &["Disabled", "Enabled"]);
+    validator.check_one_of(
+        "calicoNetwork.hostPorts",
+        network.host_ports.as_ref(),
+        &["Disabled", "Enabled"],
+    );
     validator.check_range("calicoNetwork.mtu", network.mtu, 576, 65535, true);
     validator.check_range(
         "calicoNetwork.linuxPolicySetupTimeoutSeconds",
@@ -174,7 +212,9 @@ fn pools(validator: &mut Validator<'_>, pools: &[IpPoolSpec]) {
             }
         }
         if let Some(net) = cidr(validator, &at("cidr"), &pool.cidr) {
-            let overlap = ranges.iter().find(|(_, other)| other.contains(&net) || net.contains(other));
+            let overlap = ranges
+                .iter()
+                .find(|(_, other)| other.contains(&net) || net.contains(other));
             if let Some((other, range)) = overlap {
                 validator.fail(
                     &at("cidr"),
@@ -191,9 +231,21 @@ fn pools(validator: &mut Validator<'_>, pools: &[IpPoolSpec]) {
 }
 
 fn pool_settings(validator: &mut Validator<'_>, pool: &IpPoolSpec, at: impl Fn(&str) -> String) {
-    validator.check_one_of(&at("encapsulation"), pool.encapsulation.as_ref(), &["VXLAN", "VXLANCrossSubnet", "None"]);
-    validator.check_one_of(&at("natOutgoing"), pool.nat_outgoing.as_ref(), &["Enabled", "Disabled"]);
-    validator.check_one_of(&at("assignmentMode"), pool.assignment_mode.as_ref(), &["Automatic", "Manual"]);
+    validator.check_one_of(
+        &at("encapsulation"),
+        pool.encapsulation.as_ref(),
+        &["VXLAN", "VXLANCrossSubnet", "None"],
+    );
+    validator.check_one_of(
+        &at("natOutgoing"),
+        pool.nat_outgoing.as_ref(),
+        &["Enabled", "Disabled"],
+    );
+    validator.check_one_of(
+        &at("assignmentMode"),
+        pool.assignment_mode.as_ref(),
+        &["Automatic", "Manual"],
+    );
     for usage in pool.allowed_uses.iter().flatten() {
         validator.check_one_of(&at("allowedUses"), Some(usage), &["Workload", "Tunnel"]);
     }
@@ -225,8 +277,14 @@ fn cidr(validator: &mut Validator<'_>, field: &str, text: &str) -> Option<IpNet>
     }
     let first = net.network();
     let (is_link_local, remedy) = match first {
-        IpAddr::V4(first) => (first.is_link_local(), "use a private range like 10.244.0.0/16"),
-        IpAddr::V6(first) => (first.is_unicast_link_local(), "use a private range like fd00:10:244::/56"),
+        IpAddr::V4(first) => (
+            first.is_link_local(),
+            "use a private range like 10.244.0.0/16",
+        ),
+        IpAddr::V6(first) => (
+            first.is_unicast_link_local(),
+            "use a private range like fd00:10:244::/56",
+        ),
     };
     if is_link_local || first.is_loopback() || first.is_multicast() || first.is_unspecified() {
         let rule = "pods cannot have addresses in that range";
@@ -243,9 +301,17 @@ fn block_size(validator: &mut Validator<'_>, field: &str, size: Option<i32>, net
         IpNet::V6(_) => ("IPv6", 116..=128, 122),
     };
     if !lengths.contains(&size) {
-        let rule =
-            format!("blocks of {version} pools have prefix lengths from {} to {}", lengths.start(), lengths.end());
-        validator.fail(field, size, rule, format!("set {usual} or leave the field out"));
+        let rule = format!(
+            "blocks of {version} pools have prefix lengths from {} to {}",
+            lengths.start(),
+            lengths.end()
+        );
+        validator.fail(
+            field,
+            size,
+            rule,
+            format!("set {usual} or leave the field out"),
+        );
     } else if size < i32::from(net.prefix_len()) {
         validator.fail(
             field,
@@ -258,8 +324,15 @@ fn block_size(validator: &mut Validator<'_>, field: &str, size: Option<i32>, net
 
 fn workloads(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     if let Some(strategy) = &spec.node_update_strategy {
-        validator.check_one_of("nodeUpdateStrategy.type", strategy.kind.as_ref(), &["RollingUpdate"]);
-        let most = strategy.rolling_update.as_ref().and_then(|update| update.max_unavailable.as_ref());
+        validator.check_one_of(
+            "nodeUpdateStrategy.type",
+            strategy.kind.as_ref(),
+            &["RollingUpdate"],
+        );
+        let most = strategy
+            .rolling_update
+            .as_ref()
+            .and_then(|update| update.max_unavailable.as_ref());
         if let Some(most) = most
             && !is_count_or_share(most)
         {
@@ -297,7 +370,13 @@ fn workloads(validator: &mut Validator<'_>, spec: &InstallationSpec) {
         &["margay-node", "calico-node"],
         &["install-cni"],
     );
-    containers(validator, "typhaDeployment", spec.typha_deployment.as_ref(), &["margay-typha", "calico-typha"], &[]);
+    containers(
+        validator,
+        "typhaDeployment",
+        spec.typha_deployment.as_ref(),
+        &["margay-typha", "calico-typha"],
+        &[],
+    );
 }
 
 fn containers(
@@ -307,10 +386,15 @@ fn containers(
     main: &[&str],
     init: &[&str],
 ) {
-    let pod = over.and_then(|o| o.spec.as_ref()).and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
+    let pod = over
+        .and_then(|o| o.spec.as_ref())
+        .and_then(|s| s.template.as_ref())
+        .and_then(|t| t.spec.as_ref());
     let Some(pod) = pod else { return };
-    for (list, found, known) in [("containers", &pod.containers, main), ("initContainers", &pod.init_containers, init)]
-    {
+    for (list, found, known) in [
+        ("containers", &pod.containers, main),
+        ("initContainers", &pod.init_containers, init),
+    ] {
         for (index, container) in found.iter().enumerate() {
             if !known.contains(&container.name.as_str()) {
                 let remedy = match known.first() {
@@ -344,7 +428,9 @@ fn is_object_name(name: &str) -> bool {
     name.len() <= 253
         && edge(name.chars().next())
         && edge(name.chars().last())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
 }
 
 #[cfg(test)]

@@ -37,7 +37,12 @@ struct Scope {
 
 impl Scope {
     fn all(name: &str) -> Self {
-        Self { kind: kind(name), namespace: None, labels: None, name: None }
+        Self {
+            kind: kind(name),
+            namespace: None,
+            labels: None,
+            name: None,
+        }
     }
 
     fn named(kind: &str, namespace: &str, name: &str) -> Self {
@@ -87,16 +92,26 @@ impl Reflectors {
         let owned = OWNED_KINDS
             .iter()
             .map(|kind| {
-                let scope = Scope { labels: Some(ours.clone()), ..Scope::all(kind.kind) };
+                let scope = Scope {
+                    labels: Some(ours.clone()),
+                    ..Scope::all(kind.kind)
+                };
                 (kind, open(scope))
             })
             .collect();
         let mut others = BTreeMap::new();
         let bgp = BGP_KINDS.into_iter().filter(|_| mode == Mode::V1);
-        for name in ["Installation", "TigeraStatus", "Node"].into_iter().chain(V3_KINDS).chain(bgp) {
+        for name in ["Installation", "TigeraStatus", "Node"]
+            .into_iter()
+            .chain(V3_KINDS)
+            .chain(bgp)
+        {
             others.insert(name, open(Scope::all(name)));
         }
-        let pods = Scope { namespace: Some(NAMESPACE.to_owned()), ..Scope::all("Pod") };
+        let pods = Scope {
+            namespace: Some(NAMESPACE.to_owned()),
+            ..Scope::all("Pod")
+        };
         others.insert("Pod", open(pods));
         let named = [
             ("Secret", namespace, CA_NAME),
@@ -108,7 +123,12 @@ impl Reflectors {
             ("Namespace", "", KUBE_SYSTEM),
         ]
         .map(|(of, space, name)| (kind(of), name, open(Scope::named(of, space, name))));
-        Self { owned, others, named: Vec::from(named), changed }
+        Self {
+            owned,
+            others,
+            named: Vec::from(named),
+            changed,
+        }
     }
 
     /// Names of the kinds that have not been read yet and without which nothing is decided.
@@ -130,9 +150,16 @@ impl Reflectors {
         let mut inputs = Inputs {
             request,
             ignored,
-            nodes: self.objects("Node").iter().map(|node| node_facts(node)).collect(),
+            nodes: self
+                .objects("Node")
+                .iter()
+                .map(|node| node_facts(node))
+                .collect(),
             pod_subnets: self.pod_subnets(),
-            cluster_id: self.one("Namespace", KUBE_SYSTEM).and_then(|namespace| namespace.uid()).unwrap_or_default(),
+            cluster_id: self
+                .one("Namespace", KUBE_SYSTEM)
+                .and_then(|namespace| namespace.uid())
+                .unwrap_or_default(),
             certificates: self.certificates(),
             pods: decode(&self.objects("Pod")),
             ..Inputs::default()
@@ -142,13 +169,19 @@ impl Reflectors {
         self.gather_owned(&mut inputs);
         for status in self.objects("TigeraStatus") {
             let conditions = &status.data["status"]["conditions"];
-            inputs.statuses.insert(status.name_any(), serde_json::from_value(conditions.clone()).unwrap_or_default());
+            inputs.statuses.insert(
+                status.name_any(),
+                serde_json::from_value(conditions.clone()).unwrap_or_default(),
+            );
         }
         inputs
     }
 
     fn one(&self, kind: &str, name: &str) -> Option<Arc<DynamicObject>> {
-        let (_, _, store) = self.named.iter().find(|(of, called, _)| of.kind == kind && *called == name)?;
+        let (_, _, store) = self
+            .named
+            .iter()
+            .find(|(of, called, _)| of.kind == kind && *called == name)?;
         store.state().first().cloned()
     }
 
@@ -158,27 +191,40 @@ impl Reflectors {
 
     /// Returns the objects of a kind whose API may not be served: none while it has not been read.
     fn served(&self, name: &str) -> Option<Vec<Arc<DynamicObject>>> {
-        self.others.get(name).filter(|store| is_read(store)).map(in_order)
+        self.others
+            .get(name)
+            .filter(|store| is_read(store))
+            .map(in_order)
     }
 
     fn request(&self) -> (Option<Request>, BTreeSet<String>) {
-        let (ours, ignored): (Vec<_>, Vec<_>) =
-            self.objects("Installation").into_iter().partition(|object| object.name_any() == INSTALLATION_NAME);
-        let request =
-            ours.first().filter(|object| object.metadata.deletion_timestamp.is_none()).map(|object| request_of(object));
+        let (ours, ignored): (Vec<_>, Vec<_>) = self
+            .objects("Installation")
+            .into_iter()
+            .partition(|object| object.name_any() == INSTALLATION_NAME);
+        let request = ours
+            .first()
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+            .map(|object| request_of(object));
         (request, ignored.iter().map(|o| o.name_any()).collect())
     }
 
     fn pod_subnets(&self) -> Vec<String> {
         let found = self.one("ConfigMap", kubeadm::CONFIG_MAP);
-        let text = found.as_ref().and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
+        let text = found
+            .as_ref()
+            .and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
         text.map(kubeadm::pod_subnets).unwrap_or_default()
     }
 
     fn certificates(&self) -> Stored {
-        let certificate = |name: &str| secret::text(self.one("Secret", name).as_deref()?, "tls.crt");
-        let mut stored =
-            Stored { typha: certificate(TYPHA_SECRET), reader: certificate(READER_SECRET), ..Stored::default() };
+        let certificate =
+            |name: &str| secret::text(self.one("Secret", name).as_deref()?, "tls.crt");
+        let mut stored = Stored {
+            typha: certificate(TYPHA_SECRET),
+            reader: certificate(READER_SECRET),
+            ..Stored::default()
+        };
         if let Some(found) = self.one("Secret", CA_NAME) {
             match secret::authority_of(&found) {
                 Some(authority) => {
@@ -187,7 +233,8 @@ impl Reflectors {
                 }
                 None => {
                     stored.broken = Some(format!(
-                        "Secret {CA_NAME} lacks tls.crt or tls.key; delete it to have a new authority made"
+                        "Secret {CA_NAME} lacks tls.crt or tls.key; delete it to have a new \
+                         authority made"
                     ));
                 }
             }
@@ -199,11 +246,21 @@ impl Reflectors {
     fn gather_reports(&self, inputs: &mut Inputs) {
         let map = self.one("ConfigMap", CONFIG_MAP);
         let data = map.as_ref().and_then(|map| map.data["data"].as_object());
-        let is_there = |key: &String| inputs.pods.iter().any(|pod| pod.metadata.name.as_ref() == Some(key));
-        let (kept, stale): (Vec<_>, Vec<_>) = data.into_iter().flatten().partition(|(key, _)| is_there(key));
+        let is_there = |key: &String| {
+            inputs
+                .pods
+                .iter()
+                .any(|pod| pod.metadata.name.as_ref() == Some(key))
+        };
+        let (kept, stale): (Vec<_>, Vec<_>) = data
+            .into_iter()
+            .flatten()
+            .partition(|(key, _)| is_there(key));
         // A report that cannot be read is of another version of typha, which is about to be
         // replaced.
-        let reports = kept.iter().filter_map(|(_, text)| serde_json::from_str::<Report>(text.as_str()?).ok());
+        let reports = kept
+            .iter()
+            .filter_map(|(_, text)| serde_json::from_str::<Report>(text.as_str()?).ok());
         inputs.reports = Report::joined(reports);
         // The report of a replica that has just started may be read before its pod.
         if stale.len() > STALE {
@@ -212,30 +269,51 @@ impl Reflectors {
     }
 
     fn gather_v3(&self, inputs: &mut Inputs) {
-        let names = |objects: Vec<Arc<DynamicObject>>| objects.iter().map(|object| object.name_any()).collect();
-        inputs.pools = self.served("IPPool").map(|pools| pools.iter().map(|pool| pool_facts(pool)).collect());
+        let names = |objects: Vec<Arc<DynamicObject>>| {
+            objects.iter().map(|object| object.name_any()).collect()
+        };
+        inputs.pools = self
+            .served("IPPool")
+            .map(|pools| pools.iter().map(|pool| pool_facts(pool)).collect());
         let specs = |objects: Vec<Arc<DynamicObject>>| {
-            objects.iter().map(|object| (object.name_any(), object.data["spec"].clone())).collect::<BTreeMap<_, _>>()
+            objects
+                .iter()
+                .map(|object| (object.name_any(), object.data["spec"].clone()))
+                .collect::<BTreeMap<_, _>>()
         };
         inputs.felix = self.served("FelixConfiguration").map(specs);
-        inputs.ipam = self.served("IPAMConfiguration").map(specs).and_then(|mut known| known.remove("default"));
+        inputs.ipam = self
+            .served("IPAMConfiguration")
+            .map(specs)
+            .and_then(|mut known| known.remove("default"));
         for kind in BGP_KINDS {
-            inputs.bgp.extend(self.objects(kind).iter().map(|object| format!("{kind} {}", object.name_any())));
+            inputs.bgp.extend(
+                self.objects(kind)
+                    .iter()
+                    .map(|object| format!("{kind} {}", object.name_any())),
+            );
         }
         inputs.tiers = self.served("Tier").map(names);
         inputs.cluster_information = self.served("ClusterInformation").map(|objects| {
-            objects.iter().find(|object| object.name_any() == "default").map(|object| object.data["spec"].clone())
+            objects
+                .iter()
+                .find(|object| object.name_any() == "default")
+                .map(|object| object.data["spec"].clone())
         });
         inputs.controllers = self.served("KubeControllersConfiguration").map(|objects| {
             let found = objects.iter().find(|object| object.name_any() == "default");
             found.and_then(|object| serde_json::to_value(object.as_ref()).ok())
         });
-        inputs.host_endpoints =
-            self.served("HostEndpoint").map(|hosts| hosts.iter().map(|host| host_facts(host)).collect());
+        inputs.host_endpoints = self
+            .served("HostEndpoint")
+            .map(|hosts| hosts.iter().map(|host| host_facts(host)).collect());
     }
 
     fn gather_owned(&self, inputs: &mut Inputs) {
-        let mut mutating = self.owned.iter().filter(|(kind, _)| MUTATING_KINDS.contains(&kind.kind));
+        let mut mutating = self
+            .owned
+            .iter()
+            .filter(|(kind, _)| MUTATING_KINDS.contains(&kind.kind));
         inputs.mutates = mutating.all(|(_, store)| is_read(store));
         for (kind, store) in &self.owned {
             let objects = in_order(store);
@@ -252,7 +330,9 @@ impl Reflectors {
                 }
                 _ => {}
             }
-            let found = objects.iter().map(|object| (key_of(kind, object), present(object)));
+            let found = objects
+                .iter()
+                .map(|object| (key_of(kind, object), present(object)));
             inputs.present.extend(found);
         }
         if let Some(bundle) = self.one("ConfigMap", CA_NAME) {
@@ -268,7 +348,13 @@ fn is_optional(name: &str) -> bool {
 }
 
 /// Starts a watch; it reconnects for ever, with backoff.
-fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>, tasks: &mut Tasks) -> Store<DynamicObject> {
+fn watch(
+    client: &Client,
+    scope: Scope,
+    mode: Mode,
+    changed: &Arc<Notify>,
+    tasks: &mut Tasks,
+) -> Store<DynamicObject> {
     let resource = scope.kind.resource(mode);
     let api: Api<DynamicObject> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
@@ -288,7 +374,10 @@ fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>, tasks
         }
         strip(kind, object);
     };
-    let stream = watcher(api, config).modify(convert).default_backoff().reflect(writer);
+    let stream = watcher(api, config)
+        .modify(convert)
+        .default_backoff()
+        .reflect(writer);
     let changed = Arc::clone(changed);
     tasks.spawn(&format!("watch of {kind}"), async move {
         let mut stream = std::pin::pin!(stream);
@@ -321,7 +410,9 @@ fn strip(kind: &str, object: &mut DynamicObject) {
     if kind == "Node"
         && let Some(data) = object.data.as_object_mut()
     {
-        let addresses = data.remove("status").map(|mut status| status["addresses"].take());
+        let addresses = data
+            .remove("status")
+            .map(|mut status| status["addresses"].take());
         if let Some(addresses) = addresses.filter(Value::is_array) {
             data.insert("status".to_owned(), json!({ "addresses": addresses }));
         }

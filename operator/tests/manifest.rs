@@ -1,5 +1,6 @@
-//! `deploy/operator.yaml` has every CRD, then the operator's own objects; `deploy/operator-v1.yaml`, for
-//! clusters with the older storage, has the CRDs of neither storage. `UPDATE_EXPECT=1` rewrites them.
+//! `deploy/operator.yaml` has every CRD, then the operator's own objects;
+//! `deploy/operator-v1.yaml`, for clusters with the older storage, has the CRDs of neither storage.
+//! `UPDATE_EXPECT=1` rewrites them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,10 @@ fn custom_resource_definitions(mode: Mode) -> Vec<String> {
         .filter(|path| path.extension().is_some_and(|end| end == "yaml"))
         .collect();
     files.sort();
-    let is_data = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(v3::GROUP));
+    let is_data = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(v3::GROUP))
+    };
     files.retain(|path| mode == Mode::V3 || !is_data(path));
     files
         .iter()
@@ -35,14 +39,22 @@ fn the_manifests_are_the_crds_and_the_operator() {
     for (mode, name) in [(Mode::V3, "operator.yaml"), (Mode::V1, "operator-v1.yaml")] {
         let mut documents = custom_resource_definitions(mode);
         let objects = install::objects(VERSION, mode);
-        documents.extend(objects.iter().map(|object| serde_yaml_ng::to_string(&object.body).unwrap()));
+        documents.extend(
+            objects
+                .iter()
+                .map(|object| serde_yaml_ng::to_string(&object.body).unwrap()),
+        );
         let wanted = documents.join("---\n");
         let file = deploy().join(name);
         if std::env::var_os("UPDATE_EXPECT").is_some() {
             fs::write(&file, &wanted).expect("a writable manifest");
         }
         let found = fs::read_to_string(&file).unwrap_or_default();
-        assert!(found == wanted, "{} differs from CRDs and operator; write it anew with `make bless`", file.display());
+        assert!(
+            found == wanted,
+            "{} differs from CRDs and operator; rewrite it with `make bless`",
+            file.display()
+        );
     }
 }
 

@@ -10,8 +10,8 @@ use std::io::{self, Read, Write};
 use prost::Message;
 
 pub use v1::{
-    Add, Attachment, Check, Del, Dns, Done, Error, Gc, Interface, Ip, Pod, Request, Response, Result, Route, Status,
-    ValidAttachment, request::Verb, response::Outcome,
+    Add, Attachment, Check, Del, Dns, Done, Error, Gc, Interface, Ip, Pod, Request, Response,
+    Result, Route, Status, ValidAttachment, request::Verb, response::Outcome,
 };
 
 // Generated from documented messages.
@@ -72,7 +72,10 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong(length) => {
-                write!(f, "message of {length} bytes: must be at most {MAX_MESSAGE}")
+                write!(
+                    f,
+                    "message of {length} bytes: must be at most {MAX_MESSAGE}"
+                )
             }
             Self::Malformed(error) => write!(f, "message does not parse: {error}"),
         }
@@ -102,7 +105,11 @@ pub fn encode_frame(message: &impl Message) -> std::result::Result<Vec<u8>, Fram
 /// Number of bytes that follow this header.
 pub fn length(header: [u8; HEADER]) -> std::result::Result<usize, FrameError> {
     let length = u32::from_be_bytes(header) as usize;
-    if length > MAX_MESSAGE { Err(FrameError::TooLong(length)) } else { Ok(length) }
+    if length > MAX_MESSAGE {
+        Err(FrameError::TooLong(length))
+    } else {
+        Ok(length)
+    }
 }
 
 /// Decodes the message of a frame, without its header.
@@ -135,16 +142,32 @@ mod tests {
             container_id: container,
             ifname: "eth0".to_owned(),
             netns: "/var/run/netns/x".to_owned(),
-            pod: Some(Pod { namespace: "a".to_owned(), name: "b".to_owned(), ..Pod::default() }),
+            pod: Some(Pod {
+                namespace: "a".to_owned(),
+                name: "b".to_owned(),
+                ..Pod::default()
+            }),
         };
         let verb = if valid.is_empty() {
-            Verb::Add(Add { attachment: Some(attachment), prev_result: Vec::new() })
+            Verb::Add(Add {
+                attachment: Some(attachment),
+                prev_result: Vec::new(),
+            })
         } else {
-            let valid =
-                valid.into_iter().map(|container_id| ValidAttachment { container_id, ifname: "eth0".to_owned() });
-            Verb::Gc(Gc { valid: valid.collect() })
+            let valid = valid.into_iter().map(|container_id| ValidAttachment {
+                container_id,
+                ifname: "eth0".to_owned(),
+            });
+            Verb::Gc(Gc {
+                valid: valid.collect(),
+            })
         };
-        Request { cni_version: "1.1.0".to_owned(), config, verb: Some(verb), ..Request::default() }
+        Request {
+            cni_version: "1.1.0".to_owned(),
+            config,
+            verb: Some(verb),
+            ..Request::default()
+        }
     }
 
     proptest! {
@@ -181,7 +204,10 @@ mod tests {
         let long = request(String::new(), vec![0; MAX_MESSAGE + 1], Vec::new());
         assert!(matches!(encode_frame(&long), Err(FrameError::TooLong(_))));
         let error = length([0xff; HEADER]).expect_err("too long");
-        assert_eq!(error.to_string(), "message of 4294967295 bytes: must be at most 1048576");
+        assert_eq!(
+            error.to_string(),
+            "message of 4294967295 bytes: must be at most 1048576"
+        );
         assert!(read::<Request>(&mut &[0xff; 64][..]).is_err());
     }
 }

@@ -58,7 +58,10 @@ pub fn owner_of(name: &str, content: &str) -> ConfOwner {
     if let Ok(configuration) = &parsed {
         collect_types(configuration, &mut types);
     }
-    if types.iter().any(|kind| *kind == PLUGIN || META_PLUGINS.contains(kind)) {
+    if types
+        .iter()
+        .any(|kind| *kind == PLUGIN || META_PLUGINS.contains(kind))
+    {
         return ConfOwner::Ours;
     }
     let is_of = |(_, begin, plugins): &&(&str, &str, &[&str])| {
@@ -78,7 +81,9 @@ fn collect_types<'a>(value: &'a Value, types: &mut Vec<&'a str>) {
     match value {
         Value::Object(fields) => {
             types.extend(fields.get("type").and_then(Value::as_str));
-            fields.values().for_each(|below| collect_types(below, types));
+            fields
+                .values()
+                .for_each(|below| collect_types(below, types));
         }
         Value::Array(list) => list.iter().for_each(|below| collect_types(below, types)),
         _ => {}
@@ -104,13 +109,14 @@ impl fmt::Display for Bypass {
         match self {
             Self::Missing => write!(
                 f,
-                "{CONFLIST} is missing from the CNI configuration folder, so new pods get no network; delete the agent's pod on this node, \
-                 and its replacement writes the file"
+                "{CONFLIST} is missing from the CNI configuration folder, so new pods get no \
+                 network; delete the agent's pod on this node, and its replacement writes the file"
             ),
             Self::Before { name, what } => write!(
                 f,
-                "the container runtime uses {name} from the CNI configuration folder instead of {CONFLIST}, and it {what}: new pods are not \
-                 in Margay's network, or do not start; remove the file, or make it call the plugin {PLUGIN}"
+                "the container runtime uses {name} from the CNI configuration folder instead of \
+                 {CONFLIST}, and it {what}: new pods are not in Margay's network, or do not start; \
+                 remove the file, or make it call the plugin {PLUGIN}"
             ),
         }
     }
@@ -128,7 +134,10 @@ pub fn bypass(files: &BTreeMap<String, String>) -> Option<Bypass> {
             ConfOwner::Foreign(what) => what,
         };
         return Some(if name.as_str() < CONFLIST {
-            Bypass::Before { name: name.clone(), what }
+            Bypass::Before {
+                name: name.clone(),
+                what,
+            }
         } else {
             Bypass::Missing
         });
@@ -140,24 +149,33 @@ pub fn bypass(files: &BTreeMap<String, String>) -> Option<Bypass> {
 mod tests {
     use super::*;
 
-    const OURS: &str =
-        r#"{"cniVersion":"1.1.0","name":"k8s-pod-network","plugins":[{"type":"margay"},{"type":"portmap"}]}"#;
+    const OURS: &str = r#"{"cniVersion":"1.1.0","name":"k8s-pod-network","plugins":[{"type":"margay"},{"type":"portmap"}]}"#;
 
     #[test]
     fn a_configuration_is_classified_by_its_plugins_and_its_name() {
         let calico = r#"{"name":"k8s-pod-network","plugins":[{"type":"calico","ipam":{"type":"calico-ipam"}},{"type":"portmap"}]}"#;
-        let multus = r#"{"type":"multus-shim","clusterNetwork":"/host/etc/cni/net.d/10-margay.conflist"}"#;
-        let delegates = r#"{"type":"meta","delegates":[{"name":"x","plugins":[{"type":"margay"}]}]}"#;
+        let multus =
+            r#"{"type":"multus-shim","clusterNetwork":"/host/etc/cni/net.d/10-margay.conflist"}"#;
+        let delegates =
+            r#"{"type":"meta","delegates":[{"name":"x","plugins":[{"type":"margay"}]}]}"#;
         let chained = r#"{"plugins":[{"type":"margay"},{"type":"cilium-cni"}]}"#;
         let table = [
             ("10-margay.conflist", OURS, ConfOwner::Ours),
             ("00-multus.conf", multus, ConfOwner::Ours),
             ("00-meta.conf", delegates, ConfOwner::Ours),
             ("05-cilium.conflist", chained, ConfOwner::Ours),
-            ("10-calico.conflist", calico, ConfOwner::LeftBehind("Calico")),
+            (
+                "10-calico.conflist",
+                calico,
+                ConfOwner::LeftBehind("Calico"),
+            ),
             ("10-canal.conflist", calico, ConfOwner::LeftBehind("Canal")),
             ("01-net.conflist", calico, ConfOwner::LeftBehind("Calico")),
-            ("10-kindnet.conflist", r#"{"plugins":[{"type":"ptp"}]}"#, ConfOwner::LeftBehind("kindnet")),
+            (
+                "10-kindnet.conflist",
+                r#"{"plugins":[{"type":"ptp"}]}"#,
+                ConfOwner::LeftBehind("kindnet"),
+            ),
             ("10-calico.conflist", "{", ConfOwner::LeftBehind("Calico")),
             ("05-x.conf", "\n", ConfOwner::Empty),
             (
@@ -165,34 +183,61 @@ mod tests {
                 r#"{"type":"bridge","ipam":{"type":"host-local"}}"#,
                 ConfOwner::Foreign("calls bridge, host-local".to_owned()),
             ),
-            ("05-x.conf", "{}", ConfOwner::Foreign("names no plugin".to_owned())),
+            (
+                "05-x.conf",
+                "{}",
+                ConfOwner::Foreign("names no plugin".to_owned()),
+            ),
         ];
         for (name, content, wanted) in table {
             assert_eq!(owner_of(name, content), wanted, "{name}: {content}");
         }
-        assert!(matches!(owner_of("05-x.conf", "{"), ConfOwner::Foreign(what) if what.starts_with("is not JSON")));
+        assert!(matches!(
+            owner_of("05-x.conf", "{"),
+            ConfOwner::Foreign(what) if what.starts_with("is not JSON"),
+        ));
     }
 
     #[test]
     fn a_configuration_before_ours_is_named() {
         let bridge = r#"{"type":"bridge"}"#;
         let folder = |files: &[(&str, &str)]| {
-            let files = files.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect();
+            let files = files
+                .iter()
+                .map(|(name, content)| ((*name).to_owned(), (*content).to_owned()))
+                .collect();
             bypass(&files).map(|bypass| match bypass {
                 Bypass::Missing => "missing".to_owned(),
                 Bypass::Before { name, .. } => name,
             })
         };
         assert_eq!(folder(&[(CONFLIST, OURS)]), None);
-        assert_eq!(folder(&[("09-x.conf", bridge), (CONFLIST, OURS)]), Some("09-x.conf".to_owned()));
-        assert_eq!(folder(&[("09-x.conf", ""), (CONFLIST, OURS)]), None, "skipped");
-        assert_eq!(folder(&[("09-x.conf.margay-saved", bridge), (CONFLIST, OURS)]), None, "not read");
+        assert_eq!(
+            folder(&[("09-x.conf", bridge), (CONFLIST, OURS)]),
+            Some("09-x.conf".to_owned())
+        );
+        assert_eq!(
+            folder(&[("09-x.conf", ""), (CONFLIST, OURS)]),
+            None,
+            "skipped"
+        );
+        assert_eq!(
+            folder(&[("09-x.conf.margay-saved", bridge), (CONFLIST, OURS)]),
+            None,
+            "not read"
+        );
         assert_eq!(folder(&[("11-x.conf", bridge), (CONFLIST, OURS)]), None);
         assert_eq!(folder(&[("11-x.conf", bridge)]), Some("missing".to_owned()));
         assert_eq!(folder(&[]), Some("missing".to_owned()));
-        let text = Bypass::Before { name: "09-x.conf".to_owned(), what: "calls bridge".to_owned() }.to_string();
+        let text = Bypass::Before {
+            name: "09-x.conf".to_owned(),
+            what: "calls bridge".to_owned(),
+        }
+        .to_string();
         assert!(
-            text.contains("uses 09-x.conf") && text.contains("it calls bridge") && text.contains("remove the file"),
+            text.contains("uses 09-x.conf")
+                && text.contains("it calls bridge")
+                && text.contains("remove the file"),
             "{text}"
         );
     }

@@ -19,11 +19,12 @@ use margay_calc::flush::MemberDelta;
 use margay_calc::model::{Record, RecordId, SetId, SetKind};
 
 pub use decode::{
-    decode_ack, decode_change, decode_frame, decode_id, decode_local_endpoint, decode_problems, decode_record,
+    decode_ack, decode_change, decode_frame, decode_id, decode_local_endpoint, decode_problems,
+    decode_record,
 };
 pub use encode::{
-    encode_ack, encode_change, encode_compact, encode_id, encode_local_endpoint, encode_problems, encode_record,
-    encode_trailer,
+    encode_ack, encode_change, encode_compact, encode_id, encode_local_endpoint, encode_problems,
+    encode_record, encode_trailer,
 };
 pub use parts::{Joiner, split};
 pub use problem::NodeProblem;

@@ -36,7 +36,9 @@ type Reply = Response<Full<Bytes>>;
 
 /// The admin port could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("admin address {address}: {source}; choose a free address and port with MARGAY_ADMIN_LISTEN")]
+#[error(
+    "admin address {address}: {source}; choose a free address and port with MARGAY_ADMIN_LISTEN"
+)]
 pub struct ListenError {
     address: SocketAddr,
     source: io::Error,
@@ -53,7 +55,10 @@ pub async fn serve(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     info!(address = %bound, "admin port open");
-    let state = Arc::new(State { registry, readiness });
+    let state = Arc::new(State {
+        registry,
+        readiness,
+    });
     tokio::spawn(async move {
         tokio::select! {
             () = accept(listener, state) => {}
@@ -68,7 +73,8 @@ struct State {
     readiness: Readiness,
 }
 
-// Not `axum::serve`, which limits neither the number of connections nor the time that a request's header takes.
+// Not `axum::serve`, which limits neither the number of connections nor the time that a request's
+// header takes.
 async fn accept(listener: TcpListener, state: Arc<State>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let bounded = service(state);
@@ -77,7 +83,11 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(shed)) }
     });
     loop {
-        let slot = slots.clone().acquire_owned().await.expect("this semaphore is never closed");
+        let slot = slots
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("this semaphore is never closed");
         let stream: TcpStream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -100,8 +110,11 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 fn service(state: Arc<State>) -> BoxCloneService<Request<Incoming>, Reply, BoxError> {
-    let bounded =
-        ServiceBuilder::new().load_shed().concurrency_limit(REQUESTS).timeout(PATIENCE).service_fn(move |request| {
+    let bounded = ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(REQUESTS)
+        .timeout(PATIENCE)
+        .service_fn(move |request| {
             let state = state.clone();
             async move { Ok::<_, BoxError>(answer(&state, &request)) }
         });
@@ -114,19 +127,27 @@ fn answer(state: &State, request: &Request<Incoming>) -> Reply {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET, "/readyz") => readyz(&state.readiness),
         (_, "/metrics" | "/healthz" | "/readyz") => refuse_method("GET"),
-        (_, path) => text(StatusCode::NOT_FOUND, format!("no {path} here; use GET /metrics, /healthz or /readyz\n")),
+        (_, path) => text(
+            StatusCode::NOT_FOUND,
+            format!("no {path} here; use GET /metrics, /healthz or /readyz\n"),
+        ),
     }
 }
 
 fn metrics(registry: &Registry) -> Reply {
     let mut body = String::new();
     if let Err(error) = prometheus_client::encoding::text::encode(&mut body, registry) {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n"));
+        return text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics: {error}\n"),
+        );
     }
     let mut reply = text(StatusCode::OK, body);
     reply.headers_mut().insert(
         header::CONTENT_TYPE,
-        header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        header::HeaderValue::from_static(
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
     );
     reply
 }
@@ -136,24 +157,35 @@ fn readyz(readiness: &Readiness) -> Reply {
     if missing.is_empty() {
         return text(StatusCode::OK, "ready\n");
     }
-    let lines: String = missing.iter().map(|(name, why)| format!("{name}: {why}\n")).collect();
+    let lines: String = missing
+        .iter()
+        .map(|(name, why)| format!("{name}: {why}\n"))
+        .collect();
     text(StatusCode::SERVICE_UNAVAILABLE, lines)
 }
 
 fn shed(error: BoxError) -> Reply {
-    text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}; ask again later\n"))
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("{error}; ask again later\n"),
+    )
 }
 
 fn refuse_method(allowed: &'static str) -> Reply {
     let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
-    reply.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
+    reply
+        .headers_mut()
+        .insert(header::ALLOW, header::HeaderValue::from_static(allowed));
     reply
 }
 
 fn text(status: StatusCode, body: impl Into<String>) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body.into())));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    reply.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     reply
 }
 
@@ -177,7 +209,11 @@ mod tests {
         let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let address = serve(any, Arc::new(registry), readiness.clone(), shutdown.clone());
-        Port { address: address.await.expect("a free port"), readiness, shutdown }
+        Port {
+            address: address.await.expect("a free port"),
+            readiness,
+            shutdown,
+        }
     }
 
     async fn ask(address: SocketAddr, request: &str) -> String {
@@ -189,7 +225,11 @@ mod tests {
     }
 
     async fn get(address: SocketAddr, path: &str) -> String {
-        ask(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+        ask(
+            address,
+            &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
+        )
+        .await
     }
 
     #[tokio::test]
@@ -205,23 +245,42 @@ mod tests {
     #[tokio::test]
     async fn readyz_names_what_is_missing() {
         let port = open().await;
-        let gate = port.readiness.gate("sync", "waiting for the first snapshot");
+        let gate = port
+            .readiness
+            .gate("sync", "waiting for the first snapshot");
         let reply = get(port.address, "/readyz").await;
         assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
-        assert!(reply.ends_with("sync: waiting for the first snapshot\n"), "{reply}");
-        assert!(get(port.address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(
+            reply.ends_with("sync: waiting for the first snapshot\n"),
+            "{reply}"
+        );
+        assert!(
+            get(port.address, "/healthz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
         gate.open();
-        assert!(get(port.address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(
+            get(port.address, "/readyz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
     }
 
     #[tokio::test]
     async fn wrong_requests_are_answered_with_the_valid_ones() {
         let port = open().await;
         let reply = get(port.address, "/nothing").await;
-        assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("/readyz"), "{reply}");
+        assert!(
+            reply.starts_with("HTTP/1.1 404") && reply.contains("/readyz"),
+            "{reply}"
+        );
         let put = "PUT /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let reply = ask(port.address, put).await;
-        assert!(reply.starts_with("HTTP/1.1 405") && reply.contains("allow: GET"), "{reply}");
+        assert!(
+            reply.starts_with("HTTP/1.1 405") && reply.contains("allow: GET"),
+            "{reply}"
+        );
     }
 
     #[tokio::test]
@@ -230,7 +289,12 @@ mod tests {
         for method in ["PUT", "POST", "PATCH", "DELETE"] {
             for path in ["/log", "/metrics", "/healthz", "/readyz", "/"] {
                 let request = format!(
-                    "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\ntrace"
+                    "{method} {path} HTTP/1.1\r\n\
+                     host: x\r\n\
+                     connection: close\r\n\
+                     content-length: 5\r\n\
+                     \r\n\
+                     trace"
                 );
                 let reply = ask(port.address, &request).await;
                 assert!(reply.starts_with("HTTP/1.1 40"), "{method} {path}: {reply}");
@@ -242,13 +306,22 @@ mod tests {
     async fn a_silent_client_does_not_block_others() {
         let port = open().await;
         let _silent = TcpStream::connect(port.address).await.expect("connect");
-        assert!(get(port.address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(
+            get(port.address, "/healthz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
     }
 
     #[tokio::test]
     async fn a_taken_port_is_named() {
         let port = open().await;
-        let error = serve(port.address, Arc::new(Registry::default()), port.readiness.clone(), port.shutdown.clone());
+        let error = serve(
+            port.address,
+            Arc::new(Registry::default()),
+            port.readiness.clone(),
+            port.shutdown.clone(),
+        );
         let error = error.await.expect_err("taken").to_string();
         assert!(error.contains(&port.address.to_string()), "{error}");
         assert!(error.contains("MARGAY_ADMIN_LISTEN"), "{error}");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 /// Exponential delays with a ceiling, of which the upper half is random.
 ///
-/// The lower half is kept so that a failing peer is never asked in a tight loop; the upper half spreads
-/// the hundreds of agents that lost the same server at the same moment.
+/// The lower half is kept so that a failing peer is never asked in a tight loop; the upper half
+/// spreads the hundreds of agents that lost the same server at the same moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backoff {
     base: Duration,
@@ -17,10 +17,15 @@ pub struct Backoff {
 impl Backoff {
     /// Creates a backoff whose first delay is at most `base` and none above `ceiling`.
     pub fn new(base: Duration, ceiling: Duration) -> Self {
-        Self { base, ceiling: ceiling.max(base), attempt: 0 }
+        Self {
+            base,
+            ceiling: ceiling.max(base),
+            attempt: 0,
+        }
     }
 
-    /// Returns the next delay and counts one failed attempt. `jitter` is in `0.0..1.0` (see [`jitter`]).
+    /// Returns the next delay and counts one failed attempt. `jitter` is in `0.0..1.0` (see
+    /// [`jitter`]).
     pub fn next(&mut self, jitter: f64) -> Duration {
         let factor = 1_u32.checked_shl(self.attempt).unwrap_or(u32::MAX);
         let whole = self.base.saturating_mul(factor).min(self.ceiling);
@@ -58,8 +63,12 @@ mod tests {
             (0, 0, 1.0, vec![0, 0]),
         ];
         for (base, ceiling, jitter, wanted) in table {
-            let mut backoff = Backoff::new(Duration::from_millis(base), Duration::from_millis(ceiling));
-            let got: Vec<u64> = wanted.iter().map(|_| backoff.next(jitter).as_millis() as u64).collect();
+            let mut backoff =
+                Backoff::new(Duration::from_millis(base), Duration::from_millis(ceiling));
+            let got: Vec<u64> = wanted
+                .iter()
+                .map(|_| backoff.next(jitter).as_millis() as u64)
+                .collect();
             assert_eq!(got, wanted, "base {base} ceiling {ceiling} jitter {jitter}");
         }
     }

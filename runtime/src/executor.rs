@@ -14,7 +14,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Starts a runtime with at most `most` workers: each costs a stack and an arena of the allocator,
 /// also on a machine with a hundred CPUs.
 pub fn start(most: usize) -> io::Result<Runtime> {
-    let workers = available_parallelism().map_or(1, usize::from).clamp(1, most.max(1));
+    let workers = available_parallelism()
+        .map_or(1, usize::from)
+        .clamp(1, most.max(1));
     Builder::new_multi_thread()
         .worker_threads(workers)
         .max_blocking_threads(BLOCKING)

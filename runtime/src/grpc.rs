@@ -41,14 +41,23 @@ impl Admission {
     /// Checks that this peer may send a request with this path (`/package.Service/Method`).
     fn check(&self, peer: Option<&Peer>, path: &str) -> Result<(), Status> {
         let Some(peer) = peer else {
-            return Err(Status::unauthenticated("the connection has no client certificate"));
+            return Err(Status::unauthenticated(
+                "the connection has no client certificate",
+            ));
         };
         let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
-        let allowed = self.0.get(peer.organization.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let allowed = self
+            .0
+            .get(peer.organization.as_str())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         if service.is_some_and(|(service, _)| allowed.contains(&service)) {
             return Ok(());
         }
-        let Peer { common_name, organization } = peer;
+        let Peer {
+            common_name,
+            organization,
+        } = peer;
         warn!(%common_name, %organization, path, "call denied");
         Err(Status::permission_denied(format!(
             "{common_name:?} of {organization:?} may not call {path}; it may call {allowed:?}"
@@ -60,7 +69,10 @@ impl<S> Layer<S> for Admission {
     type Service = Admitted<S>;
 
     fn layer(&self, inner: S) -> Admitted<S> {
-        Admitted { rules: self.clone(), inner }
+        Admitted {
+            rules: self.clone(),
+            inner,
+        }
     }
 }
 
@@ -84,15 +96,18 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.rules.check(request.extensions().get(), request.uri().path()) {
+        match self
+            .rules
+            .check(request.extensions().get(), request.uri().path())
+        {
             Ok(()) => Either::Left(self.inner.call(request)),
             Err(refused) => Either::Right(ready(Ok(refused.into_http()))),
         }
     }
 }
 
-/// Gives each call a span that continues the caller's trace. The span ends when the answer begins, so a stream's
-/// messages need spans of their own.
+/// Gives each call a span that continues the caller's trace. The span ends when the answer begins,
+/// so a stream's messages need spans of their own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Trace;
 
@@ -123,9 +138,20 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.common_name.as_str());
-        let span = info_span!("grpc", otel.name = request.uri().path(), otel.kind = "server", peer);
-        let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+        let peer = request
+            .extensions()
+            .get::<Peer>()
+            .map(|peer| peer.common_name.as_str());
+        let span = info_span!(
+            "grpc",
+            otel.name = request.uri().path(),
+            otel.kind = "server",
+            peer
+        );
+        let parent = request
+            .headers()
+            .get(TRACEPARENT)
+            .and_then(|value| value.to_str().ok());
         if let Some(parent) = parent.and_then(|text| text.parse::<Traceparent>().ok()) {
             telemetry::set_parent(&span, parent);
         }
@@ -142,7 +168,8 @@ const MAX_FILTER_BYTES: usize = 4096;
 pub fn set_log(filter: &str) -> Result<String, Status> {
     if filter.len() > MAX_FILTER_BYTES {
         return Err(Status::invalid_argument(format!(
-            "log filter: {} bytes are more than {MAX_FILTER_BYTES}; write it like margay_node=debug,info",
+            "log filter: {} bytes are more than {MAX_FILTER_BYTES}; write it like \
+             margay_node=debug,info",
             filter.len()
         )));
     }
@@ -185,16 +212,24 @@ mod tests {
             ("margay:nodes", &["margay.sync.v1.Sync"][..]),
             ("margay:readers", &["grpc.health.v1.Health"][..]),
         ]);
-        let service = ServiceBuilder::new()
-            .layer(rules)
-            .service(service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Status::ok("reached").into_http()) }));
+        let service =
+            ServiceBuilder::new()
+                .layer(rules)
+                .service(service_fn(|_: Request<()>| async {
+                    Ok::<_, Infallible>(Status::ok("reached").into_http())
+                }));
         let mut request = Request::builder().uri(path).body(()).expect("request");
         if let Some((common_name, organization)) = peer {
             let (common_name, organization) = (common_name.to_owned(), organization.to_owned());
-            request.extensions_mut().insert(Peer { common_name, organization });
+            request.extensions_mut().insert(Peer {
+                common_name,
+                organization,
+            });
         }
         let response: Response<Body> = service.oneshot(request).await.expect("answer");
-        Status::from_header_map(response.headers()).expect("status").code()
+        Status::from_header_map(response.headers())
+            .expect("status")
+            .code()
     }
 
     #[tokio::test]
@@ -206,11 +241,23 @@ mod tests {
             (node, HEALTH, Code::PermissionDenied),
             (reader, HEALTH, Code::Ok),
             (reader, SYNC, Code::PermissionDenied),
-            (reader, "/grpc.health.v1.HealthX/Check", Code::PermissionDenied),
+            (
+                reader,
+                "/grpc.health.v1.HealthX/Check",
+                Code::PermissionDenied,
+            ),
             (reader, "/grpc.health.v1.Health", Code::PermissionDenied),
-            (reader, "//grpc.health.v1.Health/Check", Code::PermissionDenied),
+            (
+                reader,
+                "//grpc.health.v1.Health/Check",
+                Code::PermissionDenied,
+            ),
             (Some(("margay-typha", "")), HEALTH, Code::PermissionDenied),
-            (Some(("margay:node:n1", "other")), SYNC, Code::PermissionDenied),
+            (
+                Some(("margay:node:n1", "other")),
+                SYNC,
+                Code::PermissionDenied,
+            ),
             (None, HEALTH, Code::Unauthenticated),
         ];
         for (peer, path, wanted) in table {
@@ -224,19 +271,31 @@ mod tests {
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         let subscriber = tracing_subscriber::registry().with(layer);
         let inside = || async { Ok::<_, Infallible>(telemetry::current()) };
-        let mut service = ServiceBuilder::new().layer(Trace).service(service_fn(move |_: Request<()>| inside()));
+        let mut service = ServiceBuilder::new()
+            .layer(Trace)
+            .service(service_fn(move |_: Request<()>| inside()));
         tracing::subscriber::with_default(subscriber, || {
-            let request = Request::builder().uri(SYNC).header(TRACEPARENT, TEXT).body(());
+            let request = Request::builder()
+                .uri(SYNC)
+                .header(TRACEPARENT, TEXT)
+                .body(());
             let call = service.call(request.expect("request"));
-            let seen = futures::executor::block_on(call).expect("answer").expect("recorded");
+            let seen = futures::executor::block_on(call)
+                .expect("answer")
+                .expect("recorded");
             assert!(TEXT.contains(&seen.trace_id()), "{seen}");
             assert_ne!(seen.to_string(), TEXT);
 
             let outer = info_span!("outer");
             let mut metadata = MetadataMap::new();
             outer.in_scope(|| inject(&mut metadata));
-            let sent = metadata.get(TRACEPARENT).and_then(|value| value.to_str().ok());
-            assert_eq!(sent.map(str::to_owned), telemetry::of(&outer).map(|c| c.to_string()));
+            let sent = metadata
+                .get(TRACEPARENT)
+                .and_then(|value| value.to_str().ok());
+            assert_eq!(
+                sent.map(str::to_owned),
+                telemetry::of(&outer).map(|c| c.to_string())
+            );
         });
         let mut nothing = MetadataMap::new();
         inject(&mut nothing);

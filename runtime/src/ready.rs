@@ -36,7 +36,10 @@ impl Readiness {
             state.next += 1;
             state.closed.insert(key, reason.into());
         });
-        Gate { key, state: self.0.clone() }
+        Gate {
+            key,
+            state: self.0.clone(),
+        }
     }
 
     /// Returns true when every gate is open.
@@ -46,7 +49,12 @@ impl Readiness {
 
     /// The closed gates with their reasons, in order of names.
     pub fn missing(&self) -> Vec<(&'static str, String)> {
-        self.0.borrow().closed.iter().map(|((name, _), why)| (*name, why.clone())).collect()
+        self.0
+            .borrow()
+            .closed
+            .iter()
+            .map(|((name, _), why)| (*name, why.clone()))
+            .collect()
     }
 
     /// Returns when every gate is open.
@@ -57,7 +65,8 @@ impl Readiness {
     }
 }
 
-/// One thing that must be up. Dropping it opens it, except when its task panics: what has crashed is not up.
+/// One thing that must be up. Dropping it opens it, except when its task panics: what has crashed
+/// is not up.
 #[derive(Debug)]
 pub struct Gate {
     key: Key,
@@ -67,13 +76,16 @@ pub struct Gate {
 impl Gate {
     /// Opens the gate.
     pub fn open(&self) {
-        self.state.send_if_modified(|state| state.closed.remove(&self.key).is_some());
+        self.state
+            .send_if_modified(|state| state.closed.remove(&self.key).is_some());
     }
 
     /// Closes the gate; `reason` replaces that of a gate that is closed already.
     pub fn close(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        self.state.send_if_modified(|state| state.closed.insert(self.key, reason.clone()).as_ref() != Some(&reason));
+        self.state.send_if_modified(|state| {
+            state.closed.insert(self.key, reason.clone()).as_ref() != Some(&reason)
+        });
     }
 }
 
@@ -99,11 +111,20 @@ mod tests {
         assert!(ready.is_ready());
         let sync = ready.gate("sync", "no snapshot yet");
         let tls = ready.gate("tls", "no certificate yet");
-        assert_eq!(ready.missing(), [("sync", "no snapshot yet".to_owned()), ("tls", "no certificate yet".to_owned())]);
+        assert_eq!(
+            ready.missing(),
+            [
+                ("sync", "no snapshot yet".to_owned()),
+                ("tls", "no certificate yet".to_owned())
+            ]
+        );
         drop(tls);
         assert_eq!(ready.missing(), [("sync", "no snapshot yet".to_owned())]);
         sync.close("snapshot at 40 of 100 records");
-        assert_eq!(ready.missing(), [("sync", "snapshot at 40 of 100 records".to_owned())]);
+        assert_eq!(
+            ready.missing(),
+            [("sync", "snapshot at 40 of 100 records".to_owned())]
+        );
         sync.open();
         assert!(ready.is_ready());
         sync.close("lost");

@@ -1,4 +1,5 @@
-//! The end of a process: one signal asks every part to finish, a second one or a deadline forces it.
+//! The end of a process: one signal asks every part to finish, a second one or a deadline forces
+//! it.
 
 use std::io;
 use std::sync::Arc;
@@ -32,8 +33,8 @@ pub struct Unfinished {
 }
 
 impl Shutdown {
-    /// Triggered by SIGTERM or SIGINT. If the process still lives `deadline` after that, or when a second
-    /// signal comes, it exits with status 1. Needs a tokio runtime.
+    /// Triggered by SIGTERM or SIGINT. If the process still lives `deadline` after that, or when a
+    /// second signal comes, it exits with status 1. Needs a tokio runtime.
     pub fn on_signals(deadline: Duration) -> io::Result<Self> {
         let shutdown = Self::default();
         let mut terminate = signal(SignalKind::terminate())?;
@@ -60,7 +61,8 @@ impl Shutdown {
 
     /// Asks every part to finish; more than once is the same as once.
     pub fn trigger(&self) {
-        self.0.send_if_modified(|asked| !std::mem::replace(asked, true));
+        self.0
+            .send_if_modified(|asked| !std::mem::replace(asked, true));
     }
 
     /// Returns true once every part has been asked to finish.
@@ -114,12 +116,16 @@ mod tests {
     async fn a_part_has_until_the_deadline_after_the_request() {
         let shutdown = Shutdown::default();
         let deadline = Duration::from_millis(20);
-        let mut stuck = std::pin::pin!(shutdown.drain("sessions", deadline, std::future::pending::<()>()));
+        let mut stuck =
+            std::pin::pin!(shutdown.drain("sessions", deadline, std::future::pending::<()>()));
         let unasked = tokio::time::timeout(2 * deadline, &mut stuck).await;
         assert!(unasked.is_err(), "without a request there is no deadline");
         shutdown.trigger();
         let error = stuck.await.expect_err("a part that never ends");
-        assert_eq!(error.to_string(), "sessions did not finish within 20ms of the shutdown; it was cut off");
+        assert_eq!(
+            error.to_string(),
+            "sessions did not finish within 20ms of the shutdown; it was cut off"
+        );
         let quick = shutdown.drain("sessions", deadline, async { 7 });
         assert_eq!(quick.await.expect("a part that ends"), 7);
     }

@@ -33,7 +33,9 @@ impl Tasks {
     /// Waits until one of the tasks ends; pends for ever without tasks. Cancel safe.
     pub async fn wait_for_end(&mut self) -> Ended {
         match self.set.join_next_with_id().await {
-            Some(Ok((id, ()))) => self.describe(id, "it returned, which it never should".to_owned()),
+            Some(Ok((id, ()))) => {
+                self.describe(id, "it returned, which it never should".to_owned())
+            }
             Some(Err(error)) => self.describe(error.id(), reason(error)),
             None => std::future::pending().await,
         }
@@ -45,7 +47,10 @@ impl Tasks {
     }
 
     fn describe(&self, id: Id, reason: String) -> Ended {
-        Ended { task: self.names.get(&id).cloned().unwrap_or_default(), reason }
+        Ended {
+            task: self.names.get(&id).cloned().unwrap_or_default(),
+            reason,
+        }
     }
 }
 
@@ -58,7 +63,8 @@ fn reason(error: JoinError) -> String {
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -71,7 +77,10 @@ mod tests {
         tasks.spawn("lives", std::future::pending());
         tasks.spawn("panics", async { panic!("object {} is odd", 7) });
         let ended = tasks.wait_for_end().await;
-        assert_eq!((ended.task.as_str(), ended.reason.as_str()), ("panics", "panic: object 7 is odd"));
+        assert_eq!(
+            (ended.task.as_str(), ended.reason.as_str()),
+            ("panics", "panic: object 7 is odd")
+        );
         tasks.spawn("returns", async {});
         assert_eq!(tasks.wait_for_end().await.task, "returns");
         tasks.shutdown().await;

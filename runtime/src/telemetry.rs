@@ -1,8 +1,9 @@
-//! Logs to standard error, spans to an OTLP collector, and the filter that can be changed while running.
+//! Logs to standard error, spans to an OTLP collector, and the filter that can be changed while
+//! running.
 //!
-//! Logs are JSON, one object a line, unless standard error is a terminal; `MARGAY_LOG_FORMAT` (`json` or `text`)
-//! decides otherwise. Spans leave over gRPC when `OTEL_EXPORTER_OTLP_ENDPOINT` is set (see [`Settings`]); without
-//! it nothing is recorded and spans cost next to nothing.
+//! Logs are JSON, one object a line, unless standard error is a terminal; `MARGAY_LOG_FORMAT`
+//! (`json` or `text`) decides otherwise. Spans leave over gRPC when `OTEL_EXPORTER_OTLP_ENDPOINT`
+//! is set (see [`Settings`]); without it nothing is recorded and spans cost next to nothing.
 
 mod context;
 mod export;
@@ -24,8 +25,8 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 pub use context::{Traceparent, TraceparentError, add_link, current, of, set_parent};
 pub use settings::{Format, Settings, SettingsError};
 
-/// Spans and events of these crates may leave the process; those of the exporter's own stack must not, because
-/// each export would make the next one.
+/// Spans and events of these crates may leave the process; those of the exporter's own stack must
+/// not, because each export would make the next one.
 const OURS: &str = "margay";
 /// The longest that the last spans of a process may take to leave.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -50,7 +51,9 @@ pub enum Error {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The exporter cannot be made.
-    #[error("OTLP endpoint {endpoint:?}: {reason}; correct OTEL_EXPORTER_OTLP_ENDPOINT or unset it")]
+    #[error(
+        "OTLP endpoint {endpoint:?}: {reason}; correct OTEL_EXPORTER_OTLP_ENDPOINT or unset it"
+    )]
     Export {
         /// The endpoint as given, but for a password in it.
         endpoint: String,
@@ -65,7 +68,8 @@ pub enum Error {
     NotStarted,
 }
 
-/// Keeps the exporter alive. Call [`Guard::shutdown`] as the last thing, else the last seconds' spans are lost.
+/// Keeps the exporter alive. Call [`Guard::shutdown`] as the last thing, else the last seconds'
+/// spans are lost.
 #[derive(Debug)]
 pub struct Guard {
     provider: Option<SdkTracerProvider>,
@@ -86,11 +90,13 @@ impl Guard {
     }
 }
 
-/// Starts logs and spans for the whole process. `service` names it to the collector unless `OTEL_SERVICE_NAME`
-/// does; `filter` is in the syntax of `tracing_subscriber`'s `EnvFilter`, empty for `info`.
-/// Needs a tokio runtime of several threads when spans are exported.
+/// Starts logs and spans for the whole process. `service` names it to the collector unless
+/// `OTEL_SERVICE_NAME` does; `filter` is in the syntax of `tracing_subscriber`'s `EnvFilter`, empty
+/// for `info`. Needs a tokio runtime of several threads when spans are exported.
 pub fn init(service: &str, filter: &str) -> Result<Guard, Error> {
-    let settings = Settings::from_env(service, io::stderr().is_terminal(), |name| std::env::var(name).ok())?;
+    let settings = Settings::from_env(service, io::stderr().is_terminal(), |name| {
+        std::env::var(name).ok()
+    })?;
     start(&settings, filter)
 }
 
@@ -99,7 +105,9 @@ pub fn start(settings: &Settings, filter: &str) -> Result<Guard, Error> {
     let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     let provider = export::provider(settings)?;
     let spans = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer().with_tracer(provider.tracer(OURS)).with_filter(filter_fn(leaves_the_process))
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer(OURS))
+            .with_filter(filter_fn(leaves_the_process))
     });
     tracing_subscriber::registry()
         .with(lines(settings.format).with_filter(filter.or(filter_fn(is_panic))))
@@ -111,7 +119,8 @@ pub fn start(settings: &Settings, filter: &str) -> Result<Guard, Error> {
     Ok(Guard { provider })
 }
 
-/// Replaces the log filter of the running process and returns the former one. Spans are not affected.
+/// Replaces the log filter of the running process and returns the former one. Spans are not
+/// affected.
 pub fn set_filter(filter: &str) -> Result<String, Error> {
     let wanted = parse_filter(filter)?;
     let handle = FILTER.get().ok_or(Error::NotStarted)?;
@@ -129,7 +138,10 @@ fn parse_filter(filter: &str) -> Result<EnvFilter, Error> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(filter)
-        .map_err(|source| Error::Filter { filter: filter.to_owned(), source })
+        .map_err(|source| Error::Filter {
+            filter: filter.to_owned(),
+            source,
+        })
 }
 
 fn leaves_the_process(metadata: &Metadata<'_>) -> bool {
@@ -146,15 +158,23 @@ where
 {
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match format {
-        Format::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
+        Format::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
         Format::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
     }
 }
 
-/// A panic in a task ends only that task, so it must be seen where everything else is seen, whatever the filter.
+/// A panic in a task ends only that task, so it must be seen where everything else is seen,
+/// whatever the filter.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no message");
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(target: PANIC, %place, %message, %backtrace, "panic");

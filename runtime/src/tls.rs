@@ -36,7 +36,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{path}: {source}; the operator writes it into a Secret or ConfigMap that must be mounted there",
+    #[error(
+        "{path}: {source}; the operator writes it into a Secret or ConfigMap that must be mounted \
+         there",
         path = path.display())]
     Read {
         /// The file.
@@ -45,7 +47,8 @@ pub enum TlsError {
         source: std::io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{path}: {rule}; delete the object that it comes from and the operator writes a new one",
+    #[error(
+        "{path}: {rule}; delete the object that it comes from and the operator writes a new one",
         path = path.display())]
     Content {
         /// The file.
@@ -105,8 +108,17 @@ impl Tls {
     fn load_checking(files: Files, interval: Duration) -> Result<Self, TlsError> {
         let stamp = files.stamp();
         let material = Arc::new(files.read()?);
-        let state = State { checked: Instant::now(), material, stamp, refused: None };
-        Ok(Self(Arc::new(Inner { files, interval, state: Mutex::new(state) })))
+        let state = State {
+            checked: Instant::now(),
+            material,
+            stamp,
+            refused: None,
+        };
+        Ok(Self(Arc::new(Inner {
+            files,
+            interval,
+            state: Mutex::new(state),
+        })))
     }
 
     /// Returns the material for new connections, reading changed files again.
@@ -122,18 +134,31 @@ impl Tls {
 
 impl Inner {
     fn reload(&self, state: &mut State) {
-        // The stamp is taken before reading, so that a change during the reading is seen the next time.
+        // The stamp is taken before reading, so that a change during the reading is seen the next
+        // time.
         let stamp = self.files.stamp();
         if stamp == state.stamp {
             return;
         }
         match self.files.read() {
             Ok(material) => {
-                info!(name = %material.leaf.peer.common_name, not_after = material.leaf.not_after, "certificate renewed");
-                *state = State { checked: state.checked, material: Arc::new(material), stamp, refused: None };
+                info!(
+                    name = %material.leaf.peer.common_name,
+                    not_after = material.leaf.not_after,
+                    "certificate renewed",
+                );
+                *state = State {
+                    checked: state.checked,
+                    material: Arc::new(material),
+                    stamp,
+                    refused: None,
+                };
             }
             Err(error) if state.refused.as_ref() != Some(&stamp) => {
-                warn!(%error, "changed certificate files cannot be used; the former ones stay in use");
+                warn!(
+                    %error,
+                    "changed certificate files cannot be used; the former ones stay in use",
+                );
                 state.refused = Some(stamp);
             }
             Err(_) => {}

@@ -15,7 +15,11 @@ async fn signalled() {
     let Ok(role) = std::env::var(ROLE) else {
         return;
     };
-    let deadline = if role == "slow" { Duration::from_millis(50) } else { Duration::from_secs(60) };
+    let deadline = if role == "slow" {
+        Duration::from_millis(50)
+    } else {
+        Duration::from_secs(60)
+    };
     let shutdown = Shutdown::on_signals(deadline).expect("signals");
     println!("listening");
     shutdown.wait().await;
@@ -37,12 +41,17 @@ fn start(role: &str) -> (Child, impl Iterator<Item = String>) {
 }
 
 fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([name, &child.id().to_string()]).status();
+    let sent = Command::new("kill")
+        .args([name, &child.id().to_string()])
+        .status();
     assert!(sent.expect("kill").success());
 }
 
 fn wait_for(lines: &mut impl Iterator<Item = String>, wanted: &str) {
-    assert!(lines.any(|line| line.ends_with(wanted)), "the process ended without {wanted:?}");
+    assert!(
+        lines.any(|line| line.ends_with(wanted)),
+        "the process ended without {wanted:?}"
+    );
 }
 
 #[test]

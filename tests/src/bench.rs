@@ -1,7 +1,9 @@
-//! Figures of the programs that are shipped, beside their anchors and their budgets: on a real cluster, and without Kubernetes.
+//! Benchmarks of the shipped programs, with anchors and budgets, on a real cluster and without
+//! Kubernetes.
 //!
-//! Everything is measured on one machine: API server, kubelets and probes share the cores with what is measured, and the sheet says how busy they
-//! were. Anchors and budgets are in [`lines`]; a measurement that is given by name brings up what it needs.
+//! Everything is measured on one machine: API server, kubelets and probes share the cores with what
+//! is measured, and the report has how busy they were. Anchors and budgets are in [`lines`]; a
+//! measurement selected by name brings up what it needs.
 
 pub mod connect;
 pub mod driver;
@@ -29,10 +31,10 @@ use figure::Sheet;
 use machine::Ticks;
 use objects::Objects;
 
-/// The longest wait for the machine to come to rest before something is timed.
+/// Longest wait for the machine to become idle before a measurement.
 const CALM: Duration = Duration::from_secs(60);
 
-/// What is measured, and where.
+/// Options of a run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Folder of everything the cluster writes.
@@ -43,13 +45,14 @@ pub struct Options {
     pub programs: PathBuf,
     /// Names of the measurements; none: all.
     pub only: Vec<String>,
-    /// Where the table and the values go, as `NAME.md` and `NAME.json`.
+    /// Path of the report, written as `NAME.md` and `NAME.json`.
     pub report: PathBuf,
 }
 
 type Measure = fn(&mut Bench) -> Result<()>;
 
-/// Measurements in the order in which they are taken: what needs a fresh cluster first, what fills it last.
+/// Measurements in the order in which they are taken: what needs a fresh cluster first, what fills
+/// it last.
 const MEASURES: &[(&str, Measure)] = &[
     ("driver", driver::run),
     ("local", local::run),
@@ -64,17 +67,17 @@ const MEASURES: &[(&str, Measure)] = &[
     ("memory1000", memory::full),
     ("policy10000", |bench| policy::run(bench, 10_000)),
     ("connect10000", connect::among_many),
-    ("memory10000", memory::crowded),
+    ("memory10000", memory::with_many_policies),
 ];
 
-/// What the measurements share.
+/// State shared by the measurements.
 pub struct Bench {
     options: Options,
     /// The cluster, once it is up.
     stage: Option<Stage>,
-    /// What is written through the API.
+    /// Objects written through the API.
     objects: Option<Objects>,
-    /// The cost of few policies while there are no others, over none.
+    /// Cost of a few policies while there are no others, relative to none.
     few: Option<f64>,
     /// The figures.
     pub sheet: Sheet,
@@ -83,26 +86,50 @@ pub struct Bench {
 /// Measures and prints; returns whether every budget is kept.
 pub fn run(options: &Options) -> Result<bool> {
     let known = |name: &String| MEASURES.iter().any(|(own, _)| own == name);
-    let names = || MEASURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let names = || {
+        MEASURES
+            .iter()
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     if let Some(unknown) = options.only.iter().find(|name| !known(name)) {
         anyhow::bail!("no measurement is named {unknown:?}; there are {}", names());
     }
-    let chosen = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
-    let mut bench = Bench { options: options.clone(), stage: None, objects: None, few: None, sheet: Sheet::default() };
+    let chosen =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let mut bench = Bench {
+        options: options.clone(),
+        stage: None,
+        objects: None,
+        few: None,
+        sheet: Sheet::default(),
+    };
     println!(
-        "Programs of this build, API server, etcd, kubelets, containerds and probes on one machine. Anchors were taken on another day."
+        "Programs of this build, API server, etcd, kubelets, containerds and probes on one \
+         machine. Anchors were taken on another day."
     );
     let begin = Instant::now();
     for (name, measure) in MEASURES.iter().filter(|(name, _)| chosen(name)) {
         let (ticks, started) = (Ticks::now()?, Instant::now());
         println!("-- {name}");
         measure(&mut bench).with_context(|| format!("measurement {name}"))?;
-        println!("   {name}: {}, {:.0} s", machine::state(ticks)?, started.elapsed().as_secs_f32());
+        println!(
+            "   {name}: {}, {:.0} s",
+            machine::state(ticks)?,
+            started.elapsed().as_secs_f32()
+        );
         bench.write()?;
     }
-    println!("all after {:.0} s; table: {}.md", begin.elapsed().as_secs_f32(), options.report.display());
+    println!(
+        "all after {:.0} s; table: {}.md",
+        begin.elapsed().as_secs_f32(),
+        options.report.display()
+    );
     let missed = bench.sheet.missed();
-    missed.iter().for_each(|line| println!("budget missed: {line}"));
+    missed
+        .iter()
+        .for_each(|line| println!("budget missed: {line}"));
     Ok(missed.is_empty())
 }
 
@@ -110,14 +137,21 @@ impl Bench {
     /// The cluster with Margay and the usual pods; brought up at the first call.
     pub fn stage(&mut self) -> Result<&Stage> {
         if self.stage.is_none() {
-            let tell = |line: &str| eprintln!("{line}");
+            let progress = |line: &str| eprintln!("{line}");
             let Options { name, state, .. } = &self.options;
             let folder = state.with_file_name(format!("{name}-images"));
-            let images = vec![install::image_of(&|name| self.program(name), &folder)?, world::image(&folder)?];
-            let cluster = demo::bring_up_with(name, state, images, &tell)?;
+            let images = vec![
+                install::image_of(&|name| self.program(name), &folder)?,
+                world::image(&folder)?,
+            ];
+            let cluster = demo::bring_up_with(name, state, images, &progress)?;
             let begin = Instant::now();
             install::install(&cluster, &install::Options::default(), &|_| {})?;
-            self.sheet.put("install.ready", begin.elapsed().as_secs_f64(), "through pods; images present")?;
+            self.sheet.put(
+                "install.ready",
+                begin.elapsed().as_secs_f64(),
+                "through pods; images present",
+            )?;
             let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
             self.objects = Some(Objects::new(&cluster)?);
             self.stage = Some(Stage { cluster, world });
@@ -128,7 +162,11 @@ impl Bench {
     /// A program that is measured.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.options.programs.join(name);
-        ensure!(path.exists(), "{} is not built: cargo build --release --bin {name}", path.display());
+        ensure!(
+            path.exists(),
+            "{} is not built: cargo build --release --bin {name}",
+            path.display()
+        );
         Ok(path)
     }
 
@@ -137,7 +175,7 @@ impl Bench {
         Ok(&self.stage()?.cluster)
     }
 
-    /// What is written through the API.
+    /// Objects written through the API.
     pub fn objects(&mut self) -> Result<&Objects> {
         self.stage()?;
         self.objects.as_ref().context("objects come with the stage")
@@ -146,15 +184,23 @@ impl Bench {
     /// Pids of the agents of all nodes.
     pub fn agents(&mut self) -> Result<Vec<i32>> {
         let nodes = self.cluster()?.nodes()?;
-        let pids: Vec<i32> = nodes.iter().flat_map(|node| install::processes(node, "node")).collect();
-        ensure!(pids.len() == nodes.len(), "{} agents run on {} nodes", pids.len(), nodes.len());
+        let pids: Vec<i32> = nodes
+            .iter()
+            .flat_map(|node| install::processes(node, "node"))
+            .collect();
+        ensure!(
+            pids.len() == nodes.len(),
+            "{} agents run on {} nodes",
+            pids.len(),
+            nodes.len()
+        );
         Ok(pids)
     }
 
-    /// Says so if the machine does not come to rest.
+    /// Prints a warning if the machine does not become idle.
     pub fn calm(&self) -> Result<()> {
         if !machine::calm(CALM)? {
-            println!("   the machine did not come to rest within {CALM:?}");
+            println!("   the machine did not become idle within {CALM:?}");
         }
         Ok(())
     }
@@ -165,7 +211,10 @@ impl Bench {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(path("md"), self.sheet.markdown())?;
-        std::fs::write(path("json"), serde_json::to_string_pretty(&self.sheet.json())?)?;
+        std::fs::write(
+            path("json"),
+            serde_json::to_string_pretty(&self.sheet.json())?,
+        )?;
         Ok(())
     }
 }

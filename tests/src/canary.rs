@@ -1,4 +1,4 @@
-//! Secrets as whoever looks for them would find them: in every form in which a program could have written them down, also in part.
+//! Searches for secrets in every form in which a program could have written them, including parts.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use data_encoding::{HEXLOWER, HEXUPPER};
 
-/// So much of a secret is found where it shows: less could be chance.
+/// Number of bytes of a secret that count as a leak: fewer could be chance.
 const PIECE: usize = 16;
-/// What stands before the 32 secret bytes of an elliptic-curve key (RFC 5915): version 1, an octet string.
+/// What stands before the 32 secret bytes of an elliptic-curve key (RFC 5915): version 1, an octet
+/// string.
 const BEFORE_SECRET: [u8; 5] = [2, 1, 1, 4, 32];
 
 /// Secrets, under names that can be shown.
@@ -28,7 +29,10 @@ pub struct Search {
 impl Canaries {
     /// A secret that is random all over.
     pub fn add(&mut self, name: &str, secret: &[u8]) -> Result<()> {
-        ensure!(secret.len() >= PIECE, "{name} is shorter than {PIECE} bytes: it could be found by chance");
+        ensure!(
+            secret.len() >= PIECE,
+            "{name} is shorter than {PIECE} bytes: it could be found by chance"
+        );
         let tail = &secret[secret.len() - PIECE..];
         for piece in secret.chunks_exact(PIECE).chain([tail]) {
             for form in forms(piece) {
@@ -38,25 +42,45 @@ impl Canaries {
         Ok(())
     }
 
-    /// A private key in PEM: of that only some bytes are secret, as others are those of the public key.
+    /// A private key in PEM: of that only some bytes are secret, as others are those of the public
+    /// key.
     pub fn add_key(&mut self, name: &str, pem: &str) -> Result<()> {
-        let body: String = pem.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
-        let der = STANDARD.decode(&body).with_context(|| format!("{name} is not in PEM"))?;
-        let at = der.windows(BEFORE_SECRET.len()).position(|window| window == BEFORE_SECRET);
+        let body: String = pem
+            .lines()
+            .filter(|line| !line.starts_with("-----"))
+            .map(str::trim)
+            .collect();
+        let der = STANDARD
+            .decode(&body)
+            .with_context(|| format!("{name} is not in PEM"))?;
+        let at = der
+            .windows(BEFORE_SECRET.len())
+            .position(|window| window == BEFORE_SECRET);
         let secret = at.and_then(|at| der.get(at + BEFORE_SECRET.len()..)?.get(..32));
-        self.add(name, secret.with_context(|| format!("{name} is not a key of a curve with 32 secret bytes"))?)
+        self.add(
+            name,
+            secret
+                .with_context(|| format!("{name} is not a key of a curve with 32 secret bytes"))?,
+        )
     }
 
-    /// A token of a service account: without its signature it opens nothing, and what it says is no secret.
+    /// A token of a service account: without its signature it grants nothing, and its claims are no
+    /// secret.
     pub fn add_token(&mut self, name: &str, token: &str) -> Result<()> {
-        let (_, signature) = token.trim().rsplit_once('.').with_context(|| format!("{name} has no signature"))?;
+        let (_, signature) = token
+            .trim()
+            .rsplit_once('.')
+            .with_context(|| format!("{name} has no signature"))?;
         self.add(name, signature.as_bytes())
     }
 
-    /// What finds them.
+    /// Search for all of them.
     pub fn search(&self) -> Result<Search> {
         let automaton = AhoCorasick::new(self.forms.keys()).context("too many forms")?;
-        Ok(Search { automaton, names: self.forms.values().cloned().collect() })
+        Ok(Search {
+            automaton,
+            names: self.forms.values().cloned().collect(),
+        })
     }
 }
 
@@ -68,27 +92,50 @@ impl Search {
     }
 }
 
-/// As it is and in base64, as it is in PEM; and either as programs print bytes, or in base64 once more, as it is in a Secret.
+/// Raw, and in base64 as in PEM; and each of these as programs print bytes, or in base64 once more,
+/// as in a Secret.
 fn forms(piece: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = printed(piece);
     for once in in_base64(piece) {
         forms.extend(printed(once.as_bytes()));
-        forms.extend(in_base64(once.as_bytes()).into_iter().map(String::into_bytes));
+        forms.extend(
+            in_base64(once.as_bytes())
+                .into_iter()
+                .map(String::into_bytes),
+        );
     }
     forms
 }
 
 /// As they are, and as Rust and JSON print them.
 fn printed(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let list = |separator: &str| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(separator);
+    let list = |separator: &str| {
+        bytes
+            .iter()
+            .map(u8::to_string)
+            .collect::<Vec<_>>()
+            .join(separator)
+    };
     let escaped = bytes.escape_ascii().to_string();
     let quoted = serde_json::Value::from(escaped.as_str()).to_string();
     let quoted = quoted.trim_matches('"').to_owned();
-    let texts = [HEXUPPER.encode(bytes), HEXLOWER.encode(bytes), list(", "), list(","), quoted, escaped];
-    texts.into_iter().map(String::into_bytes).chain([bytes.to_owned()]).collect()
+    let texts = [
+        HEXUPPER.encode(bytes),
+        HEXLOWER.encode(bytes),
+        list(", "),
+        list(","),
+        quoted,
+        escaped,
+    ];
+    texts
+        .into_iter()
+        .map(String::into_bytes)
+        .chain([bytes.to_owned()])
+        .collect()
 }
 
-/// The characters that the piece alone decides, for each of three places in a group of base64, in both alphabets.
+/// The characters that the piece alone decides, for each of three places in a group of base64, in
+/// both alphabets.
 fn in_base64(piece: &[u8]) -> Vec<String> {
     let at = |before: usize, engine: &dyn Fn(Vec<u8>) -> String| {
         let text = engine([&vec![0; before], piece].concat());
@@ -96,8 +143,13 @@ fn in_base64(piece: &[u8]) -> Vec<String> {
         text[decided].to_owned()
     };
     let engines: [&dyn Fn(Vec<u8>) -> String; 2] =
-        [&|bytes| STANDARD_NO_PAD.encode(bytes), &|bytes| URL_SAFE_NO_PAD.encode(bytes)];
-    engines.iter().flat_map(|engine| (0..3).map(|before| at(before, *engine)).collect::<Vec<_>>()).collect()
+        [&|bytes| STANDARD_NO_PAD.encode(bytes), &|bytes| {
+            URL_SAFE_NO_PAD.encode(bytes)
+        }];
+    engines
+        .iter()
+        .flat_map(|engine| (0..3).map(|before| at(before, *engine)).collect::<Vec<_>>())
+        .collect()
 }
 
 #[cfg(test)]
@@ -127,11 +179,23 @@ mod tests {
                 pem.as_bytes()[..pem.len() * 2 / 3].to_vec(),
             ];
             for (index, text) in shown.iter().enumerate() {
-                ensure!(search.find(text).is_some(), "form {index}, {before} bytes before it");
+                ensure!(
+                    search.find(text).is_some(),
+                    "form {index}, {before} bytes before it"
+                );
             }
         }
-        let public = [certificate.pem(), key.public_key_pem(), STANDARD.encode(certificate.pem())];
-        ensure!(public.iter().all(|text| search.find(text.as_bytes()).is_none()), "what is public is found");
+        let public = [
+            certificate.pem(),
+            key.public_key_pem(),
+            STANDARD.encode(certificate.pem()),
+        ];
+        ensure!(
+            public
+                .iter()
+                .all(|text| search.find(text.as_bytes()).is_none()),
+            "what is public is found"
+        );
         Ok(())
     }
 
@@ -141,8 +205,8 @@ mod tests {
 
     #[test]
     fn of_a_token_the_signature_is_secret_and_a_part_of_it_is_enough() -> Result<()> {
-        let token =
-            "aGVhZGVyaGVhZGVyaGVhZGVy.cGF5bG9hZHBheWxvYWRwYXlsb2Fk.0123456789-abcdefghijklmnop_qrstuvwxyzABCDEFGH";
+        let token = "aGVhZGVyaGVhZGVyaGVhZGVy.cGF5bG9hZHBheWxvYWRwYXlsb2Fk.\
+                     0123456789-abcdefghijklmnop_qrstuvwxyzABCDEFGH";
         let mut canaries = Canaries::default();
         canaries.add_token("the token", token)?;
         let search = canaries.search()?;
@@ -150,7 +214,10 @@ mod tests {
         assert_eq!(found(&format!("Bearer {token}")), Some("the token"));
         assert_eq!(found(&token[..80]), Some("the token"));
         assert_eq!(found(&token[..56]), None);
-        assert!(canaries.add_token("no token", "abc").is_err() && canaries.add("short", b"abc").is_err());
+        assert!(
+            canaries.add_token("no token", "abc").is_err()
+                && canaries.add("short", b"abc").is_err()
+        );
         Ok(())
     }
 }

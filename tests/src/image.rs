@@ -1,7 +1,9 @@
-//! Writes container images as OCI archives, so that images need neither a registry nor a container engine.
+//! Writes container images as OCI archives, so that images need neither a registry nor a container
+//! engine.
 //!
-//! The same inputs give the same bytes: entries are sorted by destination, owned by root and dated at the epoch. The
-//! layer is left uncompressed, because it is read back on the machine that wrote it.
+//! The same inputs give the same bytes: entries are sorted by destination, owned by root and dated
+//! at the epoch. The layer is left uncompressed, because it is read back on the machine that wrote
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -37,7 +39,7 @@ const FOLDERS: [(&str, u32); 8] = [
 pub struct Image {
     /// Full reference, `host/path:tag`: what a pod names and what containerd stores the image as.
     pub name: String,
-    /// What the layer holds.
+    /// Content of the layer.
     pub entries: Vec<Entry>,
     /// Program and first arguments of a container that names none.
     pub entrypoint: Vec<String>,
@@ -48,14 +50,14 @@ pub struct Image {
 pub enum Entry {
     /// An executable file of mode 0755 with the content of `source`.
     File {
-        /// Where the content is read, on this machine.
+        /// Path of the source, on this machine.
         source: PathBuf,
         /// Path in the image.
         dest: PathBuf,
     },
     /// A symbolic link.
     Link {
-        /// What the link says.
+        /// Target of the link.
         target: PathBuf,
         /// Path of the link in the image.
         dest: PathBuf,
@@ -75,23 +77,31 @@ impl FromStr for Entry {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (source, dest) = text
-            .split_once('=')
-            .with_context(|| format!("`{text}`: an entry is SRC=DEST, or @TARGET=DEST for a link"))?;
+        let (source, dest) = text.split_once('=').with_context(|| {
+            format!("`{text}`: an entry is SRC=DEST, or @TARGET=DEST for a link")
+        })?;
         let dest = relative(dest)?;
         Ok(match source.strip_prefix('@') {
-            Some(target) => Self::Link { target: target.into(), dest },
-            None => Self::File { source: source.into(), dest },
+            Some(target) => Self::Link {
+                target: target.into(),
+                dest,
+            },
+            None => Self::File {
+                source: source.into(),
+                dest,
+            },
         })
     }
 }
 
 impl Image {
-    /// Writes the archive to `out`, which appears whole or not at all, and returns the manifest's digest.
+    /// Writes the archive to `out`, which appears whole or not at all, and returns the manifest's
+    /// digest.
     pub fn write(&self, out: &Path) -> Result<String> {
         let tag = self.tag()?;
         let folder = parent_of(out);
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         let mut layer = Hashing::new(tempfile::tempfile_in(folder)?);
         self.write_layer(&mut layer)?;
         let (mut layer, layer_digest, layer_size) = layer.finish()?;
@@ -115,50 +125,99 @@ impl Image {
                 "mediaType": MANIFEST,
                 "digest": digest(&manifest),
                 "size": manifest.len(),
-                "annotations": {"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag},
+                "annotations": {
+                    "io.containerd.image.name": self.name,
+                    "org.opencontainers.image.ref.name": tag,
+                },
             }],
         }))?;
 
         let archive = tempfile::NamedTempFile::new_in(folder)?;
         let mut tar = tar::Builder::new(io::BufWriter::new(archive.as_file()));
-        append(&mut tar, "oci-layout", LAYOUT.len() as u64, &mut &LAYOUT[..])?;
-        append(&mut tar, "index.json", index.len() as u64, &mut index.as_slice())?;
+        append(
+            &mut tar,
+            "oci-layout",
+            LAYOUT.len() as u64,
+            &mut &LAYOUT[..],
+        )?;
+        append(
+            &mut tar,
+            "index.json",
+            index.len() as u64,
+            &mut index.as_slice(),
+        )?;
         append(&mut tar, &blob(&layer_digest), layer_size, &mut layer)?;
-        append(&mut tar, &blob(&digest(&config)), config.len() as u64, &mut config.as_slice())?;
-        append(&mut tar, &blob(&digest(&manifest)), manifest.len() as u64, &mut manifest.as_slice())?;
+        append(
+            &mut tar,
+            &blob(&digest(&config)),
+            config.len() as u64,
+            &mut config.as_slice(),
+        )?;
+        append(
+            &mut tar,
+            &blob(&digest(&manifest)),
+            manifest.len() as u64,
+            &mut manifest.as_slice(),
+        )?;
         tar.into_inner()?.flush()?;
-        archive.persist(out).with_context(|| format!("cannot write {}", out.display()))?;
+        archive
+            .persist(out)
+            .with_context(|| format!("cannot write {}", out.display()))?;
         Ok(digest(&manifest))
     }
 
     fn tag(&self) -> Result<&str> {
         match self.name.rsplit_once(':') {
-            Some((path, tag)) if path.contains('/') && !tag.contains('/') && !tag.is_empty() => Ok(tag),
+            Some((path, tag)) if path.contains('/') && !tag.contains('/') && !tag.is_empty() => {
+                Ok(tag)
+            }
             _ => bail!("image name `{}`: containerd needs host/path:tag", self.name),
         }
     }
 
     fn write_layer(&self, out: &mut impl Write) -> Result<()> {
         let mut tar = tar::Builder::new(out);
-        let by_dest: BTreeMap<&Path, &Entry> = self.entries.iter().map(|entry| (entry.dest(), entry)).collect();
-        ensure!(by_dest.len() == self.entries.len(), "image `{}`: two entries have the same destination", self.name);
+        let by_dest: BTreeMap<&Path, &Entry> = self
+            .entries
+            .iter()
+            .map(|entry| (entry.dest(), entry))
+            .collect();
+        ensure!(
+            by_dest.len() == self.entries.len(),
+            "image `{}`: two entries have the same destination",
+            self.name
+        );
         let parents: BTreeSet<&Path> = by_dest
             .keys()
             .flat_map(|dest| dest.ancestors().skip(1))
             .filter(|folder| !folder.as_os_str().is_empty())
             .collect();
-        let mut folders: BTreeMap<&Path, u32> = parents.into_iter().map(|folder| (folder, 0o755)).collect();
-        folders.extend(FOLDERS.iter().map(|(folder, mode)| (Path::new(folder), *mode)));
+        let mut folders: BTreeMap<&Path, u32> =
+            parents.into_iter().map(|folder| (folder, 0o755)).collect();
+        folders.extend(
+            FOLDERS
+                .iter()
+                .map(|(folder, mode)| (Path::new(folder), *mode)),
+        );
         folders.retain(|folder, _| !by_dest.contains_key(folder));
         for (folder, mode) in folders {
-            tar.append_data(&mut header(tar::EntryType::Directory, mode, 0), folder, io::empty())?;
+            tar.append_data(
+                &mut header(tar::EntryType::Directory, mode, 0),
+                folder,
+                io::empty(),
+            )?;
         }
         for entry in by_dest.values() {
             match entry {
                 Entry::File { source, dest } => {
-                    let file = File::open(source).with_context(|| format!("cannot read {}", source.display()))?;
+                    let file = File::open(source)
+                        .with_context(|| format!("cannot read {}", source.display()))?;
                     let size = file.metadata()?.len();
-                    tar.append_data(&mut header(tar::EntryType::Regular, 0o755, size), dest, file)?;
+                    tar.append_data(
+                        &mut header(tar::EntryType::Regular, 0o755, size),
+                        dest,
+                        file,
+                    )?;
                 }
                 Entry::Link { target, dest } => {
                     tar.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), dest, target)?;
@@ -181,12 +240,22 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header
 }
 
-fn append(tar: &mut tar::Builder<impl Write>, path: &str, size: u64, data: &mut impl Read) -> Result<()> {
-    tar.append_data(&mut header(tar::EntryType::Regular, 0o644, size), path, data)?;
+fn append(
+    tar: &mut tar::Builder<impl Write>,
+    path: &str,
+    size: u64,
+    data: &mut impl Read,
+) -> Result<()> {
+    tar.append_data(
+        &mut header(tar::EntryType::Regular, 0o644, size),
+        path,
+        data,
+    )?;
     Ok(())
 }
 
-/// The architecture of the programs in the image, which are built for this machine, by Go's name as OCI wants it.
+/// The architecture of the programs in the image, which are built for this machine, by Go's name as
+/// OCI wants it.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -209,14 +278,21 @@ fn blob(digest: &str) -> String {
 
 fn relative(dest: &str) -> Result<PathBuf> {
     let path = PathBuf::from(dest.trim_start_matches('/'));
-    let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    ensure!(plain && !path.as_os_str().is_empty(), "destination `{dest}` must be a plain path in the image");
+    let plain = path
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_)));
+    ensure!(
+        plain && !path.as_os_str().is_empty(),
+        "destination `{dest}` must be a plain path in the image"
+    );
     Ok(path)
 }
 
 /// The folder a file is in; the current one for a bare name.
 fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// A file that knows the digest and length of what was written to it.
@@ -228,7 +304,11 @@ struct Hashing {
 
 impl Hashing {
     fn new(file: File) -> Self {
-        Self { file: io::BufWriter::new(file), hash: Sha256::new(), size: 0 }
+        Self {
+            file: io::BufWriter::new(file),
+            hash: Sha256::new(),
+            size: 0,
+        }
     }
 
     fn finish(self) -> Result<(File, String, u64)> {

@@ -1,4 +1,5 @@
-//! Margay on a cluster, in the way of a user: the image on every node, the two manifests applied, then watching what becomes of it.
+//! Installs Margay as a user does: the image on every node, the two manifests applied, then waiting
+//! until it is available.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,10 @@ use crate::image::{Entry, Image};
 pub const IMAGE: &str = concat!("margay.io/margay:v", env!("CARGO_PKG_VERSION"));
 /// Namespaces of everything of ours.
 pub const NAMESPACES: [&str; 2] = ["margay-operator", "margay-system"];
-/// How long an installation may take on a busy machine.
+/// Time limit of an installation on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What is installed.
+/// Options of an installation.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `spec.calicoNetwork.ipPools[0].cidr`.
@@ -68,10 +69,19 @@ pub fn image(folder: &Path) -> Result<PathBuf> {
 pub fn image_of(find: &dyn Fn(&str) -> Result<PathBuf>, folder: &Path) -> Result<PathBuf> {
     let entries = ["margay", "margay-cni"]
         .iter()
-        .map(|name| Ok(Entry::File { source: strip(&find(name)?, folder)?, dest: (*name).into() }))
+        .map(|name| {
+            Ok(Entry::File {
+                source: strip(&find(name)?, folder)?,
+                dest: (*name).into(),
+            })
+        })
         .collect::<Result<_>>()?;
     let archive = folder.join("margay.tar");
-    let image = Image { name: IMAGE.to_owned(), entries, entrypoint: vec!["/margay".to_owned()] };
+    let image = Image {
+        name: IMAGE.to_owned(),
+        entries,
+        entrypoint: vec!["/margay".to_owned()],
+    };
     image.write(&archive)?;
     Ok(archive)
 }
@@ -84,8 +94,18 @@ pub fn stripped(name: &str, folder: &Path) -> Result<PathBuf> {
 /// A program that was built beside this one.
 pub fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    beside.with_context(|| format!("{name} is not beside {}; build it first: cargo build --bins", own.display()))
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists());
+    beside.with_context(|| {
+        format!(
+            "{name} is not beside {}; build it first: cargo build --bins",
+            own.display()
+        )
+    })
 }
 
 fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
@@ -96,13 +116,17 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// Applies operator and Installation; the image has to be on the nodes. `tell` gets each command before it runs.
-pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Result<()> {
+/// Applies operator and Installation; the image has to be on the nodes. `progress` receives each
+/// command before it runs.
+pub fn apply(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> Result<()> {
     let deploy = checkout().join("deploy");
     let path = |name: &str| deploy.join(name).display().to_string();
     let kubectl = |arguments: &[&str]| -> Result<()> {
         let prefix = format!("{}/", checkout().display());
-        tell(&format!("kubectl {}", arguments.join(" ").replace(&prefix, "")));
+        progress(&format!(
+            "kubectl {}",
+            arguments.join(" ").replace(&prefix, "")
+        ));
         cluster.kubectl(arguments).map(|_| ())
     };
     let manifest = match options.mode {
@@ -110,7 +134,13 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
         Mode::V3 => "operator.yaml",
     };
     kubectl(&["apply", "--server-side", "-f", &path(manifest)])?;
-    kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+    kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd",
+        "--all",
+        "--timeout=60s",
+    ])?;
     if let Some(collector) = &options.collector {
         kubectl(&[
             "set",
@@ -122,7 +152,14 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
             "OTEL_BSP_SCHEDULE_DELAY=200",
         ])?;
         let limit = format!("--timeout={}s", PATIENCE.as_secs());
-        kubectl(&["rollout", "status", "-n", NAMESPACES[0], "deployment/margay-operator", &limit])?;
+        kubectl(&[
+            "rollout",
+            "status",
+            "-n",
+            NAMESPACES[0],
+            "deployment/margay-operator",
+            &limit,
+        ])?;
     }
     kubectl(&["apply", "-f", &installation(cluster, &deploy, options)?])
 }
@@ -130,12 +167,20 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
 /// The user's sample as it is, or a copy with another pool.
 fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<String> {
     let sample = deploy.join("installation.yaml");
-    let mut object: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
-    let pool = object.pointer_mut("/spec/calicoNetwork/ipPools/0").context("deploy/installation.yaml has no pool")?;
-    let wanted = [("cidr", &options.cidr), ("encapsulation", &options.encapsulation)];
+    let mut object: serde_json::Value =
+        serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
+    let pool = object
+        .pointer_mut("/spec/calicoNetwork/ipPools/0")
+        .context("deploy/installation.yaml has no pool")?;
+    let wanted = [
+        ("cidr", &options.cidr),
+        ("encapsulation", &options.encapsulation),
+    ];
     if options.block_size.is_none()
         && options.ipv6.is_none()
-        && wanted.iter().all(|(field, value)| pool[field] == value.as_str())
+        && wanted
+            .iter()
+            .all(|(field, value)| pool[field] == value.as_str())
     {
         return Ok(sample.display().to_string());
     }
@@ -146,46 +191,68 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
         pool["blockSize"] = size.into();
     }
     if let Some((cidr, encapsulation)) = &options.ipv6 {
-        let pools = object.pointer_mut("/spec/calicoNetwork/ipPools").and_then(|pools| pools.as_array_mut());
-        let pool = serde_json::json!({"cidr": cidr, "encapsulation": encapsulation, "natOutgoing": "Enabled"});
-        pools.context("deploy/installation.yaml has no pools")?.push(pool);
+        let pools = object
+            .pointer_mut("/spec/calicoNetwork/ipPools")
+            .and_then(|pools| pools.as_array_mut());
+        let pool = serde_json::json!({
+            "cidr": cidr,
+            "encapsulation": encapsulation,
+            "natOutgoing": "Enabled",
+        });
+        pools
+            .context("deploy/installation.yaml has no pools")?
+            .push(pool);
     }
     let copy = cluster.folder().join("installation.json");
     std::fs::write(&copy, serde_json::to_string_pretty(&object)?)?;
     Ok(copy.display().to_string())
 }
 
-/// Waits until every node is Ready and every pod of ours is too. `tell` gets what happens, as it happens; a failure carries what a person
-/// would look at first.
-pub fn wait(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let wait = async { tokio::time::timeout(PATIENCE, watch(cluster, tell)).await.context("the time was up")? };
-    runtime
-        .block_on(wait)
-        .with_context(|| format!("Margay is not up on every node after {PATIENCE:?}\n{}", diagnosis(cluster)))
+/// Waits until every node is Ready and every pod of ours is too. `progress` receives events as they
+/// happen; an error includes what a person would look at first.
+pub fn wait(cluster: &Cluster, progress: &dyn Fn(&str)) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let wait = async {
+        tokio::time::timeout(PATIENCE, watch(cluster, progress))
+            .await
+            .context("the time was up")?
+    };
+    runtime.block_on(wait).with_context(|| {
+        format!(
+            "Margay is not up on every node after {PATIENCE:?}\n{}",
+            diagnosis(cluster)
+        )
+    })
 }
 
 /// Applies, and waits.
-pub fn install(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Result<()> {
-    apply(cluster, options, tell).with_context(|| diagnosis(cluster))?;
-    wait(cluster, tell)
+pub fn install(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> Result<()> {
+    apply(cluster, options, progress).with_context(|| diagnosis(cluster))?;
+    wait(cluster, progress)
 }
 
-/// News of something whose state is waited for.
-struct Seen {
+/// Change of an object whose state is awaited.
+struct StateChange {
     name: String,
     place: String,
     ready: bool,
     gone: bool,
 }
 
-impl From<Node> for Seen {
+impl From<Node> for StateChange {
     fn from(node: Node) -> Self {
-        Self { name: format!("node {}", node.name_any()), place: String::new(), ready: node_ready(&node), gone: false }
+        Self {
+            name: format!("node {}", node.name_any()),
+            place: String::new(),
+            ready: node_ready(&node),
+            gone: false,
+        }
     }
 }
 
-impl From<Pod> for Seen {
+impl From<Pod> for StateChange {
     fn from(pod: Pod) -> Self {
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
         Self {
@@ -197,36 +264,54 @@ impl From<Pod> for Seen {
     }
 }
 
-/// What a watch says, as far as it is about one object. A watch that fails is begun again by the watcher itself.
-fn news<K: Into<Seen>>(event: Result<watcher::Event<K>, watcher::Error>) -> Option<Seen> {
+/// Returns the change that an event is about, if it is about one object. The watcher itself
+/// restarts a watch that fails.
+fn seen<K: Into<StateChange>>(
+    event: Result<watcher::Event<K>, watcher::Error>,
+) -> Option<StateChange> {
     match event.ok()? {
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) => Some(object.into()),
-        watcher::Event::Delete(object) => Some(Seen { gone: true, ..object.into() }),
+        watcher::Event::Delete(object) => Some(StateChange {
+            gone: true,
+            ..object.into()
+        }),
         watcher::Event::Init | watcher::Event::InitDone => None,
     }
 }
 
-async fn watch(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
+async fn watch(cluster: &Cluster, progress: &dyn Fn(&str)) -> Result<()> {
     let client = cluster.client().await?;
     let begin = Instant::now();
     let all = watcher::Config::default;
     let nodes = watcher(Api::<Node>::all(client.clone()), all()).default_backoff();
-    let mut streams = vec![nodes.map(news).boxed()];
+    let mut streams = vec![nodes.map(seen).boxed()];
     for namespace in NAMESPACES {
         let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-        streams.push(watcher(pods, all()).default_backoff().map(news).boxed());
+        streams.push(watcher(pods, all()).default_backoff().map(seen).boxed());
     }
     let mut events = futures::stream::select_all(streams);
     let mut state: BTreeMap<String, bool> = BTreeMap::new();
     let wanted = cluster.layout().nodes.len();
     while let Some(event) = events.next().await {
-        let Some(seen) = event else { continue };
-        if seen.gone {
-            state.remove(&seen.name);
-        } else if state.insert(seen.name.clone(), seen.ready) != Some(seen.ready) && seen.ready {
-            tell(&format!("{:5.1} s  {}{} is Ready", begin.elapsed().as_secs_f32(), seen.name, seen.place));
+        let Some(change) = event else { continue };
+        if change.gone {
+            state.remove(&change.name);
+        } else if state.insert(change.name.clone(), change.ready) != Some(change.ready)
+            && change.ready
+        {
+            progress(&format!(
+                "{:5.1} s  {}{} is Ready",
+                begin.elapsed().as_secs_f32(),
+                change.name,
+                change.place
+            ));
         }
-        let count = |prefix: &str| state.iter().filter(|(name, ready)| name.starts_with(prefix) && **ready).count();
+        let count = |prefix: &str| {
+            state
+                .iter()
+                .filter(|(name, ready)| name.starts_with(prefix) && **ready)
+                .count()
+        };
         let complete = count("node ") == wanted
             && count("pod margay-node-") == wanted
             && count("pod margay-typha-") > 0
@@ -238,25 +323,39 @@ async fn watch(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
     anyhow::bail!("the watch ended")
 }
 
-/// Whether a node says that it is ready.
+/// Returns whether a node is Ready.
 pub fn node_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.type_ == "Ready" && one.status == "True")
+    })
 }
 
-/// Whether a pod says that it is ready.
+/// Returns whether a pod is Ready.
 pub fn pod_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.type_ == "Ready" && one.status == "True")
+    })
 }
 
-/// What a person would look at first when an installation does not come up.
+/// Returns what a person would look at first when an installation does not come up.
 pub fn diagnosis(cluster: &Cluster) -> String {
     const LINES: usize = 40;
     let mut text = String::new();
     let mut look = |arguments: &[&str]| {
-        let said = cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
-        let lines: Vec<&str> = said.lines().collect();
+        let output = cluster
+            .kubectl(arguments)
+            .unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<&str> = output.lines().collect();
         let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
         text += &format!("--- kubectl {}\n{last}\n", arguments.join(" "));
     };
@@ -267,7 +366,10 @@ pub fn diagnosis(cluster: &Cluster) -> String {
         look(&["get", "events", "-n", namespace, "--sort-by=.lastTimestamp"]);
     }
     look(&["logs", "-n", NAMESPACES[0], "deployment/margay-operator"]);
-    for (workload, init) in [("deployment/margay-typha", false), ("daemonset/margay-node", true)] {
+    for (workload, init) in [
+        ("deployment/margay-typha", false),
+        ("daemonset/margay-node", true),
+    ] {
         let mut arguments = vec!["logs", "-n", NAMESPACES[1], workload, "--prefix"];
         if init {
             arguments.extend(["--all-containers", "--all-pods"]);
@@ -277,8 +379,8 @@ pub fn diagnosis(cluster: &Cluster) -> String {
     text
 }
 
-/// Pids of a component's processes on a node: `node`, `typha` or `operator`. Components are in the network of their node, and by that told
-/// from those of another cluster on this machine.
+/// Pids of a component's processes on a node: `node`, `typha` or `operator`. Components are in the
+/// network of their node, which distinguishes them from those of another cluster on this machine.
 pub fn processes(node: &crate::cluster::node::Node, component: &str) -> Vec<i32> {
     running(node, &["/margay", component])
 }
@@ -292,7 +394,10 @@ fn running(node: &crate::cluster::node::Node, command: &[&str]) -> Vec<i32> {
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            command.iter().enumerate().all(|(index, word)| words.get(index) == Some(&word.as_bytes()))
+            command
+                .iter()
+                .enumerate()
+                .all(|(index, word)| words.get(index) == Some(&word.as_bytes()))
         })
         .filter(|pid| network(*pid) == own)
         .collect()
@@ -311,7 +416,11 @@ pub fn metric(node: &crate::cluster::node::Node, port: u16, name: &str) -> Resul
         own.then(|| value.parse::<f64>().ok())?
     });
     let values: Vec<f64> = values.collect();
-    ensure!(!values.is_empty(), "no metric {name} at {url} of {}", node.host.name);
+    ensure!(
+        !values.is_empty(),
+        "no metric {name} at {url} of {}",
+        node.host.name
+    );
     Ok(values.iter().sum())
 }
 
@@ -329,7 +438,10 @@ fn restart(node: &crate::cluster::node::Node, command: &[&str]) -> Result<()> {
     let (old, name) = (running(node, command), command.join(" "));
     ensure!(!old.is_empty(), "no {name} runs on {}", node.host.name);
     for pid in &old {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL)?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(*pid),
+            nix::sys::signal::Signal::SIGKILL,
+        )?;
     }
     process::wait_for(
         PATIENCE,
@@ -340,10 +452,12 @@ fn restart(node: &crate::cluster::node::Node, command: &[&str]) -> Result<()> {
 
 /// Fails unless the installation's own status agrees that it is available.
 pub fn check_status(cluster: &Cluster) -> Result<()> {
-    let path =
-        r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
-    let said = cluster.kubectl(&["get", "tigerastatus", "-o", path])?;
-    ensure!(!said.trim().is_empty(), "no TigeraStatus exists");
-    ensure!(said.lines().all(|line| line.ends_with(" True")), "not available:\n{said}");
+    let path = r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
+    let text = cluster.kubectl(&["get", "tigerastatus", "-o", path])?;
+    ensure!(!text.trim().is_empty(), "no TigeraStatus exists");
+    ensure!(
+        text.lines().all(|line| line.ends_with(" True")),
+        "not available:\n{text}"
+    );
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Harness and scenarios: namespaces as nodes and pods, the real cluster, probers, conformance, benches.
+//! Harness and scenarios: namespaces as nodes and pods, the real cluster, probers, conformance,
+//! benches.
 
 pub mod admission;
 pub mod bench;

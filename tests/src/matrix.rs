@@ -1,4 +1,4 @@
-//! Who reaches whom: what is expected, what is measured, and both side by side.
+//! Verdicts by pod and pod: expected, measured, and both side by side.
 //!
 //! The text form, of files and of print, is one table per port:
 //!
@@ -10,7 +10,8 @@
 //! y/a      .   .   -
 //! ```
 //!
-//! Rows ask, columns are asked. `.` answers, `X` is silent, `R` refuses, `!` could not be asked, `-` is not asked.
+//! Rows ask, columns are asked. `.` answers, `X` is silent, `R` refuses, `!` could not be asked,
+//! `-` is not asked.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,22 +22,22 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::probe::{Place, Protocol, Target, Verdict, ask_all};
 use crate::world::World;
 
-/// How often a table that matches is measured again before it is believed.
+/// Number of further measurements of a matching table before it is accepted.
 const HOLD: usize = 3;
 
 /// A port of every pod.
 pub type Port = (Protocol, u16);
-/// One question: port, who asks, who is asked.
+/// One question: port, source, target.
 pub type Cell = (Port, String, String);
 
 /// Verdicts by port, asking pod and asked pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matrix {
-    /// What is not here is not asked.
+    /// Cells; a missing one is not asked.
     pub cells: BTreeMap<Cell, Verdict>,
 }
 
-/// What a measurement ended with.
+/// Result of a measurement.
 #[derive(Debug)]
 pub struct Outcome {
     /// The last verdicts.
@@ -46,13 +47,16 @@ pub struct Outcome {
 }
 
 impl Matrix {
-    /// Everybody answers everybody else on these ports.
+    /// The matrix in which every pod answers every other one on these ports.
     pub fn open(pods: &[&str], ports: &[Port]) -> Self {
         let mut cells = BTreeMap::new();
         for port in ports {
             for from in pods {
                 for to in pods.iter().filter(|to| *to != from) {
-                    cells.insert((*port, (*from).to_owned(), (*to).to_owned()), Verdict::Answered);
+                    cells.insert(
+                        (*port, (*from).to_owned(), (*to).to_owned()),
+                        Verdict::Answered,
+                    );
                 }
             }
         }
@@ -101,18 +105,30 @@ impl Matrix {
     /// The table of one port.
     pub fn of_port(&self, port: Port) -> Self {
         let cells = self.cells.iter().filter(|(cell, _)| cell.0 == port);
-        Self { cells: cells.map(|(cell, verdict)| (cell.clone(), *verdict)).collect() }
+        Self {
+            cells: cells
+                .map(|(cell, verdict)| (cell.clone(), *verdict))
+                .collect(),
+        }
     }
 
-    /// How many of the questions have that verdict.
+    /// Number of questions with that verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
-        self.cells.values().filter(|found| **found == verdict).count()
+        self.cells
+            .values()
+            .filter(|found| **found == verdict)
+            .count()
     }
 
     /// The cells whose verdict differs in `other`.
     pub fn differing(&self, other: &Self) -> Vec<Cell> {
-        let differs = |(cell, verdict): &(&Cell, &Verdict)| other.cells.get(*cell) != Some(*verdict);
-        self.cells.iter().filter(differs).map(|(cell, _)| cell.clone()).collect()
+        let differs =
+            |(cell, verdict): &(&Cell, &Verdict)| other.cells.get(*cell) != Some(*verdict);
+        self.cells
+            .iter()
+            .filter(differs)
+            .map(|(cell, _)| cell.clone())
+            .collect()
     }
 
     /// The text form; cells that differ from `expected` carry a `*`.
@@ -120,14 +136,24 @@ impl Matrix {
         self.tables(expected).join("\n")
     }
 
-    /// Measured beside expected.
+    /// Prints measured and expected side by side.
     pub fn beside(&self, expected: &Self) -> String {
         let mut text = String::new();
-        for (wanted, found) in expected.tables(None).iter().zip(self.tables(Some(expected))) {
+        for (wanted, found) in expected
+            .tables(None)
+            .iter()
+            .zip(self.tables(Some(expected)))
+        {
             let width = wanted.lines().map(str::len).max().unwrap_or_default() + 6;
             let mut head = (" expected", " measured");
             for (left, right) in wanted.lines().zip(found.lines()) {
-                let _ = writeln!(text, "{:width$}{}{}", format!("{left}{}", head.0), right, head.1);
+                let _ = writeln!(
+                    text,
+                    "{:width$}{}{}",
+                    format!("{left}{}", head.0),
+                    right,
+                    head.1
+                );
                 head = ("", "");
             }
         }
@@ -137,7 +163,10 @@ impl Matrix {
     fn tables(&self, expected: Option<&Self>) -> Vec<String> {
         let mut ports: Vec<Port> = self.cells.keys().map(|cell| cell.0).collect();
         ports.dedup();
-        ports.into_iter().map(|port| self.table(port, expected)).collect()
+        ports
+            .into_iter()
+            .map(|port| self.table(port, expected))
+            .collect()
     }
 
     fn table(&self, port: Port, expected: Option<&Self>) -> String {
@@ -159,15 +188,20 @@ impl Matrix {
                 let cell = (port, (*from).to_owned(), (*to).to_owned());
                 let found = self.cells.get(&cell);
                 let wrong = expected.is_some_and(|expected| expected.cells.get(&cell) != found);
-                let _ = write!(text, "{:>4}", format!("{}{}", if wrong { "*" } else { "" }, sign(found)));
+                let _ = write!(
+                    text,
+                    "{:>4}",
+                    format!("{}{}", if wrong { "*" } else { "" }, sign(found))
+                );
             }
         }
         text + "\n"
     }
 }
 
-/// Asks all that `expected` has, again where it differs, until the whole table matches and has held, or the time is up.
-pub fn settle(world: &World, expected: &Matrix, limit: Duration) -> Result<Outcome> {
+/// Asks all that `expected` has, again where it differs, until the whole table matches and has
+/// held, or the time is up.
+pub fn wait_for_match(world: &World, expected: &Matrix, limit: Duration) -> Result<Outcome> {
     let end = Instant::now() + limit;
     let all: Vec<Cell> = expected.cells.keys().cloned().collect();
     let mut measured = Matrix::default();
@@ -180,12 +214,18 @@ pub fn settle(world: &World, expected: &Matrix, limit: Duration) -> Result<Outco
             held += 1;
             let matched = *first.get_or_insert(begun);
             if held > HOLD {
-                return Ok(Outcome { measured, matched: Some(matched) });
+                return Ok(Outcome {
+                    measured,
+                    matched: Some(matched),
+                });
             }
         } else {
             (held, first) = (0, None);
             if begun >= end {
-                return Ok(Outcome { measured, matched: None });
+                return Ok(Outcome {
+                    measured,
+                    matched: None,
+                });
             }
         }
         asked = if wrong.is_empty() { all.clone() } else { wrong };
@@ -201,10 +241,14 @@ pub fn measure(world: &World, cells: &[Cell], into: &mut Matrix) -> Result<()> {
     let mut questions: Vec<(&Place, Vec<Target>)> = Vec::new();
     for (from, cells) in &by_asker {
         let target = |cell: &&Cell| Ok(Target::new(cell.0.0, world.address(&cell.2)?, cell.0.1));
-        questions.push((&world.pod(from)?.place, cells.iter().map(target).collect::<Result<_>>()?));
+        questions.push((
+            &world.pod(from)?.place,
+            cells.iter().map(target).collect::<Result<_>>()?,
+        ));
     }
     for (cells, verdicts) in by_asker.values().zip(ask_all(&questions)?) {
-        into.cells.extend(cells.iter().map(|cell| (*cell).clone()).zip(verdicts));
+        into.cells
+            .extend(cells.iter().map(|cell| (*cell).clone()).zip(verdicts));
     }
     Ok(())
 }
@@ -240,7 +284,13 @@ mod tests {
         let matrix = Matrix::parse(TEXT).unwrap();
         assert_eq!(matrix.cells.len(), 2);
         assert_eq!(Matrix::parse(&matrix.print(None)).unwrap(), matrix);
-        assert_eq!((matrix.count(Verdict::Answered), matrix.count(Verdict::Silent)), (1, 1));
+        assert_eq!(
+            (
+                matrix.count(Verdict::Answered),
+                matrix.count(Verdict::Silent)
+            ),
+            (1, 1)
+        );
     }
 
     #[test]
@@ -249,15 +299,21 @@ mod tests {
         let measured = Matrix::parse(TEXT).unwrap();
         assert_eq!(expected.differing(&measured).len(), 1);
         let text = measured.beside(&expected);
-        assert!(text.contains("*X") && text.matches('*').count() == 1, "{text}");
+        assert!(
+            text.contains("*X") && text.matches('*').count() == 1,
+            "{text}"
+        );
     }
 
     #[test]
     fn a_bad_table_is_refused_with_its_line() {
-        for (text, said) in [("tcp 80\nx/a x/b\nx/a - . .", "line 3"), ("tcp 80\nx/a\nx/a ?", "`?`"), ("", "no table")]
-        {
+        for (text, message) in [
+            ("tcp 80\nx/a x/b\nx/a - . .", "line 3"),
+            ("tcp 80\nx/a\nx/a ?", "`?`"),
+            ("", "no table"),
+        ] {
             let error = format!("{:#}", Matrix::parse(text).unwrap_err());
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(message), "{error}");
         }
     }
 }

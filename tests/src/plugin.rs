@@ -12,7 +12,7 @@ use crate::install;
 /// Name of the network in every configuration here.
 pub const NETWORK: &str = "k8s-pod-network";
 
-/// What a runtime says of one sandbox, whatever the command.
+/// Parameters of a runtime for one sandbox, for every command.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// `CNI_CONTAINERID`.
@@ -27,7 +27,7 @@ pub struct Call {
     pub traceparent: String,
 }
 
-/// What the plugin has answered.
+/// Answer of the plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// Success with what it printed; null when that was nothing.
@@ -41,10 +41,13 @@ impl Call {
     pub fn new(socket: &Path, pod: &str, container: &str, netns: &str) -> Result<Self> {
         let (namespace, name) = crate::world::split(pod)?;
         let arguments = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container}"
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
+             K8S_POD_INFRA_CONTAINER_ID={container}"
         );
         let config = json!({
-            "cniVersion": "1.1.0", "name": NETWORK, "type": "margay", "ipam": {"type": "calico-ipam"},
+            "cniVersion": "1.1.0", "name": NETWORK, "type": "margay", "ipam": {
+                "type": "calico-ipam",
+            },
             "margay": {"socket": socket},
         });
         Ok(Self {
@@ -72,32 +75,44 @@ impl Call {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        child.stdin.take().context("standard input")?.write_all(self.config.to_string().as_bytes())?;
+        child
+            .stdin
+            .take()
+            .context("standard input")?
+            .write_all(self.config.to_string().as_bytes())?;
         let output = child.wait_with_output()?;
-        let said = match output.stdout.as_slice() {
+        let result = match output.stdout.as_slice() {
             [] => Value::Null,
-            said => serde_json::from_slice(said).context("what the plugin printed is not JSON")?,
+            stdout => {
+                serde_json::from_slice(stdout).context("what the plugin printed is not JSON")?
+            }
         };
-        Ok(if output.status.success() { Answer::Success(said) } else { Answer::Refusal(said) })
+        Ok(if output.status.success() {
+            Answer::Success(result)
+        } else {
+            Answer::Refusal(result)
+        })
     }
 }
 
 impl Answer {
-    /// What was printed on success; a refusal is an error with the plugin's words.
+    /// Output on success; a refusal is an error with the plugin's message.
     pub fn success(self) -> Result<Value> {
         match self {
-            Self::Success(said) => Ok(said),
-            Self::Refusal(said) => bail!("the plugin refuses: {said}"),
+            Self::Success(result) => Ok(result),
+            Self::Refusal(error) => bail!("the plugin refuses: {error}"),
         }
     }
 
     /// Code and message of a refusal; success is an error.
     pub fn refusal(self) -> Result<(u64, String)> {
         match self {
-            Self::Success(said) => bail!("the plugin should refuse, and answers {said}"),
-            Self::Refusal(said) => {
-                let code = said["code"].as_u64().with_context(|| format!("no code in {said}"))?;
-                Ok((code, said["msg"].as_str().unwrap_or_default().to_owned()))
+            Self::Success(result) => bail!("the plugin should refuse, and answers {result}"),
+            Self::Refusal(error) => {
+                let code = error["code"]
+                    .as_u64()
+                    .with_context(|| format!("no code in {error}"))?;
+                Ok((code, error["msg"].as_str().unwrap_or_default().to_owned()))
             }
         }
     }

@@ -1,4 +1,5 @@
-//! A test program that runs its cases in the order in which they are written, on one cluster, and reports in the words of cargo's own.
+//! A test program that runs its cases in the order in which they are written, on one cluster, and
+//! reports in the format of cargo's own.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,12 +18,16 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// A suite that heeds the arguments of `cargo test`: words choose cases by a part of their names, `--list` only names them.
+    /// A suite with the arguments of `cargo test`: filters select cases by a part of their names,
+    /// `--list` only lists them.
     pub fn from_arguments() -> Self {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         Self {
             list: arguments.iter().any(|argument| argument == "--list"),
-            filters: arguments.into_iter().filter(|argument| !argument.starts_with('-')).collect(),
+            filters: arguments
+                .into_iter()
+                .filter(|argument| !argument.starts_with('-'))
+                .collect(),
             passed: 0,
             failed: Vec::new(),
             skipped: 0,
@@ -30,7 +35,7 @@ impl Suite {
         }
     }
 
-    /// Whether nothing is to be run: what the cases are is known only when they run.
+    /// Returns whether nothing is to be run: what the cases are is known only when they run.
     pub fn only_lists(&self) -> bool {
         self.list
     }
@@ -61,21 +66,35 @@ impl Suite {
 
     /// Prints the sum.
     pub fn finish(self) -> ExitCode {
-        let result = if self.failed.is_empty() { "ok" } else { "FAILED" };
+        let result = if self.failed.is_empty() {
+            "ok"
+        } else {
+            "FAILED"
+        };
         for name in &self.failed {
             println!("failed: {name}");
         }
         println!(
-            "\ntest result: {result}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+            "\n\
+             test result: {result}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; \
+             finished in {:.2}s\n",
             self.passed,
             self.failed.len(),
             self.skipped,
             self.begin.elapsed().as_secs_f32()
         );
-        if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.failed.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 
     fn chosen(&self, name: &str) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+        self.filters.is_empty()
+            || self
+                .filters
+                .iter()
+                .any(|filter| name.contains(filter.as_str()))
     }
 }

@@ -8,8 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
@@ -19,7 +23,7 @@ use crate::cluster::process;
 
 /// Spans that are kept; later ones push the oldest out.
 const KEPT: usize = 200_000;
-/// How wide the bars of a tree are, in characters.
+/// Width of a tree's bars, in characters.
 const WIDTH: u64 = 40;
 
 /// A span, as far as a tree needs it. Times are nanoseconds since 1970.
@@ -31,13 +35,13 @@ pub struct Span {
     pub id: Vec<u8>,
     /// The span that caused it; empty at the root.
     pub parent: Vec<u8>,
-    /// What was done.
+    /// Name of the operation.
     pub name: String,
-    /// Which program did it.
+    /// Program.
     pub service: String,
-    /// Where it began.
+    /// Start.
     pub start: u64,
-    /// Where it ended.
+    /// End.
     pub end: u64,
     /// Attributes as text.
     pub attributes: BTreeMap<String, String>,
@@ -76,12 +80,15 @@ impl Collector {
         let address = listener.local_addr()?;
         let received = Receiver::default();
         let receiver = received.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(receiver));
+                let server = tonic::transport::Server::builder()
+                    .add_service(TraceServiceServer::new(receiver));
                 server.serve_with_incoming(incoming).await?;
                 anyhow::Ok(())
             })
@@ -89,12 +96,12 @@ impl Collector {
         Ok(Self { address, received })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What has come of a trace.
+    /// Received spans of a trace.
     pub fn of(&self, trace: &[u8]) -> Vec<Span> {
         of_trace(&self.received.lock().spans, trace)
     }
@@ -104,18 +111,24 @@ impl Collector {
         self.received.lock().bytes.get_or_insert_default();
     }
 
-    /// What has come since [`record`](Self::record).
+    /// Bytes received since [`record`](Self::record).
     pub fn recorded(&self) -> Vec<u8> {
         self.received.lock().bytes.clone().unwrap_or_default()
     }
 
     /// Programs that have reported a span.
     pub fn services(&self) -> BTreeSet<String> {
-        self.received.lock().spans.iter().map(|span| span.service.clone()).collect()
+        self.received
+            .lock()
+            .spans
+            .iter()
+            .map(|span| span.service.clone())
+            .collect()
     }
 
-    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many
-    /// spans of it and no further one has come for a moment; then whatever has come.
+    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`,
+    /// until the program `last` has reported so many spans of it and no further one has come for a
+    /// moment; then whatever has come.
     pub fn trace(
         &self,
         root: (&str, &str, &str),
@@ -140,24 +153,35 @@ impl Collector {
         }
     }
 
-    /// Every replica of typha traces a change; the fullest trace is of the one that told a node.
+    /// Every replica of typha traces a change; the most complete trace is from the one that sent it
+    /// to a node.
     fn find(&self, (name, key, value): (&str, &str, &str), since: u64) -> Vec<Span> {
         let received = self.received.lock();
         let spans = &received.spans;
         let is_root = |span: &&Span| {
             let attribute = span.attributes.get(key);
-            span.name == name && span.start >= since && attribute.is_some_and(|found| found.contains(value))
+            span.name == name
+                && span.start >= since
+                && attribute.is_some_and(|found| found.contains(value))
         };
-        let traces = spans.iter().filter(is_root).map(|root| of_trace(spans, &root.trace));
+        let traces = spans
+            .iter()
+            .filter(is_root)
+            .map(|root| of_trace(spans, &root.trace));
         traces.max_by_key(Vec::len).unwrap_or_default()
     }
 }
 
 fn of_trace(spans: &[Span], trace: &[u8]) -> Vec<Span> {
-    spans.iter().filter(|span| span.trace == trace).cloned().collect()
+    spans
+        .iter()
+        .filter(|span| span.trace == trace)
+        .cloned()
+        .collect()
 }
 
-/// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a bar.
+/// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a
+/// bar.
 pub fn tree(spans: &[Span]) -> String {
     let ids: BTreeSet<&[u8]> = spans.iter().map(|span| span.id.as_slice()).collect();
     let mut children: BTreeMap<&[u8], Vec<&Span>> = BTreeMap::new();
@@ -169,9 +193,22 @@ pub fn tree(spans: &[Span]) -> String {
             roots.push(span);
         }
     }
-    let begin = spans.iter().map(|span| span.start).min().unwrap_or_default();
-    let length = spans.iter().map(|span| span.end).max().unwrap_or_default().saturating_sub(begin).max(1);
-    let mut text = format!("{:58} {:14} {:>8} {:>9}\n", "span", "program", "after ms", "took ms");
+    let begin = spans
+        .iter()
+        .map(|span| span.start)
+        .min()
+        .unwrap_or_default();
+    let length = spans
+        .iter()
+        .map(|span| span.end)
+        .max()
+        .unwrap_or_default()
+        .saturating_sub(begin)
+        .max(1);
+    let mut text = format!(
+        "{:58} {:14} {:>8} {:>9}\n",
+        "span", "program", "after ms", "took ms"
+    );
     roots.sort_by_key(|span| span.start);
     for root in roots {
         branch(&mut text, root, &mut children, (begin, length), 0);
@@ -186,8 +223,15 @@ fn branch(
     (begin, length): (u64, u64),
     depth: usize,
 ) {
-    let detail = span.attributes.iter().map(|(key, value)| format!(" {key}={value}")).collect::<String>();
-    let label: String = format!("{:indent$}{}{detail}", "", span.name, indent = depth * 2).chars().take(58).collect();
+    let detail = span
+        .attributes
+        .iter()
+        .map(|(key, value)| format!(" {key}={value}"))
+        .collect::<String>();
+    let label: String = format!("{:indent$}{}{detail}", "", span.name, indent = depth * 2)
+        .chars()
+        .take(58)
+        .collect();
     let after = span.start.saturating_sub(begin);
     let took = span.end.saturating_sub(span.start);
     let at = |time: u64| (time.min(length) * WIDTH / length) as usize;
@@ -216,12 +260,19 @@ impl TraceService for Receiver {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let request = request.into_inner();
         let bytes = request.encode_to_vec();
-        let mut news = Vec::new();
+        let mut spans = Vec::new();
         for resource in request.resource_spans {
-            let about = resource.resource.map(|resource| attributes(resource.attributes)).unwrap_or_default();
+            let about = resource
+                .resource
+                .map(|resource| attributes(resource.attributes))
+                .unwrap_or_default();
             let service = about.get("service.name").cloned().unwrap_or_default();
-            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                news.push(Span {
+            for span in resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
+                spans.push(Span {
                     trace: span.trace_id,
                     id: span.span_id,
                     parent: span.parent_span_id,
@@ -237,14 +288,14 @@ impl TraceService for Receiver {
         if let Some(kept) = &mut received.bytes {
             kept.extend(bytes);
         }
-        received.spans.extend(news);
+        received.spans.extend(spans);
         let excess = received.spans.len().saturating_sub(KEPT);
         received.spans.drain(..excess);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
-/// Attributes that say what was done; those that tracing adds about the source are left out.
+/// Attributes of the operation; those that tracing adds about the source are left out.
 fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
     const SOURCE: [&str; 5] = ["code.", "thread.", "busy_ns", "idle_ns", "target"];
     let text = |pair: &KeyValue| match pair.value.as_ref()?.value.as_ref()? {
@@ -266,7 +317,11 @@ mod tests {
     use super::*;
 
     fn mk_span(id: u8, parent: u8, name: &str, start: u64, end: u64) -> Span {
-        let parent = if parent == 0 { Vec::new() } else { vec![parent] };
+        let parent = if parent == 0 {
+            Vec::new()
+        } else {
+            vec![parent]
+        };
         Span {
             trace: vec![1],
             id: vec![id],
@@ -287,8 +342,12 @@ mod tests {
             mk_span(2, 1, "early", 500_000, 700_000),
         ];
         let text = tree(&spans);
-        let names: Vec<&str> =
-            text.lines().skip(1).filter_map(|line| line.split("demo").next()).map(str::trim_end).collect();
+        let names: Vec<&str> = text
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split("demo").next())
+            .map(str::trim_end)
+            .collect();
         assert_eq!(names, ["root", "  early", "  late"], "{text}");
     }
 

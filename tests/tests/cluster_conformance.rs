@@ -1,5 +1,6 @@
-//! Tables of verdicts on a real Kubernetes: what the API server takes and what the container runtime tells the plugin is in them, which `conformance.rs`
-//! leaves out; and what that API server refuses and fills in. All of the tables: `make conformance ON=cluster`.
+//! Tables of verdicts on a real Kubernetes, which cover what `conformance.rs` leaves out, the API
+//! server's acceptance and the container runtime's calls of the plugin; and admission on that API
+//! server. All of the tables: `make conformance ON=cluster`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,31 +25,46 @@ fn main() -> ExitCode {
             return suite.finish();
         }
     };
-    suite.case("every_feature_of_network_policies_has_the_verdicts_of_the_table", || {
-        let mut table = Table::of_tests("cyclonus.json.gz")?;
-        table.keep_cover();
-        on_cluster(&cluster, &table)
-    });
-    suite.case("cluster_wide_policies_have_the_verdicts_of_the_table", || {
-        on_cluster(&cluster, &Table::of_tests("network-policy-api.json")?)
-    });
+    suite.case(
+        "every_feature_of_network_policies_has_the_verdicts_of_the_table",
+        || {
+            let mut table = Table::of_tests("cyclonus.json.gz")?;
+            table.keep_cover();
+            on_cluster(&cluster, &table)
+        },
+    );
+    suite.case(
+        "cluster_wide_policies_have_the_verdicts_of_the_table",
+        || on_cluster(&cluster, &Table::of_tests("network-policy-api.json")?),
+    );
     suite.case("policies_of_calico_have_the_verdicts_of_the_table", || {
         on_cluster(&cluster, &Table::of_tests("calico.json")?)
     });
-    suite.case("the_api_server_protects_tiers_and_addresses_and_fills_in_what_policies_leave_out", || {
-        admission::check(&cluster)
-    });
+    suite.case(
+        "the_api_server_protects_tiers_and_addresses_and_fills_in_what_policies_leave_out",
+        || admission::check(&cluster),
+    );
     suite.finish()
 }
 
 fn stage() -> Result<Cluster> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-conformance");
-    // Checkouts side by side test at the same time.
-    let cluster = demo::bring_up(&format!("mgy-conf-{}", std::process::id()), &folder, &|line| println!("{line}"))?;
-    install::install(&cluster, &install::Options::default(), &|line| println!("{line}"))?;
+    // Several checkouts may run tests at the same time.
+    let cluster = demo::bring_up(
+        &format!("mgy-conf-{}", std::process::id()),
+        &folder,
+        &|line| println!("{line}"),
+    )?;
+    install::install(&cluster, &install::Options::default(), &|line| {
+        println!("{line}")
+    })?;
     Ok(cluster)
 }
 
 fn on_cluster(cluster: &Cluster, table: &Table) -> Result<()> {
-    conform(&mut OnCluster::new(cluster, &table.fixture)?, table, Enforce::Full)
+    conform(
+        &mut OnCluster::new(cluster, &table.fixture)?,
+        table,
+        Enforce::Full,
+    )
 }

@@ -1,10 +1,11 @@
-//! On a real Kubernetes: an installation makes nodes Ready, pods talk, and packets obey every kind of policy.
+//! On a real Kubernetes: an installation makes nodes Ready, pods talk, and packets obey every kind
+//! of policy.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use margay_api::storage::Mode;
-use margay_tests::scenarios::{Ground, hosts, policy, pools, secrets};
+use margay_tests::scenarios::{Environment, hosts, policy, pools, secrets};
 use margay_tests::suite::Suite;
 use margay_tests::{demo, install};
 
@@ -16,9 +17,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-policy");
-    // Checkouts side by side test at the same time.
+    // Several checkouts may run tests at the same time.
     let name = format!("mgy-policy-{}", std::process::id());
-    let staged = demo::stage(&name, &folder, &install::Options::default(), &|line| println!("{line}"));
+    let staged = demo::stage(&name, &folder, &install::Options::default(), &|line| {
+        println!("{line}")
+    });
     let stage = match staged {
         Ok(stage) => stage,
         Err(error) => {
@@ -27,11 +30,14 @@ fn main() -> ExitCode {
         }
     };
     suite.case(INSTALLED, || install::check_status(&stage.cluster));
-    let ground = Ground { stage, mode: Mode::V3 };
-    policy::run(&mut suite, &ground);
-    pools::run(&mut suite, &ground);
-    hosts::run(&mut suite, &ground);
-    // The last: from then on everybody logs everything.
-    secrets::run(&mut suite, &ground);
+    let environment = Environment {
+        stage,
+        mode: Mode::V3,
+    };
+    policy::run(&mut suite, &environment);
+    pools::run(&mut suite, &environment);
+    hosts::run(&mut suite, &environment);
+    // Last, because from then on every program logs everything.
+    secrets::run(&mut suite, &environment);
     suite.finish()
 }

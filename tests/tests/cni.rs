@@ -1,8 +1,8 @@
-//! The agent's CNI service behind the real plugin, in namespaces: what ADD gives, DEL, CHECK, STATUS and GC do with it, and that a failed ADD leaves nothing behind.
+//! The agent's CNI service behind the real plugin, in namespaces: the result of ADD, what DEL,
+//! CHECK, STATUS and GC do with it, and that a failed ADD leaves nothing behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -22,12 +22,20 @@ use margay_tests::plugin::{Answer, Call, NETWORK};
 use margay_tests::trace::{Collector, Span};
 use serde_json::{Value, json};
 
+#[path = "cni/restart.rs"]
+mod restart;
+
 const NODE: &str = "n1";
-/// Seconds that an ADD waits for policy that never comes.
+/// Seconds for which an ADD waits for policy that never arrives.
 const SOON: u64 = 1;
 
 fn mk_lab(pool: Value) -> Result<Lab> {
-    let lab = Lab::new(&Options { nodes: 1, topology: Topology::Flat, pool, ..Options::default() })?;
+    let lab = Lab::new(&Options {
+        nodes: 1,
+        topology: Topology::Flat,
+        pool,
+        ..Options::default()
+    })?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     Ok(lab)
 }
@@ -36,10 +44,14 @@ fn usual() -> Value {
     json!({"cidr": "10.65.0.0/16", "vxlanMode": "Never"})
 }
 
-/// The pod is scheduled to the node: typha tells the agent of its policy.
+/// Schedules the pod to the node: typha sends its policy to the agent.
 fn schedule(lab: &Lab, name: &str) -> Result<()> {
     let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "x", "name": name, "labels": {"pod": name}},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {
+            "namespace": "x",
+            "name": name,
+            "labels": {"pod": name},
+        },
         "spec": {"nodeName": NODE, "serviceAccountName": "default", "containers": []},
     });
     lab.apply(&pod).map(drop)
@@ -58,7 +70,12 @@ struct Sandbox {
 impl Sandbox {
     fn new(lab: &Lab, pod: &str, container: &str) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let call = Call::new(&node(lab)?.socket(), &format!("x/{pod}"), container, &namespace.path())?;
+        let call = Call::new(
+            &node(lab)?.socket(),
+            &format!("x/{pod}"),
+            container,
+            &namespace.path(),
+        )?;
         Ok(Self { namespace, call })
     }
 
@@ -83,7 +100,11 @@ impl Sandbox {
 }
 
 fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
-    let nets = result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
+    let nets = result["ips"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip["address"].as_str());
     nets.map(|net| Ok(net.parse::<IpNet>()?.addr())).collect()
 }
 
@@ -98,23 +119,39 @@ struct Footprint {
     ruleset: String,
 }
 
-/// Links of pods that were detached go a while after the DEL, and files remember them until then.
+/// Links of detached pods are removed some time after the DEL, and files record them until then.
 fn footprint(lab: &Lab) -> Result<Footprint> {
     let node = node(lab)?;
-    let is_settled = || node.attachments().is_ok_and(|names| !names.iter().any(|name| name.ends_with(".gone")));
-    wait_for(PATIENCE, || "links of detached pods to go".to_owned(), is_settled)?;
+    let is_settled = || {
+        node.attachments()
+            .is_ok_and(|names| !names.iter().any(|name| name.ends_with(".gone")))
+    };
+    wait_for(
+        PATIENCE,
+        || "links of detached pods to go".to_owned(),
+        is_settled,
+    )?;
     let of_pods = |text: String| -> Vec<String> {
-        // When a link has noticed its other end is the kernel's own time.
+        // The kernel decides when a link notices its other end.
         let lines = text.lines().filter(|line| line.contains("cali"));
         lines
-            .map(|line| line.replace("NO-CARRIER,", "").replace("state DOWN", "state UP").replace("linkdown ", ""))
+            .map(|line| {
+                line.replace("NO-CARRIER,", "")
+                    .replace("state DOWN", "state UP")
+                    .replace("linkdown ", "")
+            })
             .collect()
     };
     let allocated = lab
         .blocks()
         .all()
         .iter()
-        .flat_map(|block| block.allocated().map(|(address, _)| address).collect::<Vec<_>>())
+        .flat_map(|block| {
+            block
+                .allocated()
+                .map(|(address, _)| address)
+                .collect::<Vec<_>>()
+        })
         .collect();
     Ok(Footprint {
         links: of_pods(node.host.ip("-o link")?),
@@ -148,7 +185,10 @@ fn add_again_is_the_same_answer_and_del_takes_everything_back() -> Result<()> {
     let first = sandbox.add()?;
     let after = footprint(&lab)?;
     ensure!(
-        addresses(&first)?.len() == 1 && after.allocated.is_superset(&addresses(&first)?.into_iter().collect()),
+        addresses(&first)?.len() == 1
+            && after
+                .allocated
+                .is_superset(&addresses(&first)?.into_iter().collect()),
         "{first}"
     );
     ensure!(sandbox.add()? == first, "ADD twice is ADD once");
@@ -156,7 +196,11 @@ fn add_again_is_the_same_answer_and_del_takes_everything_back() -> Result<()> {
     sandbox.del()?;
     assert_eq!(footprint(&lab)?, before, "DEL leaves what was there before");
     sandbox.del()?;
-    assert_eq!(footprint(&lab)?, before, "DEL of what is gone is a success, and nothing else");
+    assert_eq!(
+        footprint(&lab)?,
+        before,
+        "DEL of what is gone is a success, and nothing else"
+    );
     Ok(())
 }
 
@@ -171,9 +215,14 @@ fn del_succeeds_on_whatever_is_left() -> Result<()> {
     sandbox.add()?;
     let gone = sandbox.namespace.path();
     sandbox.namespace = Namespace::new()?;
-    ensure!(std::fs::metadata(&gone).is_err() || gone == sandbox.namespace.path(), "the namespace should be gone");
+    ensure!(
+        std::fs::metadata(&gone).is_err() || gone == sandbox.namespace.path(),
+        "the namespace should be gone"
+    );
     sandbox.call.netns = String::new();
-    sandbox.del().context("a namespace that is gone, and no CNI_NETNS")?;
+    sandbox
+        .del()
+        .context("a namespace that is gone, and no CNI_NETNS")?;
     assert_eq!(footprint(&lab)?, before);
     schedule(&lab, "b")?;
     let sandbox = Sandbox::new(&lab, "b", "c2")?;
@@ -188,7 +237,10 @@ fn del_succeeds_on_whatever_is_left() -> Result<()> {
 /// Host side interface of a pod that is attached.
 fn interface(lab: &Lab, pod: &str) -> Result<String> {
     let name = interface_name(&EndpointKey::new("x", pod));
-    ensure!(node(lab)?.host.ip("-o link")?.contains(&name), "{name} does not exist");
+    ensure!(
+        node(lab)?.host.ip("-o link")?.contains(&name),
+        "{name} does not exist"
+    );
     Ok(name)
 }
 
@@ -201,32 +253,12 @@ fn add_into_no_namespace_is_refused_and_leaves_nothing() -> Result<()> {
     for wrong in ["/var/run/netns/not-there", "/etc/hostname"] {
         call.netns = wrong.to_owned();
         let (code, message) = call.exec("ADD")?.refusal()?;
-        ensure!(code == u64::from(code::INVALID_ENVIRONMENT) && message.contains(wrong), "{code}: {message}");
+        ensure!(
+            code == u64::from(code::INVALID_ENVIRONMENT) && message.contains(wrong),
+            "{code}: {message}"
+        );
     }
     assert_eq!(footprint(&lab)?, before);
-    Ok(())
-}
-
-/// As a loss of power leaves it: the agent starts, and the others' attachments are what they were.
-#[test]
-fn an_agent_starts_with_a_file_that_cannot_be_read_and_only_its_pod_pays() -> Result<()> {
-    let mut lab = mk_lab(usual())?;
-    for name in ["a", "b"] {
-        schedule(&lab, name)?;
-    }
-    let (broken, whole) = (Sandbox::new(&lab, "a", "c1")?, Sandbox::new(&lab, "b", "c2")?);
-    broken.add()?;
-    let result = whole.add()?;
-    lab.stop_agent(NODE)?;
-    std::fs::write(node(&lab)?.folder().join("attachments/c1@eth0.json"), "")?;
-    lab.start_agent(NODE)?;
-    lab.settle()?;
-    whole.check(&result)?.success().context("the other pod is as it was")?;
-    ensure!(node(&lab)?.attachments()? == ["c1@eth0.json.damaged", "c2@eth0.json"], "{:?}", node(&lab)?.attachments()?);
-    let held = lab.blocks().handles().len();
-    broken.del().context("DEL of a pod of which nothing is known")?;
-    ensure!(lab.blocks().handles().len() == held - 1, "its address is given back all the same");
-    broken.add().context("and the pod can be made anew")?;
     Ok(())
 }
 
@@ -237,25 +269,44 @@ fn check_sees_what_is_missing() -> Result<()> {
     let sandbox = Sandbox::new(&lab, "a", "c1")?;
     let nothing = json!({"cniVersion": "1.1.0"});
     let (unknown, message) = sandbox.check(&nothing)?.refusal()?;
-    ensure!(unknown == u64::from(code::UNKNOWN_CONTAINER), "{unknown}: {message}");
-    let drifts = ["route del default", "addr flush dev eth0", "link set eth0 down"];
+    ensure!(
+        unknown == u64::from(code::UNKNOWN_CONTAINER),
+        "{unknown}: {message}"
+    );
+    let drifts = [
+        "route del default",
+        "addr flush dev eth0",
+        "link set eth0 down",
+    ];
     for drift in drifts {
         let result = sandbox.add()?;
-        sandbox.check(&result)?.success().context("as it was made")?;
+        sandbox
+            .check(&result)?
+            .success()
+            .context("as it was made")?;
         sandbox.namespace.ip(drift)?;
         let (code, message) = sandbox.check(&result)?.refusal().context(drift)?;
-        ensure!(code == u64::from(code::KERNEL) && message.contains("eth0"), "{drift}: {code}: {message}");
+        ensure!(
+            code == u64::from(code::KERNEL) && message.contains("eth0"),
+            "{drift}: {code}: {message}"
+        );
         sandbox.del()?;
     }
     let result = sandbox.add()?;
-    node(&lab)?.host.ip(&format!("link del {}", interface(&lab, "a")?))?;
-    ensure!(sandbox.check(&result)?.refusal()?.0 == u64::from(code::KERNEL), "without a link");
-    sandbox.add().context("ADD mends what CHECK has found")?;
+    node(&lab)?
+        .host
+        .ip(&format!("link del {}", interface(&lab, "a")?))?;
+    ensure!(
+        sandbox.check(&result)?.refusal()?.0 == u64::from(code::KERNEL),
+        "without a link"
+    );
+    sandbox.add().context("ADD repairs what CHECK has found")?;
     sandbox.check(&result)?.success()?;
     Ok(())
 }
 
-/// typha knows no such pod: its policy cannot be in force, so there is no ADD. The address and the link that were made meanwhile are taken back.
+/// typha knows no such pod, so its policy cannot be in force and the ADD fails. The address and the
+/// link that were made meanwhile are removed.
 #[test]
 fn an_add_without_policy_fails_and_leaves_nothing() -> Result<()> {
     let lab = mk_lab(usual())?;
@@ -263,14 +314,18 @@ fn an_add_without_policy_fails_and_leaves_nothing() -> Result<()> {
     let mut sandbox = Sandbox::new(&lab, "unheard-of", "c1")?;
     sandbox.call.config["policy_setup_timeout_seconds"] = SOON.into();
     let (code, message) = sandbox.call.exec("ADD")?.refusal()?;
-    ensure!(code == u64::from(code::TRY_AGAIN) && message.contains("x/unheard-of"), "{code}: {message}");
+    ensure!(
+        code == u64::from(code::TRY_AGAIN) && message.contains("x/unheard-of"),
+        "{code}: {message}"
+    );
     assert_eq!(footprint(&lab)?, before);
     schedule(&lab, "unheard-of")?;
     sandbox.add().context("again, once the pod is known")?;
     Ok(())
 }
 
-/// What is known of a pod is not known of the next one of its name, whose labels and so policies may be others. Of a static pod the API server has a mirror.
+/// The state of a pod does not apply to the next pod of its name, which may have other labels and
+/// policies. A static pod has a mirror in the API server.
 #[test]
 fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
     let lab = mk_lab(usual())?;
@@ -280,7 +335,7 @@ fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
             "metadata": {"namespace": "x", "name": "a", "uid": uid, "annotations": annotations},
             "spec": {"nodeName": NODE, "containers": []},
         });
-        lab.apply(&pod).and_then(|_| lab.settle())
+        lab.apply(&pod).and_then(|_| lab.wait_enforced())
     };
     let sandbox = |container: &str, uid: &str| -> Result<Sandbox> {
         let mut sandbox = Sandbox::new(&lab, "a", container)?;
@@ -294,66 +349,44 @@ fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
     first.del()?;
     let (nothing, second) = (footprint(&lab)?, sandbox("c2", "u2")?);
     let (code, message) = second.add_refused()?;
-    ensure!(code == u64::from(code::TRY_AGAIN) && message.contains("UID"), "{code}: {message}");
+    ensure!(
+        code == u64::from(code::TRY_AGAIN) && message.contains("UID"),
+        "{code}: {message}"
+    );
     assert_eq!(footprint(&lab)?, nothing);
     known("u2", json!({}))?;
     second.add().context("once the new pod is known")?;
     second.del()?;
-    known("of-the-mirror", json!({"kubernetes.io/config.mirror": "of-the-file"}))?;
-    sandbox("c3", "of-the-file")?.add().context("a static pod")?;
+    known(
+        "of-the-mirror",
+        json!({"kubernetes.io/config.mirror": "of-the-file"}),
+    )?;
+    sandbox("c3", "of-the-file")?
+        .add()
+        .context("a static pod")?;
     Ok(())
 }
 
-/// What an agent that dies in the middle of an ADD has made, its successor takes back: nobody got an answer.
-#[test]
-fn an_add_that_the_agent_does_not_survive_leaves_nothing() -> Result<()> {
-    let mut lab = mk_lab(usual())?;
-    let before = footprint(&lab)?;
-    let sandbox = Sandbox::new(&lab, "unheard-of", "c1")?;
-    let call = sandbox.call.clone();
-    let add = thread::spawn(move || call.exec("ADD"));
-    let waits = || footprint(&lab).is_ok_and(|now| !now.links.is_empty() && now.allocated != before.allocated);
-    wait_for(PATIENCE, || "the ADD does not come as far as policy".to_owned(), waits)?;
-    lab.stop_agent(NODE)?;
-    let answer = add.join().expect("no panic")?;
-    answer.refusal().context("an ADD whose agent is gone")?;
-    lab.start_agent(NODE)?;
-    let recovered = || footprint(&lab).is_ok_and(|now| now == before);
-    wait_for(PATIENCE, || format!("left behind: {:?}, not {before:?}", footprint(&lab)), recovered)
-}
-
-#[test]
-fn an_attachment_outlives_its_agent() -> Result<()> {
-    let mut lab = mk_lab(usual())?;
-    let before = footprint(&lab)?;
-    schedule(&lab, "a")?;
-    let sandbox = Sandbox::new(&lab, "a", "c1")?;
-    let result = sandbox.add()?;
-    lab.stop_agent(NODE)?;
-    let (code, message) = sandbox.call.exec("STATUS")?.refusal()?;
-    ensure!(code == u64::from(code::NOT_AVAILABLE), "STATUS without an agent: {code}: {message}");
-    lab.start_agent(NODE)?;
-    lab.settle()?;
-    sandbox.call.exec("STATUS")?.success()?;
-    sandbox.check(&result)?.success().context("after a restart")?;
-    ensure!(sandbox.add()? == result, "the same answer");
-    sandbox.del()?;
-    assert_eq!(footprint(&lab)?, before);
-    Ok(())
-}
-
-/// A runtime makes a new sandbox for a pod whose old one has died, and deletes the old one whenever it comes to it.
+/// A runtime creates a new sandbox for a pod whose old one has died, and deletes the old one at any
+/// later time.
 #[test]
 fn a_late_del_of_the_old_sandbox_leaves_the_new_one_alone() -> Result<()> {
     let lab = mk_lab(usual())?;
     let before = footprint(&lab)?;
     schedule(&lab, "a")?;
-    let (old, new) = (Sandbox::new(&lab, "a", "old")?, Sandbox::new(&lab, "a", "new")?);
+    let (old, new) = (
+        Sandbox::new(&lab, "a", "old")?,
+        Sandbox::new(&lab, "a", "new")?,
+    );
     old.add()?;
     let result = new.add()?;
     let after = footprint(&lab)?;
     old.del()?;
-    assert_eq!(footprint(&lab)?, after, "nothing is left of the old one to delete");
+    assert_eq!(
+        footprint(&lab)?,
+        after,
+        "nothing is left of the old one to delete"
+    );
     new.check(&result)?.success()?;
     new.del()?;
     assert_eq!(footprint(&lab)?, before);
@@ -375,13 +408,26 @@ fn gc_keeps_what_is_listed() -> Result<()> {
     call.config["cni.dev/valid-attachments"] = json!([]);
     let all = footprint(&lab)?;
     call.exec("GC")?.success()?;
-    assert_eq!(footprint(&lab)?, all, "attachments of other networks are not its business");
+    assert_eq!(
+        footprint(&lab)?,
+        all,
+        "attachments of other networks are not its business"
+    );
     call.config["name"] = NETWORK.into();
-    call.config["cni.dev/valid-attachments"] = json!([{"containerID": "sandbox-b", "ifname": "eth0"}]);
+    call.config["cni.dev/valid-attachments"] =
+        json!([{"containerID": "sandbox-b", "ifname": "eth0"}]);
     call.exec("GC")?.success()?;
     let left = footprint(&lab)?;
-    ensure!(left.links.len() == 1 && left.attachments.len() == 1, "{left:?}");
-    ensure!(addresses(kept)?.iter().all(|address| left.allocated.contains(address)), "{left:?}");
+    ensure!(
+        left.links.len() == 1 && left.attachments.len() == 1,
+        "{left:?}"
+    );
+    ensure!(
+        addresses(kept)?
+            .iter()
+            .all(|address| left.allocated.contains(address)),
+        "{left:?}"
+    );
     sandbox.check(kept)?.success()?;
     Ok(())
 }
@@ -394,11 +440,21 @@ fn adds_at_once_get_addresses_of_their_own() -> Result<()> {
     for pod in &pods {
         schedule(&lab, pod)?;
     }
-    let sandboxes = pods.iter().map(|pod| Sandbox::new(&lab, pod, pod)).collect::<Result<Vec<_>>>()?;
+    let sandboxes = pods
+        .iter()
+        .map(|pod| Sandbox::new(&lab, pod, pod))
+        .collect::<Result<Vec<_>>>()?;
     let results = at_once(&sandboxes, Sandbox::add)?;
-    let given = results.iter().map(addresses).collect::<Result<Vec<_>>>()?.concat();
+    let given = results
+        .iter()
+        .map(addresses)
+        .collect::<Result<Vec<_>>>()?
+        .concat();
     let distinct: BTreeSet<&IpAddr> = given.iter().collect();
-    ensure!(given.len() == pods.len() && distinct.len() == given.len(), "{given:?}");
+    ensure!(
+        given.len() == pods.len() && distinct.len() == given.len(),
+        "{given:?}"
+    );
     for (sandbox, result) in sandboxes.iter().zip(&results) {
         sandbox.check(result)?.success()?;
     }
@@ -409,14 +465,20 @@ fn adds_at_once_get_addresses_of_their_own() -> Result<()> {
 
 fn at_once<T: Send>(sandboxes: &[Sandbox], work: fn(&Sandbox) -> Result<T>) -> Result<Vec<T>> {
     thread::scope(|scope| {
-        let running: Vec<_> = sandboxes.iter().map(|sandbox| scope.spawn(move || work(sandbox))).collect();
-        running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        let running: Vec<_> = sandboxes
+            .iter()
+            .map(|sandbox| scope.spawn(move || work(sandbox)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect()
     })
 }
 
-/// Four addresses, no more, and one of them is the tunnel's. The pod that found none gets one as soon as there is one.
+/// Four addresses, one of them the tunnel's. The pod without one gets one as soon as one is free.
 #[test]
-fn a_pool_that_is_full_says_so() -> Result<()> {
+fn a_full_pool_is_reported() -> Result<()> {
     let lab = mk_lab(json!({"cidr": "10.65.0.0/30", "blockSize": 30, "vxlanMode": "Never"}))?;
     let mut sandboxes = Vec::new();
     let refusal = loop {
@@ -434,36 +496,33 @@ fn a_pool_that_is_full_says_so() -> Result<()> {
         ensure!(sandboxes.len() <= 3, "more pods than addresses");
     };
     let (waiting, (code, message)) = refusal;
-    ensure!(code == u64::from(code::NO_ADDRESS) && message.contains("lab"), "{code}: {message}");
-    ensure!(sandboxes.len() == 3, "{} pods got an address", sandboxes.len());
+    ensure!(
+        code == u64::from(code::NO_ADDRESS) && message.contains("lab"),
+        "{code}: {message}"
+    );
+    ensure!(
+        sandboxes.len() == 3,
+        "{} pods got an address",
+        sandboxes.len()
+    );
     sandboxes.pop().context("a pod")?.del()?;
     waiting.add()?;
     Ok(())
 }
 
-/// Whoever may write to the socket makes interfaces and takes addresses.
-#[test]
-fn the_socket_is_for_root_alone_after_a_restart_too() -> Result<()> {
-    let mut lab = mk_lab(usual())?;
-    let socket = node(&lab)?.socket();
-    for round in 0..2 {
-        let about = std::fs::metadata(&socket)?;
-        let (kind, mode) = (about.file_type(), about.mode() & 0o7777);
-        ensure!(kind.is_socket() && (about.uid(), about.gid(), mode) == (0, 0, 0o600), "{round}: {about:?}");
-        // Somebody has opened it meanwhile.
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
-        lab.stop_agent(NODE)?;
-        lab.start_agent(NODE)?;
-    }
-    Ok(())
-}
-
-/// A runtime that traces says so in the plugin's environment: what the agent does for the call belongs to that trace, below the runtime's own span.
+/// A runtime that traces passes its context in the plugin's environment: the agent's spans for the
+/// call belong to that trace, below the runtime's own span.
 #[test]
 fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
     let (trace, parent) = ([0x4b; 16], [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]);
-    let collector = Collector::start(Path::new("/proc/self/ns/net"), (Ipv4Addr::LOCALHOST, 0).into())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let collector = Collector::start(
+        Path::new("/proc/self/ns/net"),
+        (Ipv4Addr::LOCALHOST, 0).into(),
+    )?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     // For the whole process: the calls of other tests are exported too, with traces of their own.
     let settings = telemetry::Settings {
         format: Format::Text,
@@ -475,27 +534,63 @@ fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
     };
     let exporting = runtime.block_on(async { telemetry::start(&settings, "off") })?;
     let lab = mk_lab(usual())?;
-    let traceparent = format!("00-{}-{}-01", HEXLOWER.encode(&trace), HEXLOWER.encode(&parent));
-    for (pod, traceparent) in [("a", traceparent.as_str()), ("b", ""), ("c", "00-not-a-parent-01")] {
+    let traceparent = format!(
+        "00-{}-{}-01",
+        HEXLOWER.encode(&trace),
+        HEXLOWER.encode(&parent)
+    );
+    for (pod, traceparent) in [
+        ("a", traceparent.as_str()),
+        ("b", ""),
+        ("c", "00-not-a-parent-01"),
+    ] {
         schedule(&lab, pod)?;
         let mut sandbox = Sandbox::new(&lab, pod, pod)?;
         sandbox.call.traceparent = traceparent.to_owned();
-        sandbox.add().with_context(|| format!("TRACEPARENT={traceparent:?}"))?;
+        sandbox
+            .add()
+            .with_context(|| format!("TRACEPARENT={traceparent:?}"))?;
     }
     // The agent's own part ends, and leaves, after the plugin has its answer.
-    let call = || collector.of(&trace).into_iter().find(|span| span.name == "cni");
-    wait_for(PATIENCE, || format!("the collector has {:?}", collector.of(&trace)), || call().is_some())?;
+    let call = || {
+        collector
+            .of(&trace)
+            .into_iter()
+            .find(|span| span.name == "cni")
+    };
+    wait_for(
+        PATIENCE,
+        || format!("the collector has {:?}", collector.of(&trace)),
+        || call().is_some(),
+    )?;
     runtime.block_on(exporting.shutdown());
     let (call, spans) = (call().context("a call")?, collector.of(&trace));
-    ensure!(call.parent == parent && call.service == "margay-node", "{call:?}");
-    let below: BTreeSet<&str> =
-        spans.iter().filter(|span| span.parent == call.id).map(|span| span.name.as_str()).collect();
-    for wanted in
-        ["ipam.assign", "link.create", "link.configure", "conntrack.purge", "attachment.sync", "policy.attach"]
-    {
-        ensure!(below.contains(wanted), "no {wanted} below the call: {spans:?}");
+    ensure!(
+        call.parent == parent && call.service == "margay-node",
+        "{call:?}"
+    );
+    let below: BTreeSet<&str> = spans
+        .iter()
+        .filter(|span| span.parent == call.id)
+        .map(|span| span.name.as_str())
+        .collect();
+    for wanted in [
+        "ipam.assign",
+        "link.create",
+        "link.configure",
+        "conntrack.purge",
+        "attachment.sync",
+        "policy.attach",
+    ] {
+        ensure!(
+            below.contains(wanted),
+            "no {wanted} below the call: {spans:?}"
+        );
     }
     let calls: Vec<&Span> = spans.iter().filter(|span| span.name == "cni").collect();
-    ensure!(calls.len() == 1, "calls without parent, or with one that is none, have traces of their own: {calls:?}");
+    ensure!(
+        calls.len() == 1,
+        "calls without a parent, or with an invalid one, have traces of their own: {calls:?}"
+    );
     Ok(())
 }

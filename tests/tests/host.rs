@@ -1,16 +1,15 @@
-//! Host endpoints by packets: what reaches a node, leaves it and passes through it, from and to what is beyond it, other nodes and pods.
+//! Host endpoints with real packets: to a node, from it and through it, from and to the outside,
+//! other nodes and pods.
 //!
-//! `n1` serves some ports itself and has pod `x/a`, `n3` has `x/c`. What is outside the cluster is the router between the nodes.
+//! `n1` serves some ports itself and has pod `x/a`, `n3` has `x/c`. What is outside the cluster is
+//! the router between the nodes.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use margay_calc::model::RecordId;
 use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced, wait};
 use margay_tests::namespace::Namespace;
-use margay_tests::probe::flow::Flow;
 use margay_tests::probe::serve::Ports;
 use margay_tests::probe::{Place, Protocol, Target, Verdict, ask};
 use serde_json::{Value, json};
@@ -31,7 +30,7 @@ struct Stage {
     _runtime: Runtime,
 }
 
-/// Who asks or is asked.
+/// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Outside,
@@ -44,28 +43,42 @@ enum End {
 
 use End::{Far, Node, Outside, Pod};
 
+#[path = "host/restart.rs"]
+mod restart;
+
 impl Stage {
     fn new() -> Result<Self> {
         let mut lab = Lab::new(&Options::default())?;
         lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
         for (node, name) in [("n1", "a"), ("n3", "c")] {
             let metadata = json!({"namespace": "x", "name": name, "labels": {"pod": name}});
-            lab.add_pod(node, &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}))?;
+            lab.add_pod(
+                node,
+                &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}),
+            )?;
         }
-        lab.settle()?;
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        lab.wait_enforced()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         let ports = PORTS.map(|port| (Protocol::Tcp, port));
         let pods = lab.pods().map(|pod| &pod.namespace);
         for place in pods.chain([&lab.node("n1")?.host, lab.fabric().namespace()]) {
             let opened = place.run(|| Ports::open(&ports))?;
             runtime.block_on(async { opened.serve() })?;
         }
-        // The way from outside to pods, which a cluster would announce.
+        // The route from outside to pods, which a cluster would announce.
         for (pod, via) in [("x/a", NODE), ("x/c", "172.30.1.3")] {
             let address = lab.pod(pod)?.addresses[0];
-            lab.fabric().namespace().ip(&format!("route add {address} via {via}"))?;
+            lab.fabric()
+                .namespace()
+                .ip(&format!("route add {address} via {via}"))?;
         }
-        Ok(Self { lab, _runtime: runtime })
+        Ok(Self {
+            lab,
+            _runtime: runtime,
+        })
     }
 
     fn namespace(&self, end: End) -> Result<&Namespace> {
@@ -92,16 +105,18 @@ impl Stage {
             let problems = self.lab.apply(object)?;
             ensure!(problems.is_empty(), "{object}: {problems:?}");
         }
-        self.lab.settle()?;
+        self.lab.wait_enforced()?;
         check_enforced(&self.lab)
     }
 
     fn delete(&self, objects: &[Value]) -> Result<()> {
-        objects.iter().try_for_each(|object| self.lab.delete(object))?;
-        self.lab.settle()
+        objects
+            .iter()
+            .try_for_each(|object| self.lab.delete(object))?;
+        self.lab.wait_enforced()
     }
 
-    /// Whether each connection comes about.
+    /// Fails unless each connection is established or not, as expected.
     fn expect(&self, what: &str, expected: &[(End, End, u16, bool)]) -> Result<()> {
         for (from, to, port, open) in expected {
             let target = SocketAddr::new(self.address(*to)?, *port);
@@ -110,7 +125,8 @@ impl Stage {
         Ok(())
     }
 
-    /// What is in force does not change meanwhile, so whoever is let through once is, and a slow machine is given time to answer.
+    /// Policy does not change meanwhile, so one success is enough, and a slow machine is given time
+    /// to answer.
     fn expect_to(&self, what: &str, from: End, to: SocketAddr, open: bool) -> Result<()> {
         let place = Place::of_namespace(self.namespace(from)?)?;
         let answers = || -> Result<bool> {
@@ -124,21 +140,34 @@ impl Stage {
         }
         if answered != open {
             let rules = self.lab.node("n1")?.ruleset()?;
-            bail!("{what}: {to} {}\n{rules}", if open { "is closed" } else { "is open" });
+            bail!(
+                "{what}: {to} {}\n{rules}",
+                if open { "is closed" } else { "is open" }
+            );
         }
         Ok(())
     }
 
     /// Packets that a counter of another program's table has seen.
     fn counted(&self, counter: &str) -> Result<u64> {
-        let listed = self.lab.node("n1")?.host.command("nft", &["list", "counter", "inet", "others", counter], "")?;
-        let (_, rest) = listed.split_once("packets ").with_context(|| format!("no number in {listed}"))?;
+        let listed = self.lab.node("n1")?.host.command(
+            "nft",
+            &["list", "counter", "inet", "others", counter],
+            "",
+        )?;
+        let (_, rest) = listed
+            .split_once("packets ")
+            .with_context(|| format!("no number in {listed}"))?;
         Ok(rest.split_whitespace().next().unwrap_or_default().parse()?)
     }
 
     /// A table of another program on the node.
     fn others(&self, text: &str) -> Result<()> {
-        self.lab.node("n1")?.host.command("nft", &["-f", "-"], text).map(drop)
+        self.lab
+            .node("n1")?
+            .host
+            .command("nft", &["-f", "-"], text)
+            .map(drop)
     }
 }
 
@@ -162,7 +191,9 @@ const DEFAULT_ALLOW: &[&str] = &["projectcalico-default-allow"];
 
 fn policy(name: &str, selector: &str, spec: &Value) -> Value {
     let mut object = json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": name},
+        "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {
+            "name": name,
+        },
         "spec": {"selector": selector},
     });
     for (field, value) in spec.as_object().into_iter().flatten() {
@@ -175,7 +206,8 @@ fn rule(action: &str, port: u16) -> Value {
     json!({"action": action, "protocol": "TCP", "destination": {"ports": [port]}})
 }
 
-/// What is so under a host endpoint that lets nothing through: failsafe ports, the node's pods, everything that is forwarded.
+/// Connections under a host endpoint that allows nothing: failsafe ports, the node's pods and
+/// forwarded packets pass.
 const CLOSED: [(End, End, u16, bool); 14] = [
     (Outside, Node, WEB, false),
     (Outside, Node, OTHER, false),
@@ -194,7 +226,10 @@ const CLOSED: [(End, End, u16, bool); 14] = [
 ];
 
 fn all_open() -> Vec<(End, End, u16, bool)> {
-    CLOSED.iter().map(|(from, to, port, _)| (*from, *to, *port, true)).collect()
+    CLOSED
+        .iter()
+        .map(|(from, to, port, _)| (*from, *to, *port, true))
+        .collect()
 }
 
 #[test]
@@ -204,9 +239,17 @@ fn an_endpoint_closes_the_node_by_name_by_address_and_for_all_interfaces() -> Re
     let allow = policy(
         "web",
         "role == 'host'",
-        &json!({"types": ["Ingress", "Egress"], "ingress": [rule("Allow", WEB)], "egress": [rule("Allow", WEB)]}),
+        &json!({
+            "types": ["Ingress", "Egress"],
+            "ingress": [rule("Allow", WEB)],
+            "egress": [rule("Allow", WEB)],
+        }),
     );
-    for interfaces in [eth0(), json!({"expectedIPs": [NODE]}), json!({"interfaceName": "*"})] {
+    for interfaces in [
+        eth0(),
+        json!({"expectedIPs": [NODE]}),
+        json!({"interfaceName": "*"}),
+    ] {
         let endpoint = host(&interfaces, &[]);
         stage.apply(std::slice::from_ref(&endpoint))?;
         stage.expect(&format!("{interfaces} without policy"), &CLOSED)?;
@@ -226,7 +269,10 @@ fn an_endpoint_closes_the_node_by_name_by_address_and_for_all_interfaces() -> Re
     }
     stage.expect("once they are gone", &all_open())?;
     let rules = stage.lab.node("n1")?.ruleset()?;
-    ensure!(!rules.contains("host-"), "nothing of host endpoints stays:\n{rules}");
+    ensure!(
+        !rules.contains("host-"),
+        "nothing of host endpoints stays:\n{rules}"
+    );
     Ok(())
 }
 
@@ -251,20 +297,31 @@ fn under_default_allow_nothing_changes_until_a_policy_for_all_denies() -> Result
     stage.delete(&[deny])?;
     for (action, open) in [("Drop", false), ("Return", true), ("Accept", true)] {
         let settings = json!({
-            "apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+            "apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {
+                "name": "default",
+            },
             "spec": {"defaultEndpointToHostAction": action},
         });
         stage.apply(&[settings, host(&any, &[])])?;
-        stage.expect(action, &[(Pod, Node, WEB, open), (Node, Pod, WEB, true), (Outside, Node, WEB, false)])?;
+        stage.expect(
+            action,
+            &[
+                (Pod, Node, WEB, open),
+                (Node, Pod, WEB, true),
+                (Outside, Node, WEB, false),
+            ],
+        )?;
     }
     Ok(())
 }
 
 #[test]
-fn what_is_forwarded_is_judged_by_forward_policy_alone() -> Result<()> {
+fn what_is_forwarded_is_evaluated_by_forward_policy_alone() -> Result<()> {
     let stage = Stage::new()?;
     let forward = |spec: Value| policy("forward", "role == 'host'", &spec);
-    let ingress = forward(json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}));
+    let ingress = forward(
+        json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}),
+    );
     stage.apply(&[host(&eth0(), DEFAULT_ALLOW), ingress])?;
     let expected = [
         (Outside, Pod, WEB, false),
@@ -279,7 +336,9 @@ fn what_is_forwarded_is_judged_by_forward_policy_alone() -> Result<()> {
         (Node, Outside, WEB, true),
     ];
     stage.expect("ingress", &expected)?;
-    let egress = forward(json!({"applyOnForward": true, "types": ["Egress"], "egress": [rule("Allow", OTHER)]}));
+    let egress = forward(
+        json!({"applyOnForward": true, "types": ["Egress"], "egress": [rule("Allow", OTHER)]}),
+    );
     stage.apply(&[egress])?;
     let expected = [
         (Outside, Pod, WEB, true),
@@ -292,7 +351,14 @@ fn what_is_forwarded_is_judged_by_forward_policy_alone() -> Result<()> {
     ];
     stage.expect("egress", &expected)?;
     stage.apply(&[host(&json!({"interfaceName": "*"}), DEFAULT_ALLOW)])?;
-    stage.expect("egress of every interface", &[(Pod, Far, WEB, false), (Pod, Far, OTHER, true), (Far, Pod, WEB, true)])
+    stage.expect(
+        "egress of every interface",
+        &[
+            (Pod, Far, WEB, false),
+            (Pod, Far, OTHER, true),
+            (Far, Pod, WEB, true),
+        ],
+    )
 }
 
 #[test]
@@ -301,26 +367,47 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
     let stage = Stage::new()?;
     let pod = stage.address(Pod)?;
     stage.others(&format!(
-        "table ip others {{ chain services {{ type nat hook prerouting priority dstnat; tcp dport {ASKED} dnat to {pod}:{WEB}; }}; }}"
+        "table ip others {{ chain services {{ type nat hook prerouting priority dstnat; tcp dport \
+         {ASKED} dnat to {pod}:{WEB}; }}; }}"
     ))?;
     let asked = SocketAddr::new(NODE.parse()?, ASKED);
     stage.apply(&[host(&eth0(), DEFAULT_ALLOW)])?;
     stage.expect_to("without policy", Outside, asked, true)?;
     let early = |action| {
-        let spec =
-            json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [rule(action, ASKED)]});
+        let spec = json!({
+            "preDNAT": true,
+            "applyOnForward": true,
+            "types": ["Ingress"],
+            "ingress": [rule(action, ASKED)],
+        });
         policy("early", "role == 'host'", &spec)
     };
     stage.apply(&[early("Deny")])?;
     stage.expect_to("denied", Outside, asked, false)?;
-    stage.expect("what no rule decides", &[(Outside, Pod, WEB, true), (Outside, Node, WEB, true)])?;
-    let closed =
-        policy("closed", "role == 'host'", &json!({"applyOnForward": true, "types": ["Ingress"], "ingress": []}));
+    stage.expect(
+        "what no rule decides",
+        &[(Outside, Pod, WEB, true), (Outside, Node, WEB, true)],
+    )?;
+    let closed = policy(
+        "closed",
+        "role == 'host'",
+        &json!({"applyOnForward": true, "types": ["Ingress"], "ingress": []}),
+    );
     stage.apply(&[early("Allow"), closed])?;
     stage.expect_to("allowed for good", Outside, asked, true)?;
-    stage.expect("the rest", &[(Outside, Pod, WEB, false), (Outside, Node, WEB, false), (Outside, Node, SSH, true)])?;
+    stage.expect(
+        "the rest",
+        &[
+            (Outside, Pod, WEB, false),
+            (Outside, Node, WEB, false),
+            (Outside, Node, SSH, true),
+        ],
+    )?;
     let isolated = json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "isolated"},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": "isolated",
+        },
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
     });
     stage.apply(&[isolated])?;
@@ -329,15 +416,21 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
 
 /// The interface of a Service's address is not that of the endpoint that is chosen.
 #[test]
-fn what_the_node_sends_to_a_service_is_judged_where_it_goes() -> Result<()> {
+fn what_the_node_sends_to_a_service_is_evaluated_where_it_goes() -> Result<()> {
     let stage = Stage::new()?;
     let (outside, pod) = (stage.address(Outside)?, stage.address(Pod)?);
     stage.others(&format!(
         "table ip others {{ chain services {{ type nat hook output priority -100;
-            ip daddr 10.96.0.1 tcp dport 1 dnat to {outside}:{OTHER}; ip daddr 10.96.0.1 tcp dport 2 dnat to {outside}:{WEB};
-            ip daddr 10.96.0.1 tcp dport 443 dnat to {outside}:{API}; ip daddr 10.96.0.1 tcp dport 3 dnat to {pod}:{WEB}; }}; }}"
+            ip daddr 10.96.0.1 tcp dport 1 dnat to {outside}:{OTHER};
+            ip daddr 10.96.0.1 tcp dport 2 dnat to {outside}:{WEB};
+            ip daddr 10.96.0.1 tcp dport 443 dnat to {outside}:{API};
+            ip daddr 10.96.0.1 tcp dport 3 dnat to {pod}:{WEB}; }}; }}"
     ))?;
-    let egress = policy("out", "role == 'host'", &json!({"types": ["Egress"], "egress": [rule("Allow", OTHER)]}));
+    let egress = policy(
+        "out",
+        "role == 'host'",
+        &json!({"types": ["Egress"], "egress": [rule("Allow", OTHER)]}),
+    );
     for interfaces in [eth0(), json!({"interfaceName": "*"})] {
         stage.apply(&[host(&interfaces, &[]), egress.clone()])?;
         for (port, open) in [(1, true), (2, false), (443, true), (3, true)] {
@@ -354,11 +447,14 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
     stage.others(&format!(
         "table inet others {{ counter untracked {{}}; counter tracked {{}};
             chain in {{ type filter hook input priority 10;
-                tcp dport {WEB} ct state untracked counter name untracked; tcp dport {WEB} ct state != untracked counter name tracked; }}; }}"
+                tcp dport {WEB} ct state untracked counter name untracked;
+                tcp dport {WEB} ct state != untracked counter name tracked; }}; }}"
     ))?;
-    // What is not tracked could not be translated, nor would a pod's answer be known: it is of the node itself.
+    // An untracked packet cannot be translated, nor would a pod's answer be recognised: the server
+    // is the node itself.
     let own = json!([format!("{NODE}/32")]);
-    let answers = json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [WEB], "nets": own}});
+    let answers =
+        json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [WEB], "nets": own}});
     let mut asked = rule("Allow", WEB);
     asked["destination"]["nets"] = own;
     let ways = json!({
@@ -380,103 +476,13 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
             (Pod, Node, OTHER, true),
         ];
         stage.expect(&format!("{interfaces}"), &expected)?;
-        ensure!(stage.counted("untracked")? > before && stage.counted("tracked")? == 0, "{interfaces}: it is tracked");
+        ensure!(
+            stage.counted("untracked")? > before && stage.counted("tracked")? == 0,
+            "{interfaces}: it is tracked"
+        );
         stage.delete(&[untracked])?;
     }
     Ok(())
-}
-
-/// Datagrams knock all the time; none may get in while the agent is away, starts and follows changes.
-#[test]
-fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
-    let mut stage = Stage::new()?;
-    stage.others(&format!(
-        "table inet others {{ counter knocks {{}}; counter leaks {{}};
-            chain early {{ type filter hook prerouting priority raw; udp dport {WEB} counter name knocks; }};
-            chain in {{ type filter hook input priority 10; udp dport {WEB} counter name leaks; }}; }}"
-    ))?;
-    let outside = Place::of_namespace(stage.namespace(Outside)?)?;
-    let flow = Flow::start(&outside, SocketAddrV4::new(NODE.parse()?, WEB))?;
-    let closed = host(&json!({"interfaceName": "*"}), &[]);
-    stage.apply(std::slice::from_ref(&closed))?;
-    let socket = stage.namespace(Outside)?.run(|| UdpSocket::bind("0.0.0.0:0"))?;
-    let end = AtomicBool::new(false);
-    std::thread::scope(|scope| -> Result<()> {
-        scope.spawn(|| {
-            while !end.load(Ordering::Relaxed) {
-                // The node's word that nobody is there would be the fault that is looked for below.
-                let _ = socket.send_to(b"x", (NODE, WEB));
-                std::thread::yield_now();
-            }
-        });
-        let done = (|| {
-            stage.lab.stop_agent("n1")?;
-            let before = stage.counted("knocks")?;
-            stage.lab.apply(&policy(
-                "ssh",
-                "role == 'host'",
-                &json!({"types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}),
-            ))?;
-            stage.lab.start_agent("n1")?;
-            stage.lab.settle()?;
-            stage.lab.apply(&host(&eth0(), &[]))?;
-            stage.lab.settle()?;
-            ensure!(stage.counted("knocks")? > before, "nobody knocked");
-            Ok(())
-        })();
-        end.store(true, Ordering::Relaxed);
-        done
-    })?;
-    ensure!(stage.counted("leaks")? == 0, "{} datagrams got in", stage.counted("leaks")?);
-    stage.expect(
-        "after the restart",
-        &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true), (Outside, Node, SSH, true)],
-    )?;
-    let report = flow.finish();
-    ensure!(report.broken.is_none() && report.echoed > 0, "an established connection: {report:?}");
-    Ok(())
-}
-
-/// A node that has booted has no rules; one whose agent alone has started anew has those of before. Both obey what they know, without typha.
-#[test]
-fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
-    let mut stage = Stage::new()?;
-    let endpoint = host(&eth0(), &[]);
-    let rules = |port| policy("in", "role == 'host'", &json!({"types": ["Ingress"], "ingress": [rule("Allow", port)]}));
-    stage.apply(&[endpoint, rules(WEB)])?;
-    let saved = |stage: &Stage| -> Result<bool> {
-        let records = stage.lab.node("n1")?.saved();
-        let is_host = |id: &RecordId| matches!(id, RecordId::HostEndpoint(name) if name == "n1-host");
-        let is_policy = |id: &RecordId| matches!(id, RecordId::Policy(key) if key.name == "in");
-        Ok(records.keys().any(is_host) && records.keys().any(is_policy))
-    };
-    wait("the view to be saved", || saved(&stage))?;
-    let restricted = [
-        (Outside, Node, WEB, true),
-        (Outside, Node, OTHER, false),
-        (Outside, Node, SSH, true),
-        (Far, Node, OTHER, false),
-        (Node, Outside, WEB, false),
-        (Node, Outside, API, true),
-        (Node, Pod, WEB, true),
-        (Outside, Pod, OTHER, true),
-    ];
-    stage.lab.stop_agent("n1")?;
-    stage.lab.start_agent_alone("n1")?;
-    stage.expect("another agent, without typha", &restricted)?;
-    stage.lab.stop_agent("n1")?;
-    stage.namespace(Node)?.command("nft", &["delete", "table", "inet", "margay"], "")?;
-    stage.expect("no rules", &[(Outside, Node, OTHER, true)])?;
-    stage.lab.start_agent_alone("n1")?;
-    let enforcing = || Ok(stage.lab.node("n1")?.status().context("no agent")?.enforcing);
-    wait("what was saved to be enforced", enforcing)?;
-    stage.expect("booted, without typha", &restricted)?;
-
-    stage.lab.apply(&rules(OTHER))?;
-    stage.lab.stop_agent("n1")?;
-    stage.lab.start_agent("n1")?;
-    stage.lab.settle()?;
-    stage.expect("typha is back", &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true)])
 }
 
 #[test]
@@ -485,25 +491,46 @@ fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
     let moving = "172.30.0.101";
     let endpoint = host(&json!({"expectedIPs": [moving]}), &[]);
     stage.lab.apply(&endpoint)?;
-    stage.lab.settle()?;
-    let errors = |stage: &Stage| stage.lab.node("n1")?.status().map(|status| status.errors).context("no agent");
+    stage.lab.wait_enforced()?;
+    let errors = |stage: &Stage| {
+        stage
+            .lab
+            .node("n1")?
+            .status()
+            .map(|status| status.errors)
+            .context("no agent")
+    };
     ensure!(errors(&stage)?.len() == 1, "{:?}", errors(&stage)?);
     stage.expect("no interface has it", &[(Outside, Node, WEB, true)])?;
     for (verb, known) in [("add", 0), ("del", 1)] {
-        stage.namespace(Node)?.ip(&format!("addr {verb} {moving}/32 dev eth0"))?;
-        wait(&format!("addr {verb} to be seen"), || Ok(errors(&stage)?.len() == known))?;
-        stage.expect(verb, &[(Outside, Node, WEB, verb == "del"), (Outside, Node, SSH, true)])?;
+        stage
+            .namespace(Node)?
+            .ip(&format!("addr {verb} {moving}/32 dev eth0"))?;
+        wait(&format!("addr {verb} to be seen"), || {
+            Ok(errors(&stage)?.len() == known)
+        })?;
+        stage.expect(
+            verb,
+            &[
+                (Outside, Node, WEB, verb == "del"),
+                (Outside, Node, SSH, true),
+            ],
+        )?;
     }
     Ok(())
 }
 
 #[test]
-fn ipv6_is_judged_too_and_neighbours_are_found() -> Result<()> {
+fn ipv6_is_evaluated_too_and_neighbours_are_found() -> Result<()> {
     let stage = Stage::new()?;
     let (node, outside): (IpAddr, IpAddr) = ("fd00:30::1".parse()?, "fd00:30::fe".parse()?);
     for (end, address, link) in [(Node, node, "eth0"), (Outside, outside, "br0")] {
         let namespace = stage.namespace(end)?;
-        namespace.command("sysctl", &["-qw", &format!("net.ipv6.conf.{link}.disable_ipv6=0")], "")?;
+        namespace.command(
+            "sysctl",
+            &["-qw", &format!("net.ipv6.conf.{link}.disable_ipv6=0")],
+            "",
+        )?;
         namespace.ip(&format!("addr add {address}/64 dev {link} nodad"))?;
     }
     let deny = json!({
@@ -512,7 +539,10 @@ fn ipv6_is_judged_too_and_neighbours_are_found() -> Result<()> {
     });
     for (objects, open) in [
         (vec![host(&eth0(), &[])], false),
-        (vec![host(&eth0(), &[]), policy("early", "all()", &deny)], false),
+        (
+            vec![host(&eth0(), &[]), policy("early", "all()", &deny)],
+            false,
+        ),
         (vec![host(&eth0(), DEFAULT_ALLOW)], true),
     ] {
         stage.apply(&objects)?;

@@ -1,5 +1,6 @@
-//! What other suites rely on in a machine with another kernel, and what is found where a kernel lacks modules: they are kept from being loaded, so it comes
-//! before all others. It changes the machine that it runs on: `make kernels` runs it, `cargo test` does not.
+//! Preconditions of other suites in a machine with another kernel, and the probe's report where a
+//! kernel lacks modules: they are kept from being loaded, so it runs before all others. It changes
+//! the machine that it runs on: `make kernels` runs it, `cargo test` does not.
 
 use std::fs;
 use std::path::Path;
@@ -9,19 +10,26 @@ use margay_dataplane::probe::{self, MissingFeature};
 use margay_tests::machine::boot::PARAMETER;
 use margay_tests::probe::sctp::has_sockets;
 
-/// Where modprobe is told what not to load.
+/// Configuration of modprobe with the modules not to load.
 const WITHHELD: &str = "/etc/modprobe.d/margay-withheld.conf";
 /// Modules without which nothing can be enforced, in the order of the trials.
 const ALWAYS: [&str; 5] = ["nf_tables", "nft_ct", "nft_masq", "nft_fib_inet", "veth"];
 /// The others.
 const OPTIONAL: [&str; 4] = ["nf_conntrack_netlink", "nft_log", "nft_limit", "vxlan"];
 
-/// What a kernel without these modules is found to lack, as modules. What has been loaded cannot be withheld any more.
+/// Modules that the probe reports as missing without these. A module that has been loaded cannot be
+/// withheld any more.
 fn without(withheld: &[&str]) -> Result<Vec<MissingFeature>> {
     for module in withheld {
-        ensure!(!Path::new("/sys/module").join(module).exists(), "{module} is there already");
+        ensure!(
+            !Path::new("/sys/module").join(module).exists(),
+            "{module} is there already"
+        );
     }
-    let lines: String = withheld.iter().map(|module| format!("install {module} /bin/false\n")).collect();
+    let lines: String = withheld
+        .iter()
+        .map(|module| format!("install {module} /bin/false\n"))
+        .collect();
     fs::write(WITHHELD, lines)?;
     let missing = probe::probe();
     fs::remove_file(WITHHELD)?;
@@ -35,10 +43,13 @@ fn modules(missing: &[MissingFeature]) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
-    ensure!(fs::read_to_string("/proc/cmdline")?.contains(PARAMETER), "this is no machine of `make kernels`");
+fn missing_kernel_features_are_found_and_reported() -> Result<()> {
+    ensure!(
+        fs::read_to_string("/proc/cmdline")?.contains(PARAMETER),
+        "this is no machine of `make kernels`"
+    );
     let all = [&ALWAYS[..], &OPTIONAL].concat();
-    // What is made of the first one is lacking with it.
+    // Features that need the first one are missing with it.
     let mut found = modules(&without(&all)?);
     found.sort_unstable();
     found.dedup();
@@ -49,7 +60,10 @@ fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
     let missing = without(&all[1..])?;
     let found = modules(&missing);
     ensure!(found == all[1..], "without {:?}: {found:?}", &all[1..]);
-    let refused = probe::require_features(missing).err().map(|unfit| unfit.to_string()).unwrap_or_default();
+    let refused = probe::require_features(missing)
+        .err()
+        .map(|unfit| unfit.to_string())
+        .unwrap_or_default();
     for module in ALWAYS {
         ensure!(
             refused.contains(&format!("load the module {module} ")) == (module != ALWAYS[0]),
@@ -58,14 +72,22 @@ fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
     }
 
     let missing = probe::require_features(without(&OPTIONAL)?)?;
-    ensure!(modules(&missing) == OPTIONAL, "without {OPTIONAL:?}: {:?}", modules(&missing));
+    ensure!(
+        modules(&missing) == OPTIONAL,
+        "without {OPTIONAL:?}: {:?}",
+        modules(&missing)
+    );
 
     let missing = without(&[])?;
-    ensure!(missing.is_empty(), "{:?}", probe::describe_missing(&missing));
+    ensure!(
+        missing.is_empty(),
+        "{:?}",
+        probe::describe_missing(&missing)
+    );
     Ok(())
 }
 
-/// Elsewhere what policy does to SCTP is seen by raw packets; see `margay_tests::probe::sctp`.
+/// Elsewhere policy on SCTP is tested with raw packets; see `margay_tests::probe::sctp`.
 #[test]
 fn sctp_is_asked_by_sockets() -> Result<()> {
     ensure!(has_sockets(), "the kernel has no sockets of SCTP");

@@ -39,7 +39,8 @@ const BUDGET: f64 = 1.2;
 fn observe<K: DeserializeOwned>(ingest: fn(K) -> Ingested, object: &str) -> Observed {
     let mut feed = Feed::new(ingest, Form::Plain, false);
     let end = r#"{"metadata":{"resourceVersion":"1","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
-    feed.decode_line(format!(r#"{{"type":"BOOKMARK","object":{end}}}"#).as_bytes()).expect("a list without objects");
+    feed.decode_line(format!(r#"{{"type":"BOOKMARK","object":{end}}}"#).as_bytes())
+        .expect("a list without objects");
     match feed.decode_line(format!(r#"{{"type":"MODIFIED","object":{object}}}"#).as_bytes()) {
         Ok(WatchEvent::Applied(object, _)) => *object,
         other => panic!("{other:?}"),
@@ -65,20 +66,30 @@ impl WrittenPolicy {
             PolicySource::Kubernetes => "networking.k8s.io/v1",
             PolicySource::Calico => "projectcalico.org/v3",
         };
-        Self { name, source, object: large::object(version, "ns", name, spec) }
+        Self {
+            name,
+            source,
+            object: large::object(version, "ns", name, spec),
+        }
     }
 
     /// Event that its watch sends.
     fn event(&self) -> Event {
         let (kind, observed) = match self.source {
-            PolicySource::Kubernetes => {
-                ("KubernetesNetworkPolicy", observe::<NetworkPolicy>(ingest::kubernetes_policy, &self.object))
-            }
-            PolicySource::Calico => {
-                ("NetworkPolicy", observe::<v3::NetworkPolicy>(ingest::network_policy, &self.object))
-            }
+            PolicySource::Kubernetes => (
+                "KubernetesNetworkPolicy",
+                observe::<NetworkPolicy>(ingest::kubernetes_policy, &self.object),
+            ),
+            PolicySource::Calico => (
+                "NetworkPolicy",
+                observe::<v3::NetworkPolicy>(ingest::network_policy, &self.object),
+            ),
         };
-        Event::Observed { kind, objects: vec![observed], cause: Cause::default() }
+        Event::Observed {
+            kind,
+            objects: vec![observed],
+            cause: Cause::default(),
+        }
     }
 }
 
@@ -89,7 +100,8 @@ async fn measure_changes(typha: &Typha, node: &mut Agent) -> (Duration, Duration
         let address = 1000 + number;
         let started = Instant::now();
         typha.observe(vec![mk_pod("b", "n2", address)]).await;
-        node.until(|held| is_member_anywhere(held, address_of(address))).await;
+        node.until(|held| is_member_anywhere(held, address_of(address)))
+            .await;
         times.push(started.elapsed());
     }
     times.sort_unstable();
@@ -109,20 +121,39 @@ fn report(what: &str, (p50, p99): (Duration, Duration), alone: (Duration, Durati
 async fn main() {
     let typha = Arc::new(Typha::start().await);
     typha.select_everything().await;
-    typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 999)]).await;
+    typha
+        .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 999)])
+        .await;
     let mut node = typha.node("n1").await;
-    node.until(|held| is_member_anywhere(held, address_of(999))).await;
+    node.until(|held| is_member_anywhere(held, address_of(999)))
+        .await;
     println!("a pod's change, from the watch to a node, beside the largest policies");
     // Warms up.
     measure_changes(&typha, &mut node).await;
     let alone = measure_changes(&typha, &mut node).await;
     report("alone", alone, alone);
     let policies = [
-        WrittenPolicy::new("inwards", PolicySource::Kubernetes, &large::inwards(20_000, 20_000)),
-        WrittenPolicy::new("outwards", PolicySource::Kubernetes, &large::outwards(20_000, 20_000)),
+        WrittenPolicy::new(
+            "inwards",
+            PolicySource::Kubernetes,
+            &large::inwards(20_000, 20_000),
+        ),
+        WrittenPolicy::new(
+            "outwards",
+            PolicySource::Kubernetes,
+            &large::outwards(20_000, 20_000),
+        ),
         WrittenPolicy::new("multiplied", PolicySource::Calico, &large::multiplied()),
-        WrittenPolicy::new("largest-in", PolicySource::Kubernetes, &large::inwards(200, 300)),
-        WrittenPolicy::new("largest-out", PolicySource::Kubernetes, &large::outwards(100, 150)),
+        WrittenPolicy::new(
+            "largest-in",
+            PolicySource::Kubernetes,
+            &large::inwards(200, 300),
+        ),
+        WrittenPolicy::new(
+            "largest-out",
+            PolicySource::Kubernetes,
+            &large::outwards(100, 150),
+        ),
     ];
     for policy in &policies {
         let started = Instant::now();
@@ -131,7 +162,11 @@ async fn main() {
         typha.send(event).await;
     }
     measure_changes(&typha, &mut node).await;
-    report("beside them", measure_changes(&typha, &mut node).await, alone);
+    report(
+        "beside them",
+        measure_changes(&typha, &mut node).await,
+        alone,
+    );
     let is_done = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn({
         let (typha, is_done) = (typha.clone(), is_done.clone());
@@ -145,7 +180,11 @@ async fn main() {
             }
         }
     });
-    report(&format!("while one is written every {PAUSE:?}"), measure_changes(&typha, &mut node).await, alone);
+    report(
+        &format!("while one is written every {PAUSE:?}"),
+        measure_changes(&typha, &mut node).await,
+        alone,
+    );
     is_done.store(true, Ordering::Relaxed);
     writer.await.expect("the writer panicked");
 }

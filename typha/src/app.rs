@@ -80,16 +80,26 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut metrics = Metrics::default();
     let registry = Registry::default();
     let counters = Counters::register(&mut metrics, registry.clone());
-    admin::serve(args.admin_listen, Arc::new(metrics), readiness.clone(), shutdown.clone()).await?;
+    admin::serve(
+        args.admin_listen,
+        Arc::new(metrics),
+        readiness.clone(),
+        shutdown.clone(),
+    )
+    .await?;
 
     let tls = Tls::load(Files::in_dirs(&args.tls_dir, &args.ca_dir))?;
     let client = kube::Client::try_default().await.context("API server")?;
 
     let ask = async || {
         let groups = client.list_api_groups().await?.groups;
-        Ok::<_, kube::Error>(Evidence { groups: groups.into_iter().map(|group| group.name).collect(), migration: None })
+        Ok::<_, kube::Error>(Evidence {
+            groups: groups.into_iter().map(|group| group.name).collect(),
+            migration: None,
+        })
     };
-    let Decision { mode, reason } = mode::discover(&args.api_group, ask, async || sleep(DETECT_INTERVAL).await).await?;
+    let Decision { mode, reason } =
+        mode::discover(&args.api_group, ask, async || sleep(DETECT_INTERVAL).await).await?;
     info!(storage = %mode, reason, "storage of Calico's data");
 
     let (events, inbox) = mpsc::channel(EVENT_QUEUE);
@@ -99,8 +109,26 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     if !args.pod_name.is_empty() {
         let (client, registry, events) = (client.clone(), registry.clone(), events.clone());
         let (instance, namespace) = (args.pod_name, args.pod_namespace);
-        tasks.spawn("events", object_events::run(client.clone(), mode, instance.clone(), owner.warnings.clone()));
-        tasks.spawn("report", Reporter { client, namespace, instance, events, registry }.run());
+        tasks.spawn(
+            "events",
+            object_events::run(
+                client.clone(),
+                mode,
+                instance.clone(),
+                owner.warnings.clone(),
+            ),
+        );
+        tasks.spawn(
+            "report",
+            Reporter {
+                client,
+                namespace,
+                instance,
+                events,
+                registry,
+            }
+            .run(),
+        );
     }
     tasks.spawn("owner", owner.run(inbox, shutdown.clone()));
     for kind in kinds::KINDS {
@@ -109,8 +137,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
 
     let listener = TcpListener::bind(args.listen).await;
-    let listener =
-        listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;
+    let listener = listener.with_context(|| {
+        format!(
+            "address {}: choose a free one with MARGAY_LISTEN",
+            args.listen
+        )
+    })?;
     listening.open();
     let services = GrpcServices {
         events,
@@ -172,7 +204,11 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { hello: Duration::from_secs(10), ping: Duration::from_secs(10), pong: Duration::from_secs(10) }
+        Self {
+            hello: Duration::from_secs(10),
+            ping: Duration::from_secs(10),
+            pong: Duration::from_secs(10),
+        }
     }
 }
 
@@ -181,12 +217,20 @@ impl GrpcServices {
     pub async fn serve(self, listener: TcpListener, tls: Tls) -> anyhow::Result<()> {
         let address: SocketAddr = listener.local_addr()?;
         info!(%address, "gRPC port open");
-        let sync =
-            SyncService::new(self.events.clone(), self.registry.clone(), self.counters.clone(), self.timeouts.hello);
+        let sync = SyncService::new(
+            self.events.clone(),
+            self.registry.clone(),
+            self.counters.clone(),
+            self.timeouts.hello,
+        );
         let debug = DebugServer::new(DebugService::new(self.events, self.registry));
         let reporter = HealthReporter::new();
         let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        let reporting = tokio::spawn(mirror_readiness(reporter, self.readiness, self.shutdown.clone()));
+        let reporting = tokio::spawn(mirror_readiness(
+            reporter,
+            self.readiness,
+            self.shutdown.clone(),
+        ));
         // From the outside in: tracing, then authorisation, then load limits.
         let layers = ServiceBuilder::new()
             .layer(Trace)
@@ -224,14 +268,20 @@ fn reflection<'a>() -> anyhow::Result<tonic_reflection::server::Builder<'a>> {
 async fn mirror_readiness(reporter: HealthReporter, readiness: Readiness, shutdown: Shutdown) {
     let names = ["", "margay.sync.v1.Sync", "margay.debug.v1.Debug"];
     for name in names {
-        reporter.set_service_status(name, ServingStatus::NotServing).await;
+        reporter
+            .set_service_status(name, ServingStatus::NotServing)
+            .await;
     }
     readiness.wait().await;
     for name in names {
-        reporter.set_service_status(name, ServingStatus::Serving).await;
+        reporter
+            .set_service_status(name, ServingStatus::Serving)
+            .await;
     }
     shutdown.wait().await;
     for name in names {
-        reporter.set_service_status(name, ServingStatus::NotServing).await;
+        reporter
+            .set_service_status(name, ServingStatus::NotServing)
+            .await;
     }
 }

@@ -63,14 +63,26 @@ impl CachedObject {
     /// Creates the entry of an object. A refused one keeps its former value, if it is the same
     /// object (by uid).
     fn of(observed: &Observed, former: Option<&Self>, generation: u64) -> Self {
-        let Observed { uid, update, problems, .. } = observed;
+        let Observed {
+            uid,
+            update,
+            problems,
+            ..
+        } = observed;
         let former = former.filter(|former| former.uid == *uid || update.is_none());
-        let former = former.and_then(|former| former.update.as_ref()).filter(|_| observed.prefers_former);
+        let former = former
+            .and_then(|former| former.update.as_ref())
+            .filter(|_| observed.prefers_former);
         let mut problems = problems.clone();
         if !problems.is_empty() {
             problems.extend(in_force(former.is_some(), observed).map(str::to_owned));
         }
-        Self { generation, uid: uid.clone(), update: former.or(update.as_ref()).cloned(), problems }
+        Self {
+            generation,
+            uid: uid.clone(),
+            update: former.or(update.as_ref()).cloned(),
+            problems,
+        }
     }
 }
 
@@ -79,9 +91,10 @@ fn in_force(is_former: bool, observed: &Observed) -> Option<&'static str> {
     match &observed.update {
         _ if is_former => Some("until it is corrected, its previous version stays in force"),
         None => Some("until it is corrected, it has no effect"),
-        Some(Update::Policy(..)) if observed.prefers_former => {
-            Some("until it is corrected, everything that its readable fields may select is denied in its directions")
-        }
+        Some(Update::Policy(..)) if observed.prefers_former => Some(
+            "until it is corrected, everything that its readable fields may select is denied in \
+             its directions",
+        ),
         Some(_) => None,
     }
 }
@@ -90,7 +103,10 @@ impl Cache {
     /// Creates a cache that is in sync once each of `kinds` has been listed.
     pub fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
         Self {
-            kinds: kinds.into_iter().map(|kind| (kind, KindStore::default())).collect(),
+            kinds: kinds
+                .into_iter()
+                .map(|kind| (kind, KindStore::default()))
+                .collect(),
             overlays: Overlays::default(),
             services: Services::default(),
             blocks: Blocks::default(),
@@ -108,12 +124,15 @@ impl Cache {
         let former = store.objects.get(&observed.key);
         let entry = CachedObject::of(&observed, former, store.generation);
         let wanted = self.overlays.effective(&entry.uid, entry.update.as_ref());
-        let known = former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
+        let known =
+            former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
         let updates = difference(known.as_deref(), wanted.as_deref());
         // Only now: the comparison above needs the report that this may remove.
         self.overlays.confirm(&entry.uid, entry.update.as_ref());
         let services = &mut self.services;
-        let updates = updates.into_iter().filter_map(|update| resolve_duplicate(store, &observed.key, update));
+        let updates = updates
+            .into_iter()
+            .filter_map(|update| resolve_duplicate(store, &observed.key, update));
         let updates = updates.filter_map(|update| services.merge_slice(&observed.key, update));
         let updates: Vec<_> = updates.collect();
         store.insert(observed.key, entry);
@@ -139,10 +158,18 @@ impl Cache {
         let Some(store) = self.kinds.get(kind) else {
             return Missing::default();
         };
-        let stale = || store.objects.iter().filter(|(_, entry)| entry.generation < store.generation);
+        let stale = || {
+            store
+                .objects
+                .iter()
+                .filter(|(_, entry)| entry.generation < store.generation)
+        };
         let total = stale().count();
         let step = total.div_ceil(limit.max(1)).max(1);
-        Missing { total, sample: stale().step_by(step).map(|(key, _)| key.clone()).collect() }
+        Missing {
+            total,
+            sample: stale().step_by(step).map(|(key, _)| key.clone()).collect(),
+        }
     }
 
     /// Removes what the latest list lacks and marks the kind as in sync; returns the resulting
@@ -160,13 +187,18 @@ impl Cache {
                 continue;
             };
             self.overlays.withdraw(&entry.uid, entry.update.as_ref());
-            let gone = entry.update.as_ref().and_then(|update| resolve_duplicate(store, key, removal(update)));
+            let gone = entry
+                .update
+                .as_ref()
+                .and_then(|update| resolve_duplicate(store, key, removal(update)));
             removed.extend(gone.and_then(|gone| self.services.merge_slice(key, gone)));
         }
         // Until now it was not known which pods exist, so reports of no address were kept for all.
         if is_first && kind == POD {
             let pods = &store.objects;
-            self.overlays.retain(|node, report| !report.addresses.is_empty() || is_pod_of(pods, node, report));
+            self.overlays.retain(|node, report| {
+                !report.addresses.is_empty() || is_pod_of(pods, node, report)
+            });
         }
         self.update_indexes(&removed);
         removed
@@ -179,9 +211,13 @@ impl Cache {
                 Update::Block(range, info) => drop(self.blocks.set_block(*range, info.clone())),
                 Update::Pool(name, pool) => drop(self.blocks.set_pool(name.clone(), pool.clone())),
                 Update::Node(gone, None) => {
-                    let Some(pods) = self.kinds.get(POD) else { continue };
+                    let Some(pods) = self.kinds.get(POD) else {
+                        continue;
+                    };
                     // Reports about pods that still exist are removed together with the pods.
-                    self.overlays.retain(|node, report| node != gone || is_pod_of(&pods.objects, node, report));
+                    self.overlays.retain(|node, report| {
+                        node != gone || is_pod_of(&pods.objects, node, report)
+                    });
                 }
                 _ => {}
             }
@@ -191,7 +227,11 @@ impl Cache {
     /// Applies a node's report of a pod's addresses, ahead of the API; returns the resulting
     /// updates. Addresses in blocks of other nodes are rejected, so that no node can add another
     /// node's addresses to a set.
-    pub fn apply_local(&mut self, node: &str, report: LocalEndpoint) -> Result<Vec<Update>, ReportRejected> {
+    pub fn apply_local(
+        &mut self,
+        node: &str,
+        report: LocalEndpoint,
+    ) -> Result<Vec<Update>, ReportRejected> {
         self.check_ownership(node, &report)?;
         let key = report.key.clone();
         let pods = self.kinds.get(POD);
@@ -204,9 +244,13 @@ impl Cache {
         }
         let Some(entry) = pods.and_then(|pods| pods.objects.get(&key)) else {
             // Before the first list of pods every pod counts as known.
-            let is_known = |key: &ObjectKey| pods.is_none_or(|pods| !pods.synced || pods.objects.contains_key(key));
+            let is_known = |key: &ObjectKey| {
+                pods.is_none_or(|pods| !pods.synced || pods.objects.contains_key(key))
+            };
             if !self.overlays.has_room(node, &report, is_known) {
-                return Err(ReportRejected::TooManyUnknown { node: node.to_owned() });
+                return Err(ReportRejected::TooManyUnknown {
+                    node: node.to_owned(),
+                });
             }
             self.overlays.set(node, report)?;
             return Ok(Vec::new());
@@ -236,11 +280,21 @@ impl Cache {
 
     fn check_ownership(&self, node: &str, report: &LocalEndpoint) -> Result<(), ReportRejected> {
         for address in &report.addresses {
-            let lent = |info: &BlockInfo| info.borrowed.iter().any(|(lent, user)| lent == address && user == node);
+            let lent = |info: &BlockInfo| {
+                info.borrowed
+                    .iter()
+                    .any(|(lent, user)| lent == address && user == node)
+            };
             let foreign = self.blocks.containing(*address).filter(|info| !lent(info));
-            let mut owners = foreign.filter_map(|info| info.node.as_ref()).filter(|owner| *owner != node);
+            let mut owners = foreign
+                .filter_map(|info| info.node.as_ref())
+                .filter(|owner| *owner != node);
             if let Some(owner) = owners.next() {
-                return Err(ReportRejected::Foreign { node: node.to_owned(), address: *address, owner: owner.clone() });
+                return Err(ReportRejected::Foreign {
+                    node: node.to_owned(),
+                    address: *address,
+                    owner: owner.clone(),
+                });
             }
         }
         Ok(())
@@ -266,20 +320,29 @@ impl Cache {
     /// Objects that are not enforced as written, with the reasons.
     pub fn problems(&self) -> impl Iterator<Item = (&'static str, &ObjectKey, &[String])> {
         self.kinds.iter().flat_map(|(kind, store)| {
-            let refused = store.refused.iter().filter_map(|key| store.objects.get_key_value(key));
+            let refused = store
+                .refused
+                .iter()
+                .filter_map(|key| store.objects.get_key_value(key));
             refused.map(|(key, entry)| (*kind, key, entry.problems.as_slice()))
         })
     }
 
     /// Uid of the object; empty if it does not exist.
     pub fn uid_of(&self, kind: &'static str, key: &ObjectKey) -> &str {
-        let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
+        let entry = self
+            .kinds
+            .get(kind)
+            .and_then(|store| store.objects.get(key));
         entry.map_or("", |entry| entry.uid.as_str())
     }
 
     /// Reasons why the object is not enforced as written.
     pub fn problems_of(&self, kind: &'static str, key: &ObjectKey) -> &[String] {
-        let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
+        let entry = self
+            .kinds
+            .get(kind)
+            .and_then(|store| store.objects.get(key));
         entry.map_or(&[], |entry| entry.problems.as_slice())
     }
 }
@@ -287,8 +350,13 @@ impl Cache {
 /// Overlays the pod with the node's report, if that is about it.
 fn with_report(node: &str, report: &LocalEndpoint, entry: &CachedObject) -> Option<Update> {
     match &entry.update {
-        Some(Update::Endpoint(key, Some(endpoint))) if endpoint.node == node && entry.uid == report.uid => {
-            let endpoint = WorkloadEndpoint { addresses: report.addresses.clone(), ..endpoint.clone() };
+        Some(Update::Endpoint(key, Some(endpoint)))
+            if endpoint.node == node && entry.uid == report.uid =>
+        {
+            let endpoint = WorkloadEndpoint {
+                addresses: report.addresses.clone(),
+                ..endpoint.clone()
+            };
             Some(Update::Endpoint(key.clone(), Some(endpoint)))
         }
         _ => None,
@@ -298,7 +366,10 @@ fn with_report(node: &str, report: &LocalEndpoint, entry: &CachedObject) -> Opti
 /// Returns true if the reported pod exists and is on that node.
 fn is_pod_of(pods: &BTreeMap<ObjectKey, CachedObject>, node: &str, report: &LocalEndpoint) -> bool {
     pods.get(&report.key).is_some_and(|entry| {
-        let is_of_node = matches!(&entry.update, Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node);
+        let is_of_node = matches!(
+            &entry.update,
+            Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node,
+        );
         is_of_node && entry.uid == report.uid
     })
 }
@@ -310,9 +381,16 @@ fn resolve_duplicate(store: &KindStore, stored: &ObjectKey, update: Update) -> O
     let Update::Policy(key, policy) = &update else {
         return Some(update);
     };
-    let other = ObjectKey::new(stored.namespace.as_str(), name::other_stored_name(&key.name, &stored.name));
-    let other = store.objects.get(&other).and_then(|entry| entry.update.as_ref());
-    let other = other.filter(|other| matches!(other, Update::Policy(theirs, Some(_)) if theirs == key));
+    let other = ObjectKey::new(
+        stored.namespace.as_str(),
+        name::other_stored_name(&key.name, &stored.name),
+    );
+    let other = store
+        .objects
+        .get(&other)
+        .and_then(|entry| entry.update.as_ref());
+    let other =
+        other.filter(|other| matches!(other, Update::Policy(theirs, Some(_)) if theirs == key));
     match other {
         Some(_) if !name::takes_precedence(&key.name, &stored.name) => None,
         Some(other) if policy.is_none() => Some(other.clone()),

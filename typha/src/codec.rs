@@ -25,7 +25,13 @@ impl FrameBytes {
         if !self.in_parts || self.len() <= PART_SIZE {
             return vec![self];
         }
-        split(self.chunks, PART_SIZE).into_iter().map(|chunks| Self { chunks, in_parts: false }).collect()
+        split(self.chunks, PART_SIZE)
+            .into_iter()
+            .map(|chunks| Self {
+                chunks,
+                in_parts: false,
+            })
+            .collect()
     }
 
     /// Chunks, in order.
@@ -82,6 +88,8 @@ impl Decoder for FrameCodec {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<wire::Up>, Status> {
         let message = wire::Up::decode(buffer);
-        message.map(Some).map_err(|error| Status::invalid_argument(format!("Up: {error}")))
+        message
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(format!("Up: {error}")))
     }
 }

@@ -109,10 +109,14 @@ impl GraphOwner {
             let due = last + TICK;
             tokio::select! {
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
-                () = tokio::time::sleep_until(self.expiry_due.unwrap_or(due)), if self.expiry_due.is_some() => {
+                () = tokio::time::sleep_until(
+                    self.expiry_due.unwrap_or(due),
+                ), if self.expiry_due.is_some() => {
                     self.expire_reports();
                 }
-                () = tokio::time::sleep_until(self.check_at.unwrap_or(due)), if self.check_at.is_some() && self.in_sync => {
+                () = tokio::time::sleep_until(
+                    self.check_at.unwrap_or(due),
+                ), if self.check_at.is_some() && self.in_sync => {
                     self.report_conflicts();
                 }
                 event = events.recv() => {
@@ -138,7 +142,11 @@ impl GraphOwner {
     pub fn handle(&mut self, event: Event) {
         match event {
             Event::ListStarted(kind) => self.cache.start_list(kind),
-            Event::Observed { kind, objects, cause } => self.apply_observed(kind, objects, cause),
+            Event::Observed {
+                kind,
+                objects,
+                cause,
+            } => self.apply_observed(kind, objects, cause),
             Event::Deleted { kind, key, cause } => {
                 self.counters.events.get_or_create(&Kind { kind }).inc();
                 // Before the deletion, which forgets the problems.
@@ -188,7 +196,11 @@ impl GraphOwner {
             }
             Event::Query(query) => {
                 self.flush();
-                query(Snapshot { cache: &self.cache, hub: &self.hub, conflicts: &self.conflicts });
+                query(Snapshot {
+                    cache: &self.cache,
+                    hub: &self.hub,
+                    conflicts: &self.conflicts,
+                });
             }
         }
     }
@@ -201,12 +213,20 @@ impl GraphOwner {
         self.dirty = false;
         self.hub.flush(std::mem::take(&mut self.cause));
         if let Some(first) = self.first_cause.take() {
-            self.counters.flush_seconds.observe(first.elapsed().as_secs_f64());
+            self.counters
+                .flush_seconds
+                .observe(first.elapsed().as_secs_f64());
         }
         for (kind, count, refused) in self.cache.counts() {
             let label = Kind { kind };
-            self.counters.objects.get_or_create(&label).set(count as i64);
-            self.counters.refused.get_or_create(&label).set(refused as i64);
+            self.counters
+                .objects
+                .get_or_create(&label)
+                .set(count as i64);
+            self.counters
+                .refused
+                .get_or_create(&label)
+                .set(refused as i64);
         }
     }
 
@@ -232,7 +252,12 @@ impl GraphOwner {
             info!(kind, object = %key, "object is enforced as written again");
             return;
         }
-        self.warnings.push(ObjectWarning::new(kind, key, self.cache.uid_of(kind, key), problems));
+        self.warnings.push(ObjectWarning::new(
+            kind,
+            key,
+            self.cache.uid_of(kind, key),
+            problems,
+        ));
         warn!(kind, object = %key, ?problems, "object is not enforced as written");
     }
 
@@ -256,16 +281,25 @@ impl GraphOwner {
         self.conflicts = now;
     }
 
-    fn apply(&mut self, kind: &'static str, updates: impl IntoIterator<Item = Update>, cause: Cause) {
+    fn apply(
+        &mut self,
+        kind: &'static str,
+        updates: impl IntoIterator<Item = Update>,
+        cause: Cause,
+    ) {
         for update in updates {
             self.counters.updates.get_or_create(&Kind { kind }).inc();
             if self.in_sync {
                 self.first_cause.get_or_insert_with(Instant::now);
-                self.cause = Cause { trace: change_span(&update, cause.trace).or(cause.trace), ..cause };
+                self.cause = Cause {
+                    trace: change_span(&update, cause.trace).or(cause.trace),
+                    ..cause
+                };
             }
             // Pods have no conflicts, and change all the time.
             if !matches!(update, Update::Endpoint(..)) {
-                self.check_at.get_or_insert_with(|| Instant::now() + CONFLICT_CHECK);
+                self.check_at
+                    .get_or_insert_with(|| Instant::now() + CONFLICT_CHECK);
             }
             self.hub.graph.apply(update);
             self.dirty = true;
@@ -273,11 +307,19 @@ impl GraphOwner {
     }
 
     fn apply_local(&mut self, node: &str, report: LocalEndpoint) {
-        debug!(node, endpoint = %report.key, addresses = ?report.addresses, "node reports addresses");
+        debug!(
+            node,
+            endpoint = %report.key,
+            addresses = ?report.addresses,
+            "node reports addresses",
+        );
         match self.cache.apply_local(node, report) {
             Ok(updates) => {
                 let seen_unix_ns = unix_ns();
-                let cause = Cause { seen_unix_ns, trace: None };
+                let cause = Cause {
+                    seen_unix_ns,
+                    trace: None,
+                };
                 self.apply(POD, updates, cause);
             }
             Err(error) => warn!(%error, "reported addresses rejected"),
@@ -287,7 +329,9 @@ impl GraphOwner {
     /// Drops the reports of nodes without a stream for the whole grace period.
     fn expire_reports(&mut self) {
         let (now, grace) = (Instant::now(), self.grace);
-        let over = self.disconnected.extract_if(.., |_, since| *since + grace <= now);
+        let over = self
+            .disconnected
+            .extract_if(.., |_, since| *since + grace <= now);
         let over: Vec<String> = over.map(|(node, _)| node).collect();
         self.expiry_due = self.disconnected.values().min().map(|since| *since + grace);
         for node in over {

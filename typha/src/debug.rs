@@ -11,9 +11,9 @@ use margay_calc::model::RecordId;
 use margay_calc::text;
 use margay_proto::debug::debug_server::Debug;
 use margay_proto::debug::{
-    self as wire_debug, ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse,
-    ListRecordsRequest, ListRecordsResponse, NodeStatus, Problem, RecordEntry, SetLogRequest, SetLogResponse,
-    ViewRequest, ViewResponse,
+    self as wire_debug, ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest,
+    ListNodesResponse, ListRecordsRequest, ListRecordsResponse, NodeStatus, Problem, RecordEntry,
+    SetLogRequest, SetLogResponse, ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
 use margay_runtime::grpc;
@@ -68,17 +68,26 @@ impl DebugService {
         let (mut records, mut bytes, all) = (Vec::with_capacity(ids.len()), 0, ids.len());
         let mut ids = ids.into_iter().peekable();
         while ids.peek().is_some() {
-            let (node, chunk): (_, Vec<RecordId>) = (node.to_owned(), ids.by_ref().take(CHUNK).collect());
+            let (node, chunk): (_, Vec<RecordId>) =
+                (node.to_owned(), ids.by_ref().take(CHUNK).collect());
             let made = self.query(move |state| {
-                chunk.iter().filter_map(|id| record_entry(state, &node, id)).collect::<Vec<RecordEntry>>()
+                chunk
+                    .iter()
+                    .filter_map(|id| record_entry(state, &node, id))
+                    .collect::<Vec<RecordEntry>>()
             });
             let made = made.await?;
             bytes += made.iter().map(|entry| entry.text.len()).sum::<usize>();
             records.extend(made);
             if bytes > MAX_RESPONSE_BYTES && ids.peek().is_some() {
                 let left = all - records.len();
-                let reason = format!("{left} more records do not fit into one answer; ask for one kind or one node");
-                problems.push(Problem { object: "ListRecords".to_owned(), reasons: vec![reason] });
+                let reason = format!(
+                    "{left} more records do not fit into one answer; ask for one kind or one node"
+                );
+                problems.push(Problem {
+                    object: "ListRecords".to_owned(),
+                    reasons: vec![reason],
+                });
                 break;
             }
         }
@@ -93,14 +102,20 @@ impl Debug for DebugService {
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> RpcResult<ListNodesResponse> {
         let nodes = self.registry.sessions();
         Ok(Response::new(ListNodesResponse {
-            nodes: nodes.iter().map(|node| node_status(&self.registry, node)).collect(),
+            nodes: nodes
+                .iter()
+                .map(|node| node_status(&self.registry, node))
+                .collect(),
             revision: self.registry.revision(),
             realised: self.registry.count_current().1 as u32,
             in_sync: self.registry.in_sync(),
         }))
     }
 
-    async fn list_records(&self, request: Request<ListRecordsRequest>) -> RpcResult<ListRecordsResponse> {
+    async fn list_records(
+        &self,
+        request: Request<ListRecordsRequest>,
+    ) -> RpcResult<ListRecordsResponse> {
         let wanted = request.into_inner();
         let mut problems = self.query(object_problems).await?;
         problems.extend(not_enforced(&self.registry));
@@ -110,7 +125,16 @@ impl Debug for DebugService {
             (true, _) => Vec::new(),
             (false, true) => self.query(|state| state.hub.graph.ids()).await?,
             (false, false) => {
-                self.query(move |state| state.hub.graph.view(&node).ids().map(Cow::into_owned).collect()).await?
+                self.query(move |state| {
+                    state
+                        .hub
+                        .graph
+                        .view(&node)
+                        .ids()
+                        .map(Cow::into_owned)
+                        .collect()
+                })
+                .await?
             }
         };
         ids.retain(is_wanted);
@@ -122,10 +146,18 @@ impl Debug for DebugService {
         let GetRecordRequest { kind, id } = request.into_inner();
         let missing = format!("no {kind} record {id:?}; ListRecords shows what there is");
         let ids = self.query(|state| state.hub.graph.ids()).await?;
-        let found = ids.into_iter().find(|found| found.kind() == kind && found.name() == id);
-        let Some(found) = found else { return Err(Status::not_found(missing)) };
-        let entry = self.query(move |state| record_entry(state, "", &found)).await?;
-        entry.map(Response::new).ok_or_else(|| Status::not_found(missing))
+        let found = ids
+            .into_iter()
+            .find(|found| found.kind() == kind && found.name() == id);
+        let Some(found) = found else {
+            return Err(Status::not_found(missing));
+        };
+        let entry = self
+            .query(move |state| record_entry(state, "", &found))
+            .await?;
+        entry
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found(missing))
     }
 
     async fn view(&self, request: Request<ViewRequest>) -> RpcResult<ViewResponse> {
@@ -140,17 +172,37 @@ impl Debug for DebugService {
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> RpcResult<ExplainResponse> {
-        let ExplainRequest { from, to, protocol, port } = request.into_inner();
-        let question = Question { from: party_from_wire(from), to: party_from_wire(to), protocol, port };
-        let answer = self.query(move |state| explain(&state.hub.graph, &question)).await?;
-        let Explanation { enforced, staged, .. } = answer.map_err(explain_status)?;
+        let ExplainRequest {
+            from,
+            to,
+            protocol,
+            port,
+        } = request.into_inner();
+        let question = Question {
+            from: party_from_wire(from),
+            to: party_from_wire(to),
+            protocol,
+            port,
+        };
+        let answer = self
+            .query(move |state| explain(&state.hub.graph, &question))
+            .await?;
+        let Explanation {
+            enforced, staged, ..
+        } = answer.map_err(explain_status)?;
         let (verdict, steps) = outcome_to_wire(enforced);
         let (pending_verdict, pending_steps) = staged.map(outcome_to_wire).unwrap_or_default();
-        Ok(Response::new(ExplainResponse { verdict, steps, pending_verdict, pending_steps }))
+        Ok(Response::new(ExplainResponse {
+            verdict,
+            steps,
+            pending_verdict,
+            pending_steps,
+        }))
     }
 
     async fn set_log(&self, request: Request<SetLogRequest>) -> RpcResult<SetLogResponse> {
-        grpc::set_log(&request.into_inner().filter).map(|former| Response::new(SetLogResponse { former }))
+        grpc::set_log(&request.into_inner().filter)
+            .map(|former| Response::new(SetLogResponse { former }))
     }
 }
 
@@ -162,7 +214,10 @@ fn party_from_wire(party: Option<wire_debug::Party>) -> Option<Party> {
 }
 
 fn outcome_to_wire(outcome: Outcome) -> (String, Vec<String>) {
-    (if outcome.is_allowed { "allow" } else { "deny" }.to_owned(), outcome.steps())
+    (
+        if outcome.is_allowed { "allow" } else { "deny" }.to_owned(),
+        outcome.steps(),
+    )
 }
 
 fn explain_status(error: ExplainError) -> Status {
@@ -177,8 +232,10 @@ fn explain_status(error: ExplainError) -> Status {
 
 fn node_status(registry: &Registry, node: &NodeSession) -> NodeStatus {
     let progress = node.progress();
-    let error =
-        |(id, message): &(RecordId, String)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() };
+    let error = |(id, message): &(RecordId, String)| wire::RecordError {
+        id: Some(encode_id(id)),
+        message: message.clone(),
+    };
     let now = Instant::now();
     let oldest = progress.in_flight.front();
     NodeStatus {
@@ -193,16 +250,26 @@ fn node_status(registry: &Registry, node: &NodeSession) -> NodeStatus {
         commit_us: progress.commit_us,
         errors: progress.errors.iter().map(error).collect(),
         sent_bytes: progress.bytes,
-        problems: registry.problems_of(&node.name).into_iter().map(NodeProblem::into_wire).collect(),
+        problems: registry
+            .problems_of(&node.name)
+            .into_iter()
+            .map(NodeProblem::into_wire)
+            .collect(),
     }
 }
 
 /// Objects that are refused or conflict with others; limited in number.
 fn object_problems(state: Snapshot<'_>) -> Vec<Problem> {
     let refused = state.cache.problems();
-    let refused = refused.map(|(kind, key, reasons)| Problem { object: subject(kind, key), reasons: reasons.to_vec() });
+    let refused = refused.map(|(kind, key, reasons)| Problem {
+        object: subject(kind, key),
+        reasons: reasons.to_vec(),
+    });
     let conflicts = state.hub.graph.conflicts().into_iter();
-    let conflicts = conflicts.map(|conflict| Problem { object: conflict.object(), reasons: vec![conflict.reason()] });
+    let conflicts = conflicts.map(|conflict| Problem {
+        object: conflict.object(),
+        reasons: vec![conflict.reason()],
+    });
     refused.chain(conflicts).take(MAX_PROBLEMS).collect()
 }
 
@@ -215,12 +282,18 @@ fn not_enforced(registry: &Registry) -> Vec<Problem> {
         };
         node.progress().errors.iter().map(problem).collect()
     };
-    registry.sessions().iter().flat_map(|node| of_node(node)).collect()
+    registry
+        .sessions()
+        .iter()
+        .flat_map(|node| of_node(node))
+        .collect()
 }
 
 fn view_entries(state: Snapshot<'_>, node: &str) -> Vec<RecordEntry> {
     let view = state.hub.graph.view(node);
-    view.ids().filter_map(|id| record_entry(state, node, &id)).collect()
+    view.ids()
+        .filter_map(|id| record_entry(state, node, &id))
+        .collect()
 }
 
 fn record_entry(state: Snapshot<'_>, node: &str, id: &RecordId) -> Option<RecordEntry> {

@@ -27,9 +27,17 @@ pub struct Snapshot<'a> {
 impl Snapshot<'_> {
     /// Objects that are refused or conflict with others.
     pub fn problems(&self) -> Listing {
-        let refused = self.cache.problems().map(|(kind, key, reasons)| (subject(kind, key), reasons.join("; ")));
-        let conflicts = self.conflicts.iter().map(|conflict| (conflict.object(), conflict.reason()));
-        Listing::of(refused.chain(conflicts), |(subject, reason)| Entry::new(&subject, &reason))
+        let refused = self
+            .cache
+            .problems()
+            .map(|(kind, key, reasons)| (subject(kind, key), reasons.join("; ")));
+        let conflicts = self
+            .conflicts
+            .iter()
+            .map(|conflict| (conflict.object(), conflict.reason()));
+        Listing::of(refused.chain(conflicts), |(subject, reason)| {
+            Entry::new(&subject, &reason)
+        })
     }
 }
 

@@ -58,7 +58,8 @@ pub enum WatchError {
     Unfinished,
     /// The list is older than what was received before.
     #[error(
-        "list is of version {list}, but {seen} was received before; it is ignored (was the cluster restored from a backup? then restart typha)"
+        "list is of version {list}, but {seen} was received before; it is ignored (was the cluster \
+         restored from a backup? then restart typha)"
     )]
     Older {
         /// Version of the list.
@@ -70,7 +71,10 @@ pub enum WatchError {
     #[error("list is empty, which this kind never is in a working cluster; it is ignored")]
     Empty,
     /// The list lacks an object that exists.
-    #[error("list lacks {missing} objects, of which {example} exists when requested by name; nothing is removed")]
+    #[error(
+        "list lacks {missing} objects, of which {example} exists when requested by name; nothing \
+         is removed"
+    )]
     Lacking {
         /// How many objects the list lacks.
         missing: usize,
@@ -82,12 +86,18 @@ pub enum WatchError {
 impl WatchError {
     /// Returns true if a list was refused.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Older { .. } | Self::Empty | Self::Lacking { .. })
+        matches!(
+            self,
+            Self::Older { .. } | Self::Empty | Self::Lacking { .. }
+        )
     }
 
     /// Returns true if the API server does not know the kind or object.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Api(error) if matches!(&**error, kube::Error::Api(status) if status.code == 404))
+        matches!(
+            self,
+            Self::Api(error) if matches!(&**error, kube::Error::Api(status) if status.code == 404),
+        )
     }
 
     /// Returns true if the watch cannot resume, so that a new list is needed.
@@ -134,7 +144,15 @@ pub struct Feed<K> {
 impl<K: DeserializeOwned> Feed<K> {
     /// Creates a feed that starts with a list.
     pub fn new(ingest: fn(K) -> Ingested, form: Form, never_empty: bool) -> Self {
-        Self { ingest, form, never_empty, version: None, seen: 0, listing: Vec::new(), traces: BTreeMap::new() }
+        Self {
+            ingest,
+            form,
+            never_empty,
+            version: None,
+            seen: 0,
+            listing: Vec::new(),
+            traces: BTreeMap::new(),
+        }
     }
 
     /// Resource version to resume from; `None`: a list is needed.
@@ -171,8 +189,12 @@ impl<K: DeserializeOwned> Feed<K> {
                 Ok(WatchEvent::Bookmark)
             }
             _ => {
-                let status: RawStatus = serde_json::from_str(event.object.get()).map_err(WatchError::Line)?;
-                Err(WatchError::Status { code: status.code, message: status.message })
+                let status: RawStatus =
+                    serde_json::from_str(event.object.get()).map_err(WatchError::Line)?;
+                Err(WatchError::Status {
+                    code: status.code,
+                    message: status.message,
+                })
             }
         }
     }
@@ -204,13 +226,23 @@ impl<K: DeserializeOwned> Feed<K> {
     fn observe(&self, text: &str) -> Result<(Observed, RawMeta), WatchError> {
         let meta = object_meta(text)?;
         let key = meta.key();
-        let Ingested { update, prefers_former, problems } = self.ingest_text(text).unwrap_or_else(|fault| Ingested {
+        let Ingested {
+            update,
+            prefers_former,
+            problems,
+        } = self.ingest_text(text).unwrap_or_else(|fault| Ingested {
             // A policy must not open by becoming unreadable.
             update: self.closed_policy(text),
             prefers_former: true,
             problems: vec![fault.to_string()],
         });
-        let observed = Observed { key, uid: meta.uid.clone(), update, prefers_former, problems };
+        let observed = Observed {
+            key,
+            uid: meta.uid.clone(),
+            update,
+            prefers_former,
+            problems,
+        };
         Ok((observed, meta))
     }
 
@@ -219,9 +251,12 @@ impl<K: DeserializeOwned> Feed<K> {
         match self.form {
             Form::Plain => Ok((self.ingest)(serde_json::from_str(text)?)),
             Form::Stored(kind) => {
-                let storage::Decoded { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
+                let storage::Decoded { object, problems } =
+                    storage::decode_as(Mode::V1, kind, text.as_bytes())?;
                 let mut ingested = (self.ingest)(object);
-                ingested.problems.extend(problems.iter().map(ToString::to_string));
+                ingested
+                    .problems
+                    .extend(problems.iter().map(ToString::to_string));
                 Ok(ingested)
             }
         }
@@ -231,9 +266,15 @@ impl<K: DeserializeOwned> Feed<K> {
     /// everything that its readable fields select.
     fn closed_policy(&self, text: &str) -> Option<Update> {
         let ingested = self.ingest_text(&readable_policy(text)?.to_string()).ok()?;
-        let is_of_calico =
-            |key: &PolicyKey| matches!(key.kind, PolicyKind::NetworkPolicy | PolicyKind::GlobalNetworkPolicy);
-        ingested.update.filter(|update| matches!(update, Update::Policy(key, _) if is_of_calico(key)))
+        let is_of_calico = |key: &PolicyKey| {
+            matches!(
+                key.kind,
+                PolicyKind::NetworkPolicy | PolicyKind::GlobalNetworkPolicy
+            )
+        };
+        ingested
+            .update
+            .filter(|update| matches!(update, Update::Policy(key, _) if is_of_calico(key)))
     }
 
     fn complete_list(&mut self, version: String) -> Result<WatchEvent, WatchError> {
@@ -241,7 +282,10 @@ impl<K: DeserializeOwned> Feed<K> {
         if let Some(list) = version_number(&version)
             && list < self.seen
         {
-            return Err(WatchError::Older { list, seen: self.seen });
+            return Err(WatchError::Older {
+                list,
+                seen: self.seen,
+            });
         }
         if self.never_empty && objects.is_empty() {
             return Err(WatchError::Empty);
@@ -275,22 +319,34 @@ fn readable_policy(text: &str) -> Option<Value> {
     let mut spec = serde_json::Map::new();
     for (field, value) in object["spec"].as_object().into_iter().flatten() {
         let is_kept = match field.as_str() {
-            "tier" | "selector" | "namespaceSelector" | "serviceAccountSelector" => value.is_string(),
+            "tier" | "selector" | "namespaceSelector" | "serviceAccountSelector" => {
+                value.is_string()
+            }
             "order" => value.is_number(),
             "applyOnForward" | "doNotTrack" | "preDNAT" => value.is_boolean(),
-            "types" => value.as_array().is_some_and(|types| types.iter().all(Value::is_string)),
+            "types" => value
+                .as_array()
+                .is_some_and(|types| types.iter().all(Value::is_string)),
             _ => false,
         };
         if is_kept {
             spec.insert(field.clone(), value.clone());
         } else if field == "types" {
             spec.insert(field.clone(), json!(["Ingress", "Egress"]));
-        } else if ["ingress", "egress"].contains(&field.as_str()) && !value.is_null() && *value != json!([]) {
+        } else if ["ingress", "egress"].contains(&field.as_str())
+            && !value.is_null()
+            && *value != json!([])
+        {
             spec.insert(field.clone(), json!([{ "action": "Deny" }]));
         }
     }
     let metadata = json!({ "name": name["name"], "namespace": name["namespace"] });
-    Some(json!({ "apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": metadata, "spec": spec }))
+    Some(json!({
+        "apiVersion": object["apiVersion"],
+        "kind": object["kind"],
+        "metadata": metadata,
+        "spec": spec,
+    }))
 }
 
 /// Resource versions are compared as numbers (Kubernetes 1.35, KEP-5504); one that is not a number

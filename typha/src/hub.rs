@@ -78,7 +78,11 @@ impl Hub {
             self.registry.set_revision(self.revision);
             self.counters.flushes.inc();
         }
-        let span = info_span!("calc.flush", revision = self.revision, records = flush.records.len());
+        let span = info_span!(
+            "calc.flush",
+            revision = self.revision,
+            records = flush.records.len()
+        );
         if let Some(trace) = cause.trace {
             telemetry::set_parent(&span, trace);
         }
@@ -96,7 +100,12 @@ impl Hub {
         let mut closed = Vec::new();
         for (name, live) in &mut self.live {
             let compact = live.capabilities.compact;
-            let mut source = ValueEncoder { node: name, graph: &self.graph, encoded: &mut self.encoded, compact };
+            let mut source = ValueEncoder {
+                node: name,
+                graph: &self.graph,
+                encoded: &mut self.encoded,
+                compact,
+            };
             if live.session.pending() == 0 {
                 record_pending(&live.node, &mut live.is_waiting, 0);
             } else if !live.send(&mut source, self.revision, &self.counters, traced) {
@@ -120,7 +129,9 @@ impl Hub {
 
     /// Returns true if a session has pending changes that could not be sent when they were due.
     pub fn is_waiting(&self, node: &str, session: u64) -> bool {
-        self.live.get(node).is_some_and(|live| live.id == session && live.session.pending() > 0)
+        self.live
+            .get(node)
+            .is_some_and(|live| live.id == session && live.session.pending() > 0)
     }
 
     /// Answers a hello with the difference between the node's records and its view. The graph must
@@ -134,10 +145,19 @@ impl Hub {
             digest::subtract(&mut buckets, &id, digest);
         }
         let differing = differing_buckets(&hello.buckets, &buckets);
-        let node = self.registry.add(&hello.node, hello.session, hello.agent_version);
+        let node = self
+            .registry
+            .add(&hello.node, hello.session, hello.agent_version);
         let compact = hello.capabilities.compact;
-        let mut source = ValueEncoder { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded, compact };
-        let wanted = view.ids().filter(|id| supports(id) && differing.contains(&digest::bucket(id)));
+        let mut source = ValueEncoder {
+            node: &hello.node,
+            graph: &self.graph,
+            encoded: &mut self.encoded,
+            compact,
+        };
+        let wanted = view
+            .ids()
+            .filter(|id| supports(id) && differing.contains(&digest::bucket(id)));
         let mut chunks: Vec<Bytes> = wanted.filter_map(|id| source.encode_value(&id)).collect();
         self.counters.sessions_opened.inc();
         self.counters.resent_buckets.inc_by(differing.len() as u64);
@@ -151,7 +171,12 @@ impl Hub {
             ..Trailer::default()
         }));
         let frame = FrameBytes::new(chunks, compact);
-        let sent = SentFrame { revision: self.revision, at: Instant::now(), event_unix_ns: 0, trace: None };
+        let sent = SentFrame {
+            revision: self.revision,
+            at: Instant::now(),
+            event_unix_ns: 0,
+            trace: None,
+        };
         self.counters.frames.inc();
         self.counters.bytes.inc_by(frame.len() as u64);
         node.record_sent(sent, frame.len());
@@ -205,7 +230,12 @@ impl Hub {
     }
 
     fn distribute(&mut self, id: Arc<RecordId>, change: RecordChange, cause: Cause) {
-        let RecordChange { gained, kept, change, lost } = change;
+        let RecordChange {
+            gained,
+            kept,
+            change,
+            lost,
+        } = change;
         self.for_each(&id, &lost, cause, |session| session.mark_lost(&id));
         self.for_each(&id, &gained, cause, |session| session.mark_gained(&id));
         match change {
@@ -218,13 +248,21 @@ impl Hub {
                     // An agent that applies a change of members also applies several of them.
                     let bytes = encode_compact(ChangeRef::Members(set, kind, &delta));
                     let shared = Arc::new(SharedDelta { kind, delta, bytes });
-                    self.for_each(&id, &kept, cause, |session| session.add_members(&id, &shared));
+                    self.for_each(&id, &kept, cause, |session| {
+                        session.add_members(&id, &shared)
+                    });
                 }
             }
         }
     }
 
-    fn for_each(&mut self, id: &RecordId, audience: &Audience, cause: Cause, mut apply: impl FnMut(&mut Session)) {
+    fn for_each(
+        &mut self,
+        id: &RecordId,
+        audience: &Audience,
+        cause: Cause,
+        mut apply: impl FnMut(&mut Session),
+    ) {
         let mut apply = |live: &mut LiveSession| {
             if supports(live.capabilities, id) {
                 live.cause = cause;
@@ -246,7 +284,13 @@ impl Hub {
 
 impl LiveSession {
     /// Sends pending changes if the slot is free; returns false if the stream has ended.
-    fn send(&mut self, source: &mut ValueEncoder<'_>, revision: u64, counters: &Counters, traced: bool) -> bool {
+    fn send(
+        &mut self,
+        source: &mut ValueEncoder<'_>,
+        revision: u64,
+        counters: &Counters,
+        traced: bool,
+    ) -> bool {
         let permit = match self.slot.try_reserve() {
             Err(TrySendError::Full(())) => {
                 // The receiver checks the flag after emptying the slot, and this checks the slot
@@ -280,7 +324,12 @@ impl LiveSession {
         let frame = FrameBytes::new(chunks, self.capabilities.compact);
         counters.frames.inc();
         counters.bytes.inc_by(frame.len() as u64);
-        let sent = SentFrame { revision, at: Instant::now(), event_unix_ns: self.cause.seen_unix_ns, trace };
+        let sent = SentFrame {
+            revision,
+            at: Instant::now(),
+            event_unix_ns: self.cause.seen_unix_ns,
+            trace,
+        };
         self.node.record_sent(sent, frame.len());
         self.is_waiting = false;
         permit.send(Ok(frame));
@@ -343,9 +392,16 @@ impl RecordSource for ValueEncoder<'_> {
         }
         let record = self.graph.record_for(self.node, id)?;
         let change = ChangeRef::Upsert(id, &record);
-        let value = if self.compact { encode_compact(change) } else { encode_change(change) };
+        let value = if self.compact {
+            encode_compact(change)
+        } else {
+            encode_change(change)
+        };
         // Endpoints are for one node only, and settings may be.
-        if !matches!(id, RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings) {
+        if !matches!(
+            id,
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings
+        ) {
             self.encoded.insert(id, self.compact, &value);
         }
         Some(value)

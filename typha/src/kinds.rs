@@ -32,8 +32,13 @@ pub struct KindSpec {
 }
 
 macro_rules! kind_spec {
-    ($name:expr, $path:literal, $never_empty:literal, $ingest:path) => {
-        KindSpec { name: $name, path: $path, never_empty: $never_empty, run: |watch| Box::pin(watch.run($ingest)) }
+    ($name:expr, $path:literal, $never_empty:literal, $ingest:path $(,)?) => {
+        KindSpec {
+            name: $name,
+            path: $path,
+            never_empty: $never_empty,
+            run: |watch| Box::pin(watch.run($ingest)),
+        }
     };
 }
 
@@ -50,16 +55,31 @@ impl KindSpec {
     ) -> WatchFuture {
         let (path, form) = self.location(mode);
         let definition = self.definition(form);
-        let Self { name: kind, never_empty, run, .. } = *self;
-        run(Watch { kind, path, form, definition, never_empty, client, events, counters })
+        let Self {
+            name: kind,
+            never_empty,
+            run,
+            ..
+        } = *self;
+        run(Watch {
+            kind,
+            path,
+            form,
+            definition,
+            never_empty,
+            client,
+            events,
+            counters,
+        })
     }
 
-    /// Definition without which the kind has no objects: of optional kinds, and in the older storage
-    /// of those that are newer than some clusters' Calico. The operator creates these; nothing waits
-    /// for them.
+    /// Definition without which the kind has no objects: of optional kinds, and in the older
+    /// storage of those that are newer than some clusters' Calico. The operator creates these;
+    /// nothing waits for them.
     fn definition(&self, form: Form) -> Option<String> {
         if let Form::Stored(stored) = form {
-            return (!stored.classic).then(|| format!("{}.{}", stored.stored_plural, Mode::V1.group()));
+            return (!stored.classic)
+                .then(|| format!("{}.{}", stored.stored_plural, Mode::V1.group()));
         }
         let optional = OPTIONAL.iter().find(|(optional, _)| *optional == self.name);
         optional.map(|(_, definition)| (*definition).to_owned())
@@ -68,8 +88,13 @@ impl KindSpec {
     /// API version and kind in that storage.
     pub fn identity(&self, mode: Mode) -> (String, &'static str) {
         let (path, form) = self.location(mode);
-        let version = path.trim_start_matches("/apis/").trim_start_matches("/api/");
-        let version = version.rsplit_once('/').map_or(version, |(version, _)| version).to_owned();
+        let version = path
+            .trim_start_matches("/apis/")
+            .trim_start_matches("/api/");
+        let version = version
+            .rsplit_once('/')
+            .map_or(version, |(version, _)| version)
+            .to_owned();
         let kind = match form {
             Form::Stored(stored) => stored.stored_kind,
             Form::Plain => self.name.strip_prefix("Kubernetes").unwrap_or(self.name),
@@ -95,21 +120,76 @@ pub const KINDS: &[KindSpec] = &[
     kind_spec!("Namespace", "/api/v1/namespaces", true, ingest::namespace),
     kind_spec!("Node", "/api/v1/nodes", true, ingest::node),
     kind_spec!("ServiceAccount", "/api/v1/serviceaccounts", true, ingest::service_account),
-    kind_spec!("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", false, ingest::endpoint_slice),
-    kind_spec!("KubernetesNetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies", false, ingest::kubernetes_policy),
-    kind_spec!(CLUSTER_POLICY, "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies", false, ingest::cluster_policy),
-    kind_spec!("NetworkPolicy", "/apis/projectcalico.org/v3/networkpolicies", false, ingest::network_policy),
-    kind_spec!("GlobalNetworkPolicy", "/apis/projectcalico.org/v3/globalnetworkpolicies", false, ingest::global_policy),
-    kind_spec!("StagedNetworkPolicy", "/apis/projectcalico.org/v3/stagednetworkpolicies", false, ingest::staged_policy),
-    kind_spec!("StagedGlobalNetworkPolicy", "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies", false, ingest::staged_global_policy),
-    kind_spec!("StagedKubernetesNetworkPolicy", "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies", false, ingest::staged_kubernetes_policy),
+    kind_spec!(
+        "EndpointSlice",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        false,
+        ingest::endpoint_slice,
+    ),
+    kind_spec!(
+        "KubernetesNetworkPolicy",
+        "/apis/networking.k8s.io/v1/networkpolicies",
+        false,
+        ingest::kubernetes_policy,
+    ),
+    kind_spec!(
+        CLUSTER_POLICY,
+        "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        false,
+        ingest::cluster_policy,
+    ),
+    kind_spec!(
+        "NetworkPolicy",
+        "/apis/projectcalico.org/v3/networkpolicies",
+        false,
+        ingest::network_policy,
+    ),
+    kind_spec!(
+        "GlobalNetworkPolicy",
+        "/apis/projectcalico.org/v3/globalnetworkpolicies",
+        false,
+        ingest::global_policy,
+    ),
+    kind_spec!(
+        "StagedNetworkPolicy",
+        "/apis/projectcalico.org/v3/stagednetworkpolicies",
+        false,
+        ingest::staged_policy,
+    ),
+    kind_spec!(
+        "StagedGlobalNetworkPolicy",
+        "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies",
+        false,
+        ingest::staged_global_policy,
+    ),
+    kind_spec!(
+        "StagedKubernetesNetworkPolicy",
+        "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies",
+        false,
+        ingest::staged_kubernetes_policy,
+    ),
     kind_spec!("Tier", "/apis/projectcalico.org/v3/tiers", false, ingest::tier),
     kind_spec!("NetworkSet", "/apis/projectcalico.org/v3/networksets", false, ingest::network_set),
-    kind_spec!("GlobalNetworkSet", "/apis/projectcalico.org/v3/globalnetworksets", false, ingest::global_network_set),
-    kind_spec!("HostEndpoint", "/apis/projectcalico.org/v3/hostendpoints", false, ingest::host_endpoint),
+    kind_spec!(
+        "GlobalNetworkSet",
+        "/apis/projectcalico.org/v3/globalnetworksets",
+        false,
+        ingest::global_network_set,
+    ),
+    kind_spec!(
+        "HostEndpoint",
+        "/apis/projectcalico.org/v3/hostendpoints",
+        false,
+        ingest::host_endpoint,
+    ),
     kind_spec!("IPPool", "/apis/projectcalico.org/v3/ippools", false, ingest::pool),
     kind_spec!(BLOCK, "/apis/projectcalico.org/v3/ipamblocks", false, ingest::block),
-    kind_spec!("FelixConfiguration", "/apis/projectcalico.org/v3/felixconfigurations", false, ingest::settings),
+    kind_spec!(
+        "FelixConfiguration",
+        "/apis/projectcalico.org/v3/felixconfigurations",
+        false,
+        ingest::settings,
+    ),
 ];
 
 #[cfg(test)]
@@ -119,10 +199,19 @@ mod tests {
     #[test]
     fn calicos_kinds_are_watched_where_they_are_stored() {
         let locations = |mode: Mode| KINDS.iter().map(move |spec| spec.location(mode));
-        assert!(locations(Mode::V3).zip(KINDS).all(|(location, spec)| location == (spec.path.to_owned(), Form::Plain)));
-        let (calico, others): (Vec<_>, Vec<_>) =
-            locations(Mode::V1).zip(KINDS).partition(|(_, spec)| spec.path.starts_with("/apis/projectcalico.org/"));
-        assert!(others.iter().all(|((path, form), spec)| path == spec.path && *form == Form::Plain));
+        assert!(
+            locations(Mode::V3)
+                .zip(KINDS)
+                .all(|(location, spec)| location == (spec.path.to_owned(), Form::Plain))
+        );
+        let (calico, others): (Vec<_>, Vec<_>) = locations(Mode::V1)
+            .zip(KINDS)
+            .partition(|(_, spec)| spec.path.starts_with("/apis/projectcalico.org/"));
+        assert!(
+            others
+                .iter()
+                .all(|((path, form), spec)| path == spec.path && *form == Form::Plain)
+        );
         assert!(calico.len() >= 8);
         for ((path, form), spec) in calico {
             assert!(
@@ -130,9 +219,23 @@ mod tests {
                 "{} is not known to storage: {path}",
                 spec.name
             );
-            assert!(matches!(form, Form::Stored(kind) if kind.kind == spec.name), "{}: {form:?}", spec.name);
-            let wanted = ["Tier", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy"];
-            assert_eq!(spec.definition(form).is_some(), wanted.contains(&spec.name), "{}", spec.name);
+            assert!(
+                matches!(form, Form::Stored(kind) if kind.kind == spec.name),
+                "{}: {form:?}",
+                spec.name
+            );
+            let wanted = [
+                "Tier",
+                "StagedNetworkPolicy",
+                "StagedGlobalNetworkPolicy",
+                "StagedKubernetesNetworkPolicy",
+            ];
+            assert_eq!(
+                spec.definition(form).is_some(),
+                wanted.contains(&spec.name),
+                "{}",
+                spec.name
+            );
             assert_eq!(spec.definition(Form::Plain), None, "{}", spec.name);
         }
     }
@@ -142,23 +245,44 @@ mod tests {
         let known = margay_calc::kinds::KINDS.iter().map(|kind| kind.name);
         assert!(known.eq(KINDS.iter().map(|spec| spec.name)));
         for known in margay_calc::kinds::KINDS {
-            let spec = KINDS.iter().find(|spec| spec.name == known.name).expect("a watched kind");
+            let spec = KINDS
+                .iter()
+                .find(|spec| spec.name == known.name)
+                .expect("a watched kind");
             let (version, kind) = spec.identity(Mode::V3);
-            assert_eq!(margay_calc::kinds::KindName::of(&version, kind), Some(known));
+            assert_eq!(
+                margay_calc::kinds::KindName::of(&version, kind),
+                Some(known)
+            );
         }
     }
 
     #[test]
     fn kinds_have_the_names_of_the_api() {
         let identity = |kind: &str, mode| {
-            let spec = KINDS.iter().find(|spec| spec.name == kind).expect("a kind of the table");
+            let spec = KINDS
+                .iter()
+                .find(|spec| spec.name == kind)
+                .expect("a kind of the table");
             let (version, kind) = spec.identity(mode);
             format!("{version} {kind}")
         };
         assert_eq!(identity(POD, Mode::V1), "v1 Pod");
-        assert_eq!(identity("KubernetesNetworkPolicy", Mode::V3), "networking.k8s.io/v1 NetworkPolicy");
-        assert_eq!(identity(CLUSTER_POLICY, Mode::V3), "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy");
-        assert_eq!(identity("NetworkPolicy", Mode::V3), "projectcalico.org/v3 NetworkPolicy");
-        assert_eq!(identity("NetworkPolicy", Mode::V1), "crd.projectcalico.org/v1 NetworkPolicy");
+        assert_eq!(
+            identity("KubernetesNetworkPolicy", Mode::V3),
+            "networking.k8s.io/v1 NetworkPolicy"
+        );
+        assert_eq!(
+            identity(CLUSTER_POLICY, Mode::V3),
+            "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy"
+        );
+        assert_eq!(
+            identity("NetworkPolicy", Mode::V3),
+            "projectcalico.org/v3 NetworkPolicy"
+        );
+        assert_eq!(
+            identity("NetworkPolicy", Mode::V1),
+            "crd.projectcalico.org/v1 NetworkPolicy"
+        );
     }
 }

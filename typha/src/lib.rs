@@ -11,8 +11,8 @@
 //! 5. [`server`], [`codec`]: the stream to a node; [`registry`]: progress of each node.
 //!
 //! [`object`], [`cause`], [`hello`] and [`event`] are the messages between these. [`object_events`]
-//! and [`reporter`] report problems, [`debug`] answers questions, [`metrics`] counts, [`app`] starts
-//! all.
+//! and [`reporter`] report problems, [`debug`] answers questions, [`metrics`] counts, [`app`]
+//! starts all.
 
 pub mod app;
 pub mod cache;

@@ -79,7 +79,11 @@ impl Counters {
     }
 
     fn register_api(&self, metrics: &mut Metrics) {
-        metrics.register("margay_typha_api_events", "Events from the API", self.events.clone());
+        metrics.register(
+            "margay_typha_api_events",
+            "Events from the API",
+            self.events.clone(),
+        );
         metrics.register(
             "margay_typha_api_updates",
             "Updates that events from the API resulted in",
@@ -95,7 +99,11 @@ impl Counters {
             "Lists refused because they lacked existing objects or were older than known state",
             self.lists_refused.clone(),
         );
-        metrics.register("margay_typha_objects", "Objects in the cache", self.objects.clone());
+        metrics.register(
+            "margay_typha_objects",
+            "Objects in the cache",
+            self.objects.clone(),
+        );
         metrics.register(
             "margay_typha_objects_refused",
             "Objects that are not enforced as written",
@@ -104,15 +112,31 @@ impl Counters {
     }
 
     fn register_stream(&self, metrics: &mut Metrics) {
-        metrics.register("margay_typha_flushes", "Flushes of the graph", self.flushes.clone());
+        metrics.register(
+            "margay_typha_flushes",
+            "Flushes of the graph",
+            self.flushes.clone(),
+        );
         metrics.register(
             "margay_typha_flush_seconds",
             "From the first update of a flush to its frames",
             self.flush_seconds.clone(),
         );
-        metrics.register("margay_typha_frames", "Frames sent to nodes", self.frames.clone());
-        metrics.register("margay_typha_frame_bytes", "Bytes sent to nodes", self.bytes.clone());
-        metrics.register("margay_typha_sessions_opened", "Sessions opened", self.sessions_opened.clone());
+        metrics.register(
+            "margay_typha_frames",
+            "Frames sent to nodes",
+            self.frames.clone(),
+        );
+        metrics.register(
+            "margay_typha_frame_bytes",
+            "Bytes sent to nodes",
+            self.bytes.clone(),
+        );
+        metrics.register(
+            "margay_typha_sessions_opened",
+            "Sessions opened",
+            self.sessions_opened.clone(),
+        );
         metrics.register(
             "margay_typha_resent_buckets",
             "Buckets resent when sessions opened",
@@ -128,7 +152,11 @@ impl Counters {
             "From an API event to the ack of a node that enforces it",
             self.enforcement_seconds.clone(),
         );
-        metrics.register("margay_typha_ack_seconds", "From a frame to its ack", self.ack_seconds.clone());
+        metrics.register(
+            "margay_typha_ack_seconds",
+            "From a frame to its ack",
+            self.ack_seconds.clone(),
+        );
     }
 }
 
@@ -146,8 +174,16 @@ impl Collector for Nodes {
         let (all, current) = self.0.count_current();
         let gauges = [
             ("margay_typha_nodes", "Nodes with a stream", all),
-            ("margay_typha_nodes_current", "Nodes that enforce the latest revision of this replica", current),
-            ("margay_typha_in_sync", "1 if this replica is in sync with the API", usize::from(self.0.in_sync())),
+            (
+                "margay_typha_nodes_current",
+                "Nodes that enforce the latest revision of this replica",
+                current,
+            ),
+            (
+                "margay_typha_in_sync",
+                "1 if this replica is in sync with the API",
+                usize::from(self.0.in_sync()),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value as i64);

@@ -54,17 +54,35 @@ pub struct ObjectWarning {
 impl ObjectWarning {
     /// Creates a warning, cutting the problems to the length of an Event's note.
     pub fn new(kind: &'static str, key: &ObjectKey, uid: &str, problems: &[String]) -> Self {
-        Self { kind, key: key.clone(), uid: uid.to_owned(), note: cut(&problems.join("; "), MAX_NOTE) }
+        Self {
+            kind,
+            key: key.clone(),
+            uid: uid.to_owned(),
+            note: cut(&problems.join("; "), MAX_NOTE),
+        }
     }
 
     /// The Event as `instance` writes it at that time.
     fn event(&self, mode: Mode, instance: &str, now: Timestamp) -> Option<Event> {
-        let Self { kind, key, uid, note } = self;
+        let Self {
+            kind,
+            key,
+            uid,
+            note,
+        } = self;
         let (api_version, api_kind) = KINDS.iter().find(|spec| spec.name == *kind)?.identity(mode);
         let mut hasher = DefaultHasher::new();
         (kind, uid, note).hash(&mut hasher);
-        let begin = if key.name.len() <= MAX_NAME { &key.name } else { "object" };
-        let namespace = if key.namespace.is_empty() { CLUSTER_NAMESPACE } else { &key.namespace };
+        let begin = if key.name.len() <= MAX_NAME {
+            &key.name
+        } else {
+            "object"
+        };
+        let namespace = if key.namespace.is_empty() {
+            CLUSTER_NAMESPACE
+        } else {
+            &key.namespace
+        };
         Some(Event {
             metadata: ObjectMeta {
                 name: Some(format!("{begin}.{:016x}", hasher.finish())),
@@ -149,22 +167,44 @@ mod tests {
     use super::*;
 
     fn mk(name: &str, problem: &str) -> ObjectWarning {
-        ObjectWarning::new("NetworkPolicy", &ObjectKey::new("ns", name), "u", &[problem.to_owned()])
+        ObjectWarning::new(
+            "NetworkPolicy",
+            &ObjectKey::new("ns", name),
+            "u",
+            &[problem.to_owned()],
+        )
     }
 
     #[test]
     fn an_event_regards_one_object_and_has_the_same_name_for_every_replica() {
         let now = Timestamp::UNIX_EPOCH;
         let event = |warning: &ObjectWarning, instance: &str| {
-            warning.event(Mode::V3, instance, now).expect("a kind of the table")
+            warning
+                .event(Mode::V3, instance, now)
+                .expect("a kind of the table")
         };
         let (one, other) = (event(&mk("p", "x"), "a"), event(&mk("p", "x"), "b"));
         assert_eq!(one.metadata, other.metadata);
-        assert_ne!(one.metadata.name, event(&mk("p", "y"), "a").metadata.name, "for another problem");
+        assert_ne!(
+            one.metadata.name,
+            event(&mk("p", "y"), "a").metadata.name,
+            "for another problem"
+        );
         let regarding = one.regarding.expect("an object");
-        assert_eq!(regarding.api_version.as_deref(), Some("projectcalico.org/v3"));
-        assert_eq!((regarding.kind.as_deref(), regarding.uid.as_deref()), (Some("NetworkPolicy"), Some("u")));
-        let global = ObjectWarning::new("GlobalNetworkPolicy", &ObjectKey::new("", "g"), "", &["x".repeat(9999)]);
+        assert_eq!(
+            regarding.api_version.as_deref(),
+            Some("projectcalico.org/v3")
+        );
+        assert_eq!(
+            (regarding.kind.as_deref(), regarding.uid.as_deref()),
+            (Some("NetworkPolicy"), Some("u"))
+        );
+        let global = ObjectWarning::new(
+            "GlobalNetworkPolicy",
+            &ObjectKey::new("", "g"),
+            "",
+            &["x".repeat(9999)],
+        );
         let event = event(&global, &"i".repeat(999));
         assert_eq!(event.metadata.namespace.as_deref(), Some(CLUSTER_NAMESPACE));
         assert!(event.note.is_some_and(|note| note.len() <= MAX_NOTE));
@@ -180,6 +220,9 @@ mod tests {
         for _ in 1..MAX_WAITING {
             warnings.pop().await;
         }
-        assert!(futures::FutureExt::now_or_never(warnings.pop()).is_none(), "no more than these wait");
+        assert!(
+            futures::FutureExt::now_or_never(warnings.pop()).is_none(),
+            "no more than these wait"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Overlay of pod addresses that nodes report ahead of the API.
 //!
 //! Peers of a pod may talk to it as soon as its node has set up its network; waiting for the API
-//! would cost the way through kubelet. A node's report applies only to its own pods, and only
-//! until the API shows the same.
+//! would cost the way through kubelet. A node's report applies only to its own pods, and only until
+//! the API shows the same.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,7 +23,8 @@ pub const MAX_UNKNOWN: usize = 128;
 pub enum ReportRejected {
     /// More reports than the node can have pods.
     #[error(
-        "node {node:?} has reported addresses of {MAX_PER_NODE} pods that the API does not confirm yet; further reports are rejected until it does"
+        "node {node:?} has reported addresses of {MAX_PER_NODE} pods that the API does not confirm \
+         yet; further reports are rejected until it does"
     )]
     TooMany {
         /// The node.
@@ -31,7 +32,8 @@ pub enum ReportRejected {
     },
     /// More reports about pods that the API does not know than can be starting.
     #[error(
-        "node {node:?} has reported addresses of {MAX_UNKNOWN} pods that the API does not have yet; further ones are rejected until it does"
+        "node {node:?} has reported addresses of {MAX_UNKNOWN} pods that the API does not have \
+         yet; further ones are rejected until it does"
     )]
     TooManyUnknown {
         /// The node.
@@ -39,7 +41,8 @@ pub enum ReportRejected {
     },
     /// The address is in a block of another node and not borrowed.
     #[error(
-        "node {node:?} reports address {address} in a block of node {owner:?}; it is rejected until the block shows it as borrowed"
+        "node {node:?} reports address {address} in a block of node {owner:?}; it is rejected \
+         until the block shows it as borrowed"
     )]
     Foreign {
         /// The node.
@@ -60,7 +63,9 @@ impl Overlays {
     pub fn set(&mut self, node: &str, report: LocalEndpoint) -> Result<(), ReportRejected> {
         let of_node = self.0.entry(node.to_owned()).or_default();
         if of_node.len() >= MAX_PER_NODE && !of_node.contains_key(&report.key) {
-            return Err(ReportRejected::TooMany { node: node.to_owned() });
+            return Err(ReportRejected::TooMany {
+                node: node.to_owned(),
+            });
         }
         of_node.insert(report.key.clone(), report);
         Ok(())
@@ -68,15 +73,26 @@ impl Overlays {
 
     /// Returns true if the node may report one more unknown pod. `is_known` returns true for pods
     /// that the API knows.
-    pub fn has_room(&self, node: &str, report: &LocalEndpoint, is_known: impl Fn(&EndpointKey) -> bool) -> bool {
-        let Some(of_node) = self.0.get(node) else { return true };
-        of_node.contains_key(&report.key) || of_node.keys().filter(|key| !is_known(key)).count() < MAX_UNKNOWN
+    pub fn has_room(
+        &self,
+        node: &str,
+        report: &LocalEndpoint,
+        is_known: impl Fn(&EndpointKey) -> bool,
+    ) -> bool {
+        let Some(of_node) = self.0.get(node) else {
+            return true;
+        };
+        of_node.contains_key(&report.key)
+            || of_node.keys().filter(|key| !is_known(key)).count() < MAX_UNKNOWN
     }
 
     /// Removes the node's report about a pod that has ended.
     pub fn forget(&mut self, node: &str, report: &LocalEndpoint) {
         let of_node = self.0.get(node);
-        if of_node.and_then(|of_node| of_node.get(&report.key)).is_some_and(|former| former.uid == report.uid) {
+        if of_node
+            .and_then(|of_node| of_node.get(&report.key))
+            .is_some_and(|former| former.uid == report.uid)
+        {
             self.remove(node, &report.key);
         }
     }

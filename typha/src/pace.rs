@@ -6,10 +6,16 @@ use std::time::{Duration, Instant};
 
 /// Hellos of a node: some agents restart twice in a row. Each one makes the owner of the graph
 /// compute the node's whole view.
-pub const HELLOS: Rate = Rate { burst: 4, every: Duration::from_secs(1) };
+pub const HELLOS: Rate = Rate {
+    burst: 4,
+    every: Duration::from_secs(1),
+};
 /// Other messages on one stream: one per pod of a booting node, and an ack per frame, with ample
 /// room.
-pub const MESSAGES: Rate = Rate { burst: 1024, every: Duration::from_millis(2) };
+pub const MESSAGES: Rate = Rate {
+    burst: 1024,
+    every: Duration::from_millis(2),
+};
 /// Number of nodes from which on rate limits that are fully replenished are dropped.
 const MAX_REMEMBERED: usize = 1024;
 
@@ -39,7 +45,9 @@ impl TokenBucket {
     /// Time until the next token is available; takes none.
     pub fn wait(&self, now: Instant) -> Duration {
         let allowed = self.rate.every * self.rate.burst.saturating_sub(1);
-        self.full.saturating_duration_since(now).saturating_sub(allowed)
+        self.full
+            .saturating_duration_since(now)
+            .saturating_sub(allowed)
     }
 
     /// Takes a token.
@@ -70,14 +78,19 @@ impl Hellos {
             // A full bucket is what an unknown node starts with.
             self.0.retain(|_, (bucket, _)| bucket.full > now);
         }
-        let (_, newest) = self.0.entry(node.to_owned()).or_insert_with(|| (TokenBucket::new(HELLOS, now), session));
+        let (_, newest) = self
+            .0
+            .entry(node.to_owned())
+            .or_insert_with(|| (TokenBucket::new(HELLOS, now), session));
         *newest = session.max(*newest);
         self.retry(node, session, now)
     }
 
     /// Handles a hello that has waited.
     pub fn retry(&mut self, node: &str, session: u64, now: Instant) -> HelloTurn {
-        let Some((bucket, newest)) = self.0.get_mut(node) else { return HelloTurn::Now };
+        let Some((bucket, newest)) = self.0.get_mut(node) else {
+            return HelloTurn::Now;
+        };
         if *newest != session {
             return HelloTurn::Never;
         }
@@ -109,10 +122,18 @@ mod tests {
                 assert_eq!(hellos.arrive("good", step, now), HelloTurn::Now);
             }
         }
-        assert_eq!(accepted, HELLOS.burst + 9, "a burst, and one for each full second after it");
+        assert_eq!(
+            accepted,
+            HELLOS.burst + 9,
+            "a burst, and one for each full second after it"
+        );
         let last = waiting.pop().expect("the last one waits");
         let later = start + Duration::from_secs(60);
-        assert!(waiting.iter().all(|session| hellos.retry("bad", *session, later) == HelloTurn::Never));
+        assert!(
+            waiting
+                .iter()
+                .all(|session| hellos.retry("bad", *session, later) == HelloTurn::Never)
+        );
         assert_eq!(hellos.retry("bad", last, later), HelloTurn::Now);
     }
 
@@ -120,7 +141,11 @@ mod tests {
     fn replenished_rates_are_dropped() {
         let (start, mut hellos) = (Instant::now(), Hellos::default());
         for number in 0..10 * MAX_REMEMBERED as u64 {
-            hellos.arrive(&format!("n{number}"), number, start + Duration::from_secs(number));
+            hellos.arrive(
+                &format!("n{number}"),
+                number,
+                start + Duration::from_secs(number),
+            );
         }
         assert!(hellos.0.len() <= MAX_REMEMBERED);
     }

@@ -116,7 +116,10 @@ impl Registry {
 
     /// Removes a session; a later one of the same node stays.
     pub fn remove(&self, name: &str, session: u64) {
-        let node = self.0.nodes.remove_if(name, |_, node| node.session == session);
+        let node = self
+            .0
+            .nodes
+            .remove_if(name, |_, node| node.session == session);
         let problems = self.0.problems.remove_if(name, |_, (of, _)| *of == session);
         if problems.is_some() || node.is_some_and(|(_, node)| !node.lock().errors.is_empty()) {
             self.notify_problems();
@@ -135,34 +138,56 @@ impl Registry {
 
     /// Replaces the problems that a node reported on this stream; returns those that it did not
     /// report before.
-    pub fn set_problems(&self, name: &str, session: u64, problems: Vec<NodeProblem>) -> Vec<NodeProblem> {
+    pub fn set_problems(
+        &self,
+        name: &str,
+        session: u64,
+        problems: Vec<NodeProblem>,
+    ) -> Vec<NodeProblem> {
         let former = self.0.problems.get(name).map(|known| known.value().clone());
         let (newest, former) = former.unwrap_or_default();
         // A late report of a session that has been replaced.
         if session < newest {
             return Vec::new();
         }
-        self.0.problems.insert(name.to_owned(), (session, problems.clone()));
+        self.0
+            .problems
+            .insert(name.to_owned(), (session, problems.clone()));
         if former != problems {
             self.notify_problems();
         }
-        problems.into_iter().filter(|problem| !former.contains(problem)).collect()
+        problems
+            .into_iter()
+            .filter(|problem| !former.contains(problem))
+            .collect()
     }
 
     /// Problems of nodes as a whole, by node.
     pub fn problems(&self) -> BTreeMap<String, Vec<NodeProblem>> {
-        self.0.problems.iter().map(|node| (node.key().clone(), node.value().1.clone())).collect()
+        self.0
+            .problems
+            .iter()
+            .map(|node| (node.key().clone(), node.value().1.clone()))
+            .collect()
     }
 
     /// Records that nodes cannot enforce, with the reason, by node.
     pub fn errors(&self) -> BTreeMap<String, Vec<(RecordId, String)>> {
-        let errors = self.0.nodes.iter().map(|node| (node.name.clone(), node.lock().errors.clone()));
+        let errors = self
+            .0
+            .nodes
+            .iter()
+            .map(|node| (node.name.clone(), node.lock().errors.clone()));
         errors.filter(|(_, errors)| !errors.is_empty()).collect()
     }
 
     /// Problems of the node as a whole, as of its last report.
     pub fn problems_of(&self, name: &str) -> Vec<NodeProblem> {
-        self.0.problems.get(name).map(|known| known.1.clone()).unwrap_or_default()
+        self.0
+            .problems
+            .get(name)
+            .map(|known| known.1.clone())
+            .unwrap_or_default()
     }
 
     /// Looks up a session; `None` if the node has a later one.
@@ -201,7 +226,9 @@ impl Registry {
     /// Number of nodes with a session, and of those that enforce the latest revision.
     pub fn count_current(&self) -> (usize, usize) {
         let counts = self.0.nodes.iter().map(|node| node.progress().is_current());
-        counts.fold((0, 0), |(all, current), is| (all + 1, current + usize::from(is)))
+        counts.fold((0, 0), |(all, current), is| {
+            (all + 1, current + usize::from(is))
+        })
     }
 }
 
@@ -236,13 +263,25 @@ impl NodeSession {
         progress.plan_us = ack.plan_us;
         progress.commit_us = ack.commit_us;
         let errors = ack.errors.iter().take(MAX_ERRORS);
-        let errors: Vec<_> =
-            errors.map(|(id, reason)| (id.clone(), reason.chars().take(MAX_REASON).collect())).collect();
+        let errors: Vec<_> = errors
+            .map(|(id, reason)| (id.clone(), reason.chars().take(MAX_REASON).collect()))
+            .collect();
         let is_changed = progress.errors != errors;
-        let former: BTreeSet<_> = std::mem::replace(&mut progress.errors, errors.clone()).into_iter().collect();
-        let new_errors = errors.into_iter().filter(|error| !former.contains(error)).collect();
-        let done = progress.in_flight.partition_point(|sent| sent.revision <= ack.revision);
-        AckOutcome { done: progress.in_flight.drain(..done).collect(), new_errors, is_changed }
+        let former: BTreeSet<_> = std::mem::replace(&mut progress.errors, errors.clone())
+            .into_iter()
+            .collect();
+        let new_errors = errors
+            .into_iter()
+            .filter(|error| !former.contains(error))
+            .collect();
+        let done = progress
+            .in_flight
+            .partition_point(|sent| sent.revision <= ack.revision);
+        AckOutcome {
+            done: progress.in_flight.drain(..done).collect(),
+            new_errors,
+            is_changed,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -262,7 +301,10 @@ mod tests {
     use super::*;
 
     fn ack(errors: &[(RecordId, String)]) -> Ack {
-        Ack { errors: errors.to_vec(), ..Ack::default() }
+        Ack {
+            errors: errors.to_vec(),
+            ..Ack::default()
+        }
     }
 
     #[test]
@@ -275,10 +317,17 @@ mod tests {
             "before its hello has been seen"
         );
         registry.add("n1", 1, String::new());
-        assert_eq!(registry.set_problems("n1", 1, vec![problem("a"), problem("b")]), [problem("b")]);
+        assert_eq!(
+            registry.set_problems("n1", 1, vec![problem("a"), problem("b")]),
+            [problem("b")]
+        );
         registry.add("n1", 2, String::new());
         assert_eq!(registry.set_problems("n1", 2, vec![problem("b")]), []);
-        assert_eq!(registry.set_problems("n1", 1, vec![problem("c")]), [], "a session that is over");
+        assert_eq!(
+            registry.set_problems("n1", 1, vec![problem("c")]),
+            [],
+            "a session that is over"
+        );
         registry.remove("n1", 1);
         assert_eq!(registry.problems_of("n1"), [problem("b")]);
         registry.remove("n1", 2);
@@ -288,20 +337,30 @@ mod tests {
     #[test]
     fn errors_of_a_node_are_new_once_and_limited_in_size() {
         let node = Registry::default().add("n1", 1, String::new());
-        let error = |name: &str, reason: &str| (RecordId::HostEndpoint(name.to_owned()), reason.to_owned());
+        let error =
+            |name: &str, reason: &str| (RecordId::HostEndpoint(name.to_owned()), reason.to_owned());
         let first = [error("a", "x"), error("b", "x")];
         assert_eq!(node.record_ack(&ack(&first)).new_errors, first);
         assert_eq!(node.record_ack(&ack(&first)).new_errors, []);
         let second = [error("b", "y"), error("a", "x")];
-        assert_eq!(node.record_ack(&ack(&second)).new_errors, [error("b", "y")], "for another reason");
+        assert_eq!(
+            node.record_ack(&ack(&second)).new_errors,
+            [error("b", "y")],
+            "for another reason"
+        );
         assert_eq!(node.record_ack(&ack(&[])).new_errors, []);
         assert_eq!(node.record_ack(&ack(&second)).new_errors, second, "again");
 
         let long = "ä".repeat(10_000);
-        let many: Vec<_> = (0..5000).map(|number| error(&number.to_string(), &long)).collect();
+        let many: Vec<_> = (0..5000)
+            .map(|number| error(&number.to_string(), &long))
+            .collect();
         assert_eq!(node.record_ack(&ack(&many)).new_errors.len(), MAX_ERRORS);
         assert_eq!(node.record_ack(&ack(&many)).new_errors, []);
         let kept = node.progress().errors;
-        assert_eq!((kept.len(), kept[0].1.chars().count()), (MAX_ERRORS, MAX_REASON));
+        assert_eq!(
+            (kept.len(), kept[0].1.chars().count()),
+            (MAX_ERRORS, MAX_REASON)
+        );
     }
 }

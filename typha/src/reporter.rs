@@ -51,7 +51,9 @@ impl Reporter {
             loop {
                 tokio::time::sleep(PAUSE).await;
                 changes.mark_unchanged();
-                let Some(report) = report(&self.events, &self.registry).await else { return };
+                let Some(report) = report(&self.events, &self.registry).await else {
+                    return;
+                };
                 if reported.as_ref() == Some(&report) {
                     break;
                 }
@@ -62,7 +64,10 @@ impl Reporter {
                         break;
                     }
                     Err(error) => {
-                        warn!(error, "what is wrong is not reported to the operator, trying again");
+                        warn!(
+                            error,
+                            "what is wrong is not reported to the operator, trying again"
+                        );
                         tokio::time::sleep(retry.next(jitter())).await;
                     }
                 }
@@ -82,7 +87,12 @@ impl Reporter {
         let manager: String = self.instance.chars().take(MAX_MANAGER).collect();
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
         let params = PatchParams::apply(&manager).force();
-        match timeout(REQUEST_TIMEOUT, api.patch(CONFIG_MAP, &params, &Patch::Apply(map))).await {
+        match timeout(
+            REQUEST_TIMEOUT,
+            api.patch(CONFIG_MAP, &params, &Patch::Apply(map)),
+        )
+        .await
+        {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {REQUEST_TIMEOUT:?}")),
@@ -99,22 +109,35 @@ pub async fn report(events: &mpsc::Sender<Event>, registry: &Registry) -> Option
     }));
     events.send(ask).await.ok()?;
     let objects = answer.await.ok()?;
-    Some(Report { objects, records: records(registry), nodes: nodes(registry) })
+    Some(Report {
+        objects,
+        records: records(registry),
+        nodes: nodes(registry),
+    })
 }
 
 /// Records that nodes cannot enforce as written.
 fn records(registry: &Registry) -> Listing {
     let errors = registry.errors();
-    let errors = errors.iter().flat_map(|(node, errors)| errors.iter().map(move |error| (node, error)));
+    let errors = errors
+        .iter()
+        .flat_map(|(node, errors)| errors.iter().map(move |error| (node, error)));
     Listing::of(errors, |(node, (id, reason))| {
-        Entry::new(&format!("{} {} on node {node}", id.kind(), id.name()), reason)
+        Entry::new(
+            &format!("{} {} on node {node}", id.kind(), id.name()),
+            reason,
+        )
     })
 }
 
 /// Problems of nodes as a whole. Hints are only in the debug service.
 fn nodes(registry: &Registry) -> Listing {
     let problems = registry.problems();
-    let problems = problems.iter().flat_map(|(node, problems)| problems.iter().map(move |problem| (node, problem)));
+    let problems = problems
+        .iter()
+        .flat_map(|(node, problems)| problems.iter().map(move |problem| (node, problem)));
     let degraded = problems.filter(|(_, problem)| problem.degraded);
-    Listing::of(degraded, |(node, problem)| Entry::new(node, &format!("{}: {}", problem.code, problem.message)))
+    Listing::of(degraded, |(node, problem)| {
+        Entry::new(node, &format!("{}: {}", problem.code, problem.message))
+    })
 }

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use http::{Request, Response};
-use margay_proto::sync::{Ack, MAX_UP, NodeProblem, decode_ack, decode_local_endpoint, decode_problems, wire};
+use margay_proto::sync::{
+    Ack, MAX_UP, NodeProblem, decode_ack, decode_local_endpoint, decode_problems, wire,
+};
 use margay_runtime::clock::unix_ns;
 use margay_runtime::telemetry::{self, Traceparent};
 use margay_runtime::tls::Peer;
@@ -56,20 +58,47 @@ struct Inner {
 impl SyncService {
     /// Creates a service that sends events to the owner task; `hello` is the timeout for a node's
     /// first message.
-    pub fn new(events: mpsc::Sender<Event>, registry: Registry, counters: Counters, hello: Duration) -> Self {
+    pub fn new(
+        events: mpsc::Sender<Event>,
+        registry: Registry,
+        counters: Counters,
+        hello: Duration,
+    ) -> Self {
         let (sessions, hellos) = (AtomicU64::new(1), Mutex::default());
-        Self(Arc::new(Inner { events, registry, counters, sessions, hellos, hello }))
+        Self(Arc::new(Inner {
+            events,
+            registry,
+            counters,
+            sessions,
+            hellos,
+            hello,
+        }))
     }
 
-    fn start_session(&self, node: String, up: Streaming<wire::Up>) -> BoxStream<'static, FrameResult> {
+    fn start_session(
+        &self,
+        node: String,
+        up: Streaming<wire::Up>,
+    ) -> BoxStream<'static, FrameResult> {
         let (slot, frames) = mpsc::channel(1);
         let blocked = Arc::new(AtomicBool::new(false));
         let session = self.0.sessions.fetch_add(1, Ordering::Relaxed);
-        let reader = Reader { inner: self.0.clone(), node: node.clone(), session };
+        let reader = Reader {
+            inner: self.0.clone(),
+            node: node.clone(),
+            session,
+        };
         // A task of its own, so that acks are read while the connection takes no frames.
         tokio::spawn(reader.run(up, slot, blocked.clone()));
         let events = self.0.events.clone();
-        let outgoing = Outgoing { frames, parts: VecDeque::new(), blocked, events, node, session };
+        let outgoing = Outgoing {
+            frames,
+            parts: VecDeque::new(),
+            blocked,
+            events,
+            node,
+            session,
+        };
         stream::unfold(outgoing, Outgoing::next).boxed()
     }
 }
@@ -95,7 +124,10 @@ impl Outgoing {
         let frame = self.frames.recv().await?;
         // The slot is empty from here on, so the owner task can fill it again.
         if self.blocked.swap(false, Ordering::SeqCst) {
-            let ready = Event::SlotFree { node: self.node.clone(), session: self.session };
+            let ready = Event::SlotFree {
+                node: self.node.clone(),
+                session: self.session,
+            };
             // If the owner task has ended, so has the slot's sender, and the stream ends.
             let _ = self.events.send(ready).await;
         }
@@ -115,7 +147,12 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(self, mut up: Streaming<wire::Up>, slot: mpsc::Sender<FrameResult>, blocked: Arc<AtomicBool>) {
+    async fn run(
+        self,
+        mut up: Streaming<wire::Up>,
+        slot: mpsc::Sender<FrameResult>,
+        blocked: Arc<AtomicBool>,
+    ) {
         match self.read_hello(&mut up).await {
             Ok(hello) => {
                 // The owner task holds the only strong sender from here on: dropping it ends the
@@ -126,7 +163,10 @@ impl Reader {
                     session: self.session,
                     agent_version: hello.agent_version.chars().take(MAX_VERSION).collect(),
                     buckets: hello.buckets,
-                    capabilities: Capabilities { host_endpoints: hello.host_endpoints, compact: hello.compact },
+                    capabilities: Capabilities {
+                        host_endpoints: hello.host_endpoints,
+                        compact: hello.compact,
+                    },
                     slot,
                     blocked,
                 };
@@ -137,13 +177,20 @@ impl Reader {
             Err(Some(status)) => self.end_with(status, Some(slot)),
             Err(None) => {}
         }
-        let gone = Event::Disconnected { node: self.node, session: self.session };
+        let gone = Event::Disconnected {
+            node: self.node,
+            session: self.session,
+        };
         let _ = self.inner.events.send(gone).await;
     }
 
     fn end_with(&self, status: Status, slot: Option<mpsc::Sender<FrameResult>>) {
         self.inner.counters.stream_errors.inc();
-        warn!(node = %self.node, reason = status.message(), "stream ended because of a message of the node");
+        warn!(
+            node = %self.node,
+            reason = status.message(),
+            "stream ended because of a message of the node",
+        );
         if let Some(slot) = slot {
             // A node that does not read does not get the reason.
             let _ = slot.try_send(Err(status));
@@ -151,7 +198,10 @@ impl Reader {
     }
 
     /// Reads the first message; `Err(None)` if the connection has ended.
-    async fn read_hello(&self, up: &mut Streaming<wire::Up>) -> Result<wire::Hello, Option<Status>> {
+    async fn read_hello(
+        &self,
+        up: &mut Streaming<wire::Up>,
+    ) -> Result<wire::Hello, Option<Status>> {
         let first = tokio::time::timeout(self.inner.hello, up.message()).await;
         let first = first.map_err(|_| {
             let timeout = self.inner.hello;
@@ -160,7 +210,9 @@ impl Reader {
         let first = first.map_err(|status| connection_end(status).err())?;
         match first.and_then(|up| up.message) {
             Some(wire::up::Message::Hello(hello)) => self.wait_for_turn().await.map(|()| hello),
-            _ => Err(Some(Status::invalid_argument("the first message must be hello"))),
+            _ => Err(Some(Status::invalid_argument(
+                "the first message must be hello",
+            ))),
         }
     }
 
@@ -172,7 +224,9 @@ impl Reader {
             match turn {
                 HelloTurn::Now => return Ok(()),
                 HelloTurn::After(wait) => tokio::time::sleep(wait).await,
-                HelloTurn::Never => return Err(Some(Status::aborted("the node has opened another stream"))),
+                HelloTurn::Never => {
+                    return Err(Some(Status::aborted("the node has opened another stream")));
+                }
             }
             turn = hellos().retry(&self.node, self.session, Instant::now());
         }
@@ -199,7 +253,9 @@ impl Reader {
 
     async fn handle(&self, message: wire::Up) -> Result<(), Status> {
         match message.message {
-            Some(wire::up::Message::Ack(ack)) => self.handle_ack(&decode_ack(ack).map_err(invalid)?),
+            Some(wire::up::Message::Ack(ack)) => {
+                self.handle_ack(&decode_ack(ack).map_err(invalid)?)
+            }
             Some(wire::up::Message::LocalEndpoint(report)) => {
                 let report = decode_local_endpoint(report).map_err(invalid)?;
                 let node = self.node.clone();
@@ -222,32 +278,56 @@ impl Reader {
         let Some(node) = self.inner.registry.get(&self.node, self.session) else {
             return;
         };
-        let AckOutcome { done, new_errors, is_changed } = node.record_ack(ack);
+        let AckOutcome {
+            done,
+            new_errors,
+            is_changed,
+        } = node.record_ack(ack);
         if is_changed {
             self.inner.registry.notify_problems();
         }
         for sent in &done {
             let counters = &self.inner.counters;
-            counters.ack_seconds.observe(sent.at.elapsed().as_secs_f64());
+            counters
+                .ack_seconds
+                .observe(sent.at.elapsed().as_secs_f64());
             if sent.event_unix_ns > 0 {
                 let took = unix_ns().saturating_sub(sent.event_unix_ns);
-                counters.enforcement_seconds.observe(Duration::from_nanos(took).as_secs_f64());
+                counters
+                    .enforcement_seconds
+                    .observe(Duration::from_nanos(took).as_secs_f64());
             }
         }
         if let Some(last) = done.last() {
             record_ack_span(&node, last, ack);
         }
         for (id, message) in new_errors.iter().take(MAX_LOGGED) {
-            warn!(node = %self.node, revision = ack.revision, record = ?id, %message, "node cannot enforce a record");
+            warn!(
+                node = %self.node,
+                revision = ack.revision,
+                record = ?id,
+                %message,
+                "node cannot enforce a record",
+            );
         }
         if let Some(more) = new_errors.len().checked_sub(MAX_LOGGED + 1) {
-            warn!(node = %self.node, more = more + 1, "node cannot enforce more records; ListRecords lists them");
+            warn!(
+                node = %self.node,
+                more = more + 1,
+                "node cannot enforce more records; ListRecords lists them",
+            );
         }
     }
 
     fn handle_problems(&self, problems: Vec<NodeProblem>) {
-        for NodeProblem { code, message, degraded } in
-            self.inner.registry.set_problems(&self.node, self.session, problems)
+        for NodeProblem {
+            code,
+            message,
+            degraded,
+        } in self
+            .inner
+            .registry
+            .set_problems(&self.node, self.session, problems)
         {
             warn!(node = %self.node, code, degraded, %message, "node reports a problem");
         }
@@ -297,7 +377,9 @@ fn invalid(error: margay_proto::sync::Error) -> Status {
 /// connection, which is not.
 fn connection_end(status: Status) -> Result<(), Status> {
     match status.code() {
-        tonic::Code::InvalidArgument | tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => Err(status),
+        tonic::Code::InvalidArgument | tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
+            Err(status)
+        }
         _ => Ok(()),
     }
 }
@@ -341,7 +423,9 @@ impl StreamingService<wire::Up> for Method {
         let service = self.0.clone();
         Box::pin(async move {
             let node = node_name(request.extensions().get())?;
-            Ok(tonic::Response::new(service.start_session(node, request.into_inner())))
+            Ok(tonic::Response::new(
+                service.start_session(node, request.into_inner()),
+            ))
         })
     }
 }

@@ -46,7 +46,11 @@ mod tests {
     use margay_api::rule::Protocol;
 
     fn mk(ports: &[u16]) -> Option<Vec<Backend>> {
-        let backend = |port: &u16| Backend { address: [10, 0, 0, 1].into(), protocol: Protocol::TCP, port: *port };
+        let backend = |port: &u16| Backend {
+            address: [10, 0, 0, 1].into(),
+            protocol: Protocol::TCP,
+            port: *port,
+        };
         Some(ports.iter().map(backend).collect())
     }
 

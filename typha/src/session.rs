@@ -92,7 +92,8 @@ impl Session {
     /// Adds a change of members.
     pub fn add_members(&mut self, id: &Arc<RecordId>, change: &Arc<SharedDelta>) {
         let Entry::Occupied(mut entry) = self.pending.entry(id.clone()) else {
-            self.pending.insert(id.clone(), PendingChange::Members(change.clone()));
+            self.pending
+                .insert(id.clone(), PendingChange::Members(change.clone()));
             return;
         };
         let merged = match entry.get_mut() {
@@ -109,9 +110,14 @@ impl Session {
                 PendingChange::Merged(*kind, std::mem::take(merged))
             }
         };
-        let is_too_long = |delta: &MemberDelta| delta.added.len() + delta.removed.len() > MAX_PENDING_MEMBERS;
+        let is_too_long =
+            |delta: &MemberDelta| delta.added.len() + delta.removed.len() > MAX_PENDING_MEMBERS;
         let is_replaced = matches!(&merged, PendingChange::Merged(_, delta) if is_too_long(delta));
-        entry.insert(if is_replaced { PendingChange::Value } else { merged });
+        entry.insert(if is_replaced {
+            PendingChange::Value
+        } else {
+            merged
+        });
     }
 
     /// Marks a record that was removed from the node's view.
@@ -145,10 +151,14 @@ impl Session {
                 // `None` if the record has been removed since: it becomes a removal.
                 PendingChange::Gained | PendingChange::Value => records.encode_value(&id),
                 PendingChange::Members(shared) => Some(shared.bytes.clone()),
-                PendingChange::Merged(_, delta) if delta.added.is_empty() && delta.removed.is_empty() => {
+                PendingChange::Merged(_, delta)
+                    if delta.added.is_empty() && delta.removed.is_empty() =>
+                {
                     continue;
                 }
-                PendingChange::Merged(kind, delta) => Some(records.encode_members(&id, kind, &delta)),
+                PendingChange::Merged(kind, delta) => {
+                    Some(records.encode_members(&id, kind, &delta))
+                }
                 PendingChange::Lost => None,
             };
             match bytes {

@@ -144,21 +144,29 @@ impl Watch {
         let request = Request::new(DEFINITIONS)
             .get(&name, &GetParams::default())
             .map_err(|error| api_error(kube::Error::BuildRequest(error)))?;
-        let definition: CustomResourceDefinition = match with_timeout(self.client.request(request)).await {
-            Ok(definition) => definition,
-            Err(error) if error.is_not_found() => {
-                self.send_list(Vec::new()).await?;
-                retry.record_absence(&name);
-                return Ok(Availability::Unserved);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let versions = definition.spec.versions.into_iter().filter(|version| version.served);
+        let definition: CustomResourceDefinition =
+            match with_timeout(self.client.request(request)).await {
+                Ok(definition) => definition,
+                Err(error) if error.is_not_found() => {
+                    self.send_list(Vec::new()).await?;
+                    retry.record_absence(&name);
+                    return Ok(Availability::Unserved);
+                }
+                Err(error) => return Err(error.into()),
+            };
+        let versions = definition
+            .spec
+            .versions
+            .into_iter()
+            .filter(|version| version.served);
         let versions: Vec<String> = versions.map(|version| version.name).collect();
         match path_at_served_version(&self.path, &versions) {
             None => Ok(Availability::Unknown),
             Some(path) => {
-                info!(kind = self.kind, path, "served at another version; unknown fields are refused");
+                info!(
+                    kind = self.kind,
+                    path, "served at another version; unknown fields are refused"
+                );
                 self.path = path;
                 Ok(Availability::Served)
             }
@@ -226,11 +234,17 @@ impl Watch {
             match event {
                 WatchEvent::Bookmark => {}
                 WatchEvent::Applied(object, trace) => {
-                    let cause = Cause { seen_unix_ns, trace };
+                    let cause = Cause {
+                        seen_unix_ns,
+                        trace,
+                    };
                     self.send_observed(vec![*object], cause).await?;
                 }
                 WatchEvent::Deleted(key) => {
-                    let cause = Cause { seen_unix_ns, trace: None };
+                    let cause = Cause {
+                        seen_unix_ns,
+                        trace: None,
+                    };
                     let kind = self.kind;
                     self.send(Event::Deleted { kind, key, cause }).await?;
                 }
@@ -242,12 +256,16 @@ impl Watch {
         }
     }
 
-    async fn list_pages<K: DeserializeOwned>(&self, feed: &mut Feed<K>) -> Result<Vec<Observed>, CycleEnd> {
+    async fn list_pages<K: DeserializeOwned>(
+        &self,
+        feed: &mut Feed<K>,
+    ) -> Result<Vec<Observed>, CycleEnd> {
         feed.restart();
         let mut params = ListParams::default().limit(PAGE_SIZE);
         loop {
-            let request =
-                Request::new(&self.path).list(&params).map_err(|error| api_error(kube::Error::BuildRequest(error)))?;
+            let request = Request::new(&self.path)
+                .list(&params)
+                .map_err(|error| api_error(kube::Error::BuildRequest(error)))?;
             let page = with_timeout(self.client.request_text(request)).await?;
             match feed.decode_page(&page)? {
                 (WatchEvent::ListComplete(objects), _) => return Ok(objects),
@@ -273,7 +291,10 @@ impl Watch {
     async fn send_list(&self, objects: Vec<Observed>) -> Result<(), CycleEnd> {
         let count = objects.len();
         self.send(Event::ListStarted(self.kind)).await?;
-        let cause = Cause { seen_unix_ns: unix_ns(), trace: None };
+        let cause = Cause {
+            seen_unix_ns: unix_ns(),
+            trace: None,
+        };
         let mut objects = objects.into_iter();
         loop {
             let chunk: Vec<_> = objects.by_ref().take(CHUNK).collect();
@@ -296,7 +317,12 @@ impl Watch {
 
     async fn missing(&self) -> Result<Missing, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.send(Event::ListCompleted { kind: self.kind, limit: SAMPLE, reply }).await?;
+        self.send(Event::ListCompleted {
+            kind: self.kind,
+            limit: SAMPLE,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| Stopped)
     }
 
@@ -313,7 +339,12 @@ impl Watch {
 
     async fn send_observed(&self, objects: Vec<Observed>, cause: Cause) -> Result<(), Stopped> {
         let kind = self.kind;
-        self.send(Event::Observed { kind, objects, cause }).await
+        self.send(Event::Observed {
+            kind,
+            objects,
+            cause,
+        })
+        .await
     }
 
     async fn send(&self, event: Event) -> Result<(), Stopped> {
@@ -330,7 +361,11 @@ struct RetryLog {
 
 impl RetryLog {
     fn new(kind: &'static str) -> Self {
-        Self { kind, backoff: Backoff::new(RETRY.0, RETRY.1), logged: None }
+        Self {
+            kind,
+            backoff: Backoff::new(RETRY.0, RETRY.1),
+            logged: None,
+        }
     }
 
     fn record_success(&mut self) {
@@ -344,7 +379,10 @@ impl RetryLog {
     fn record_absence(&mut self, definition: &str) {
         let state = format!("no definition {definition}");
         if self.logged.as_ref() != Some(&state) {
-            info!(kind = self.kind, definition, "not served; treated as empty until its definition exists");
+            info!(
+                kind = self.kind,
+                definition, "not served; treated as empty until its definition exists"
+            );
             self.logged = Some(state);
         }
     }
@@ -354,7 +392,11 @@ impl RetryLog {
         if self.logged.as_ref() == Some(&state) {
             debug!(kind = self.kind, %error, "watch still interrupted");
         } else {
-            warn!(kind = self.kind, %error, "watch interrupted; the last known state stays in force");
+            warn!(
+                kind = self.kind,
+                %error,
+                "watch interrupted; the last known state stays in force",
+            );
             self.logged = Some(state);
         }
         self.backoff.next(jitter())

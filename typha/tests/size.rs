@@ -38,8 +38,14 @@ const MEMORY_LIMIT: usize = 50 << 20;
 /// A field of `/proc/self/status`, in bytes.
 fn memory(field: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("a status");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().expect("a number") * 1024
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .expect("the field");
+    line.trim_matches(|c: char| !c.is_ascii_digit())
+        .parse::<usize>()
+        .expect("a number")
+        * 1024
 }
 
 /// Growth of the peak memory of the process during `work`, in bytes.
@@ -69,7 +75,10 @@ impl Typha {
                 session: number,
                 agent_version: String::new(),
                 buckets: Vec::new(),
-                capabilities: Capabilities { host_endpoints: true, compact: true },
+                capabilities: Capabilities {
+                    host_endpoints: true,
+                    compact: true,
+                },
                 slot,
                 blocked: Arc::new(AtomicBool::new(false)),
             }));
@@ -80,16 +89,31 @@ impl Typha {
     }
 
     fn observe(&mut self, name: &str, update: Option<Update>, problems: Vec<String>) {
-        let object =
-            Observed { key: EndpointKey::new("x", name), uid: String::new(), update, prefers_former: false, problems };
-        self.owner.handle(Event::Observed { kind: "Pod", objects: vec![object], cause: Cause::default() });
+        let object = Observed {
+            key: EndpointKey::new("x", name),
+            uid: String::new(),
+            update,
+            prefers_former: false,
+            problems,
+        };
+        self.owner.handle(Event::Observed {
+            kind: "Pod",
+            objects: vec![object],
+            cause: Cause::default(),
+        });
     }
 
     /// Applies a policy as parsed by the watch of its kind; returns true if it was refused.
     fn policy(&mut self, key: PolicyKey, parsed: Result<Policy, Refusal>) -> bool {
         let is_refused = parsed.is_err();
-        let policy = parsed.or_else(|refusal| refusal.closed.ok_or(())).expect("its selector is known");
-        self.observe(&key.to_string(), Some(Update::Policy(key.clone(), Some(policy))), Vec::new());
+        let policy = parsed
+            .or_else(|refusal| refusal.closed.ok_or(()))
+            .expect("its selector is known");
+        self.observe(
+            &key.to_string(),
+            Some(Update::Policy(key.clone(), Some(policy))),
+            Vec::new(),
+        );
         is_refused
     }
 
@@ -98,7 +122,10 @@ impl Typha {
     fn drain_frames(&mut self) -> Vec<Vec<Frame>> {
         let mut frames = vec![Vec::new(); self.nodes.len()];
         for session in 1..=2 {
-            self.owner.handle(Event::SlotFree { node: format!("n{session}"), session });
+            self.owner.handle(Event::SlotFree {
+                node: format!("n{session}"),
+                session,
+            });
         }
         self.owner.flush();
         let mut is_over = true;
@@ -115,7 +142,10 @@ impl Typha {
         }
         if !is_over {
             let more = self.drain_frames();
-            frames.iter_mut().zip(more).for_each(|(frames, more)| frames.extend(more));
+            frames
+                .iter_mut()
+                .zip(more)
+                .for_each(|(frames, more)| frames.extend(more));
         }
         frames
     }
@@ -123,22 +153,43 @@ impl Typha {
 
 /// One pod of one namespace on each node.
 fn world(typha: &mut Typha) {
-    typha.observe("ns", Some(Update::Namespace("x".to_owned(), Some(Labels::new()))), Vec::new());
-    let tier = Tier { order: Order(None), default_action: Action::Deny };
-    typha.observe("tier", Some(Update::Tier("default".to_owned(), Some(tier))), Vec::new());
+    typha.observe(
+        "ns",
+        Some(Update::Namespace("x".to_owned(), Some(Labels::new()))),
+        Vec::new(),
+    );
+    let tier = Tier {
+        order: Order(None),
+        default_action: Action::Deny,
+    };
+    typha.observe(
+        "tier",
+        Some(Update::Tier("default".to_owned(), Some(tier))),
+        Vec::new(),
+    );
     for number in 1..=2 {
         let key = EndpointKey::new("x", format!("p{number}"));
-        let labels = [(LABEL_NAMESPACE, "x"), (LABEL_ORCHESTRATOR, "k8s"), ("app", "a1")];
+        let labels = [
+            (LABEL_NAMESPACE, "x"),
+            (LABEL_ORCHESTRATOR, "k8s"),
+            ("app", "a1"),
+        ];
         let endpoint = WorkloadEndpoint {
             node: format!("n{number}"),
-            labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            labels: labels
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             service_account: String::new(),
             addresses: vec![format!("10.0.0.{number}").parse().expect("an address")],
             ports: Vec::new(),
             uid: String::new(),
             interface: interface_name(&key),
         };
-        typha.observe(&key.name, Some(Update::Endpoint(key.clone(), Some(endpoint))), Vec::new());
+        typha.observe(
+            &key.name,
+            Some(Update::Endpoint(key.clone(), Some(endpoint))),
+            Vec::new(),
+        );
     }
     typha.drain_frames();
 }
@@ -147,7 +198,10 @@ fn world(typha: &mut Typha) {
 fn kubernetes(typha: &mut Typha, name: &str, spec: &str) -> bool {
     let text = large::object("networking.k8s.io/v1", "x", name, spec);
     let object: NetworkPolicy = serde_json::from_str(&text).expect("a policy");
-    typha.policy(k8s::netpol::key(&object), k8s::netpol::policy(&object).map(|(_, policy)| policy))
+    typha.policy(
+        k8s::netpol::key(&object),
+        k8s::netpol::policy(&object).map(|(_, policy)| policy),
+    )
 }
 
 /// Applies a NetworkPolicy of Calico.
@@ -169,11 +223,17 @@ fn policies_that_multiply_cost_little_and_do_not_delay_others() {
     let mut typha = Typha::new();
     world(&mut typha);
     for number in 0..100 {
-        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(1 + number % 7));
+        let spec = format!(
+            r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#,
+            large::peers(1 + number % 7)
+        );
         assert!(!kubernetes(&mut typha, &format!("small{number}"), &spec));
     }
     typha.drain_frames();
-    let (inwards, outwards) = (large::inwards(20_000, 20_000), large::outwards(20_000, 20_000));
+    let (inwards, outwards) = (
+        large::inwards(20_000, 20_000),
+        large::outwards(20_000, 20_000),
+    );
     let (largest, multiplied) = (large::inwards(200, 300), large::multiplied());
     let mut changes = 0;
     for (what, policy, is_beyond) in [
@@ -193,16 +253,28 @@ fn policies_that_multiply_cost_little_and_do_not_delay_others() {
         });
         assert!(grown < MEMORY_LIMIT, "{what}: {grown} bytes");
         for frames in &frames {
-            let Some(Change::Upsert(_, Record::Policy(policy))) = change_of(frames, what) else { panic!("{what}") };
+            let Some(Change::Upsert(_, Record::Policy(policy))) = change_of(frames, what) else {
+                panic!("{what}")
+            };
             let rules = policy.ingress.len() + policy.egress.len();
-            assert_eq!(rules, if is_beyond { 0 } else { 200 }, "{what}: a refused policy is closed");
+            assert_eq!(
+                rules,
+                if is_beyond { 0 } else { 200 },
+                "{what}: a refused policy is closed"
+            );
         }
         // A small policy changes beside it.
         changes += 1;
-        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(10 + changes));
+        let spec = format!(
+            r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#,
+            large::peers(10 + changes)
+        );
         assert!(!kubernetes(&mut typha, "small7", &spec));
         for frames in typha.drain_frames() {
-            assert!(change_of(&frames, "small7").is_some(), "{what}: changes of others are sent");
+            assert!(
+                change_of(&frames, "small7").is_some(),
+                "{what}: changes of others are sent"
+            );
         }
     }
 }

@@ -15,7 +15,10 @@ pub enum BlockError {
     #[error("block range {0:?}: must be a range like 10.0.0.0/26")]
     Cidr(String),
     /// The object's name is not that of its range.
-    #[error("block {name:?}: the name of its range is {wanted:?}; find out what created it and delete it")]
+    #[error(
+        "block {name:?}: the name of its range is {wanted:?}; find out what created it and delete \
+         it"
+    )]
     Name {
         /// Name of the object.
         name: String,
@@ -23,7 +26,9 @@ pub enum BlockError {
         wanted: String,
     },
     /// The length of `allocations` is not the size of the range.
-    #[error("block {cidr}: {found} allocations, must be {wanted}, one for each address of the range")]
+    #[error(
+        "block {cidr}: {found} allocations, must be {wanted}, one for each address of the range"
+    )]
     Size {
         /// Range of the block.
         cidr: IpNet,
@@ -34,7 +39,10 @@ pub enum BlockError {
     },
     /// The free list and the allocations contradict each other: assigning from it could give an
     /// address twice.
-    #[error("block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there twice")]
+    #[error(
+        "block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there \
+         twice"
+    )]
     Free {
         /// Range of the block.
         cidr: IpNet,
@@ -78,22 +86,38 @@ impl Block {
 
     /// Checks a stored block.
     pub fn parse(spec: IPAMBlockSpec) -> Result<Self, BlockError> {
-        let cidr: IpNet = spec.cidr.parse().map_err(|_| BlockError::Cidr(spec.cidr.clone()))?;
+        let cidr: IpNet = spec
+            .cidr
+            .parse()
+            .map_err(|_| BlockError::Cidr(spec.cidr.clone()))?;
         let wanted = size(cidr);
         if spec.allocations.len() != wanted {
-            return Err(BlockError::Size { cidr, found: spec.allocations.len(), wanted });
+            return Err(BlockError::Size {
+                cidr,
+                found: spec.allocations.len(),
+                wanted,
+            });
         }
         let lost = |(ordinal, index): (usize, &Option<u32>)| {
-            index.filter(|index| *index as usize >= spec.attributes.len()).map(|index| (ordinal, index))
+            index
+                .filter(|index| *index as usize >= spec.attributes.len())
+                .map(|index| (ordinal, index))
         };
         if let Some((ordinal, index)) = spec.allocations.iter().enumerate().find_map(lost) {
-            return Err(BlockError::Attribute { cidr, ordinal, index });
+            return Err(BlockError::Attribute {
+                cidr,
+                ordinal,
+                index,
+            });
         }
         let mut seen = BTreeSet::new();
         for ordinal in &spec.unallocated {
             let is_free = spec.allocations.get(*ordinal as usize) == Some(&None);
             if !is_free || !seen.insert(*ordinal) {
-                return Err(BlockError::Free { cidr, ordinal: *ordinal });
+                return Err(BlockError::Free {
+                    cidr,
+                    ordinal: *ordinal,
+                });
             }
         }
         Ok(Self { cidr, spec })
@@ -111,7 +135,11 @@ impl Block {
 
     /// Node that owns the block, unless it is being deleted.
     pub fn node(&self) -> Option<&str> {
-        self.spec.affinity.as_deref()?.strip_prefix("host:").filter(|_| !self.spec.deleted)
+        self.spec
+            .affinity
+            .as_deref()?
+            .strip_prefix("host:")
+            .filter(|_| !self.spec.deleted)
     }
 
     /// Number of free addresses.
@@ -121,12 +149,19 @@ impl Block {
 
     /// Number of free addresses that are not reserved, which [`Self::assign`] can give.
     pub fn available(&self, is_reserved: impl Fn(IpAddr) -> bool) -> usize {
-        self.spec.unallocated.iter().filter(|ordinal| !is_reserved(self.address(**ordinal as usize))).count()
+        self.spec
+            .unallocated
+            .iter()
+            .filter(|ordinal| !is_reserved(self.address(**ordinal as usize)))
+            .count()
     }
 
     /// Returns the addresses of a handle, in order.
     pub fn of_handle(&self, handle: &str) -> Vec<IpAddr> {
-        self.ordinals_of(handle).into_iter().map(|ordinal| self.address(ordinal)).collect()
+        self.ordinals_of(handle)
+            .into_iter()
+            .map(|ordinal| self.address(ordinal))
+            .collect()
     }
 
     /// Returns every allocated address with its attributes, in order, including those in cooldown.
@@ -135,21 +170,39 @@ impl Block {
             .allocations
             .iter()
             .enumerate()
-            .filter_map(|(ordinal, index)| Some((self.address(ordinal), &self.spec.attributes[(*index)? as usize])))
+            .filter_map(|(ordinal, index)| {
+                Some((
+                    self.address(ordinal),
+                    &self.spec.attributes[(*index)? as usize],
+                ))
+            })
     }
 
     /// Assigns the address that has been free for longest and is not reserved. `None`: there is
     /// none.
-    pub fn assign(&mut self, attribute: &AllocationAttribute, is_reserved: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        let position =
-            self.spec.unallocated.iter().position(|ordinal| !is_reserved(self.address(*ordinal as usize)))?;
+    pub fn assign(
+        &mut self,
+        attribute: &AllocationAttribute,
+        is_reserved: impl Fn(IpAddr) -> bool,
+    ) -> Option<IpAddr> {
+        let position = self
+            .spec
+            .unallocated
+            .iter()
+            .position(|ordinal| !is_reserved(self.address(*ordinal as usize)))?;
         Some(self.assign_position(position, attribute))
     }
 
     /// Assigns a given address. False: it is not free, or not in this block.
     pub fn assign_address(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
-        let position = self.spec.unallocated.iter().position(|ordinal| self.address(*ordinal as usize) == address);
-        position.map(|position| self.assign_position(position, attribute)).is_some()
+        let position = self
+            .spec
+            .unallocated
+            .iter()
+            .position(|ordinal| self.address(*ordinal as usize) == address);
+        position
+            .map(|position| self.assign_position(position, attribute))
+            .is_some()
     }
 
     fn assign_position(&mut self, position: usize, attribute: &AllocationAttribute) -> IpAddr {
@@ -157,7 +210,9 @@ impl Block {
         let index = self.find_or_add_attribute(attribute);
         self.spec.allocations[ordinal] = Some(index);
         self.bump_sequence();
-        self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), self.spec.sequence_number);
+        self.spec
+            .sequence_number_for_allocation
+            .insert(ordinal.to_string(), self.spec.sequence_number);
         self.address(ordinal)
     }
 
@@ -186,7 +241,10 @@ impl Block {
     pub fn release(&mut self, handle: &str) -> Vec<IpAddr> {
         let ordinals = self.ordinals_of(handle);
         self.free_ordinals(&ordinals);
-        ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
+        ordinals
+            .into_iter()
+            .map(|ordinal| self.address(ordinal))
+            .collect()
     }
 
     /// Starts the cooldown of all addresses of a handle: they stay allocated, with the time of
@@ -194,8 +252,10 @@ impl Block {
     /// the addresses.
     pub fn start_cooldown(&mut self, handle: &str, released_at: &str) -> Vec<IpAddr> {
         let ordinals = self.ordinals_of(handle);
-        let resting =
-            AllocationAttribute { released_at: Some(released_at.to_owned()), ..AllocationAttribute::default() };
+        let resting = AllocationAttribute {
+            released_at: Some(released_at.to_owned()),
+            ..AllocationAttribute::default()
+        };
         for ordinal in &ordinals {
             self.spec.allocations[*ordinal] = Some(self.find_or_add_attribute(&resting));
         }
@@ -203,12 +263,16 @@ impl Block {
             self.drop_unused_attributes();
             self.bump_sequence();
         }
-        ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
+        ordinals
+            .into_iter()
+            .map(|ordinal| self.address(ordinal))
+            .collect()
     }
 
     /// Returns the addresses in cooldown with the times of their release, in order.
     pub fn cooling_down(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.allocated().filter_map(|(address, attribute)| Some((address, attribute.released_at.as_deref()?)))
+        self.allocated()
+            .filter_map(|(address, attribute)| Some((address, attribute.released_at.as_deref()?)))
     }
 
     /// Frees the addresses whose cooldown is over, as `is_over` decides from the time of their
@@ -226,19 +290,27 @@ impl Block {
         over.sort_unstable();
         let ordinals: Vec<usize> = over.into_iter().map(|(_, ordinal)| ordinal).collect();
         self.free_ordinals(&ordinals);
-        ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
+        ordinals
+            .into_iter()
+            .map(|ordinal| self.address(ordinal))
+            .collect()
     }
 
     /// Assigns an allocated address to another owner in one step. False: it is not allocated.
     pub fn reassign(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
-        let Some(ordinal) = self.ordinal(address).filter(|ordinal| self.spec.allocations[*ordinal].is_some()) else {
+        let Some(ordinal) = self
+            .ordinal(address)
+            .filter(|ordinal| self.spec.allocations[*ordinal].is_some())
+        else {
             return false;
         };
         let index = self.find_or_add_attribute(attribute);
         self.spec.allocations[ordinal] = Some(index);
         self.drop_unused_attributes();
         self.bump_sequence();
-        self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), self.spec.sequence_number);
+        self.spec
+            .sequence_number_for_allocation
+            .insert(ordinal.to_string(), self.spec.sequence_number);
         true
     }
 
@@ -250,7 +322,9 @@ impl Block {
         for ordinal in ordinals {
             self.spec.allocations[*ordinal] = None;
             self.spec.unallocated.push(*ordinal as u32);
-            self.spec.sequence_number_for_allocation.remove(&ordinal.to_string());
+            self.spec
+                .sequence_number_for_allocation
+                .remove(&ordinal.to_string());
         }
         if !ordinals.is_empty() {
             self.drop_unused_attributes();
@@ -268,13 +342,25 @@ impl Block {
 
     fn ordinals_of(&self, handle: &str) -> Vec<usize> {
         let has = |index: &Option<u32>| {
-            index.is_some_and(|index| self.spec.attributes[index as usize].handle_id.as_deref() == Some(handle))
+            index.is_some_and(|index| {
+                self.spec.attributes[index as usize].handle_id.as_deref() == Some(handle)
+            })
         };
-        self.spec.allocations.iter().enumerate().filter(|(_, index)| has(index)).map(|(ordinal, _)| ordinal).collect()
+        self.spec
+            .allocations
+            .iter()
+            .enumerate()
+            .filter(|(_, index)| has(index))
+            .map(|(ordinal, _)| ordinal)
+            .collect()
     }
 
     fn find_or_add_attribute(&mut self, attribute: &AllocationAttribute) -> u32 {
-        let found = self.spec.attributes.iter().position(|present| present == attribute);
+        let found = self
+            .spec
+            .attributes
+            .iter()
+            .position(|present| present == attribute);
         let index = found.unwrap_or_else(|| {
             self.spec.attributes.push(attribute.clone());
             self.spec.attributes.len() - 1
@@ -317,11 +403,18 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn attribute(handle: &str) -> AllocationAttribute {
-        AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() }
+        AllocationAttribute {
+            handle_id: Some(handle.to_owned()),
+            ..AllocationAttribute::default()
+        }
     }
 
     fn mk_block(cidr: &str) -> Block {
-        Block::new(cidr.parse().expect("a range"), "n1", "2026-01-01T00:00:00Z".to_owned())
+        Block::new(
+            cidr.parse().expect("a range"),
+            "n1",
+            "2026-01-01T00:00:00Z".to_owned(),
+        )
     }
 
     #[test]
@@ -339,15 +432,27 @@ mod tests {
         let sound = mk_block("10.0.0.0/30").spec().clone();
         let error = |spec| Block::parse(spec).err().map(|error| error.to_string());
         assert_eq!(error(sound.clone()), None);
-        let short = IPAMBlockSpec { allocations: vec![None; 3], ..sound.clone() };
+        let short = IPAMBlockSpec {
+            allocations: vec![None; 3],
+            ..sound.clone()
+        };
         assert_eq!(
             error(short),
-            Some("block 10.0.0.0/30: 3 allocations, must be 4, one for each address of the range".to_owned())
+            Some(
+                "block 10.0.0.0/30: 3 allocations, must be 4, one for each address of the range"
+                    .to_owned()
+            )
         );
-        let lost = IPAMBlockSpec { allocations: vec![Some(0), None, None, None], ..sound };
+        let lost = IPAMBlockSpec {
+            allocations: vec![Some(0), None, None, None],
+            ..sound
+        };
         assert_eq!(
             error(lost),
-            Some("block 10.0.0.0/30: ordinal 0 points to attribute 0, which does not exist".to_owned())
+            Some(
+                "block 10.0.0.0/30: ordinal 0 points to attribute 0, which does not exist"
+                    .to_owned()
+            )
         );
     }
 
@@ -356,8 +461,14 @@ mod tests {
         let mut block = mk_block("10.0.0.0/30");
         block.assign(&attribute("h1"), |_| false);
         for free in [vec![0, 1], vec![1, 1], vec![4]] {
-            let spec = IPAMBlockSpec { unallocated: free.clone(), ..block.spec().clone() };
-            assert!(matches!(Block::parse(spec), Err(BlockError::Free { .. })), "{free:?}");
+            let spec = IPAMBlockSpec {
+                unallocated: free.clone(),
+                ..block.spec().clone()
+            };
+            assert!(
+                matches!(Block::parse(spec), Err(BlockError::Free { .. })),
+                "{free:?}"
+            );
         }
     }
 
@@ -387,15 +498,44 @@ mod tests {
         }
         let released = block.start_cooldown("h1", "2026-01-01T00:00:01Z");
         block.start_cooldown("h2", "2026-01-01T00:00:00Z");
-        assert_eq!(released, block.cooling_down().map(|(address, _)| address).take(1).collect::<Vec<_>>());
-        assert_eq!((block.free(), block.of_handle("h1").len(), block.allocated().count()), (0, 0, 4));
-        assert_eq!(block.start_cooldown("h1", "2026-01-01T00:00:09Z"), [] as [IpAddr; 0], "once is enough");
+        assert_eq!(
+            released,
+            block
+                .cooling_down()
+                .map(|(address, _)| address)
+                .take(1)
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(
+            (
+                block.free(),
+                block.of_handle("h1").len(),
+                block.allocated().count()
+            ),
+            (0, 0, 4)
+        );
+        assert_eq!(
+            block.start_cooldown("h1", "2026-01-01T00:00:09Z"),
+            [] as [IpAddr; 0],
+            "once is enough"
+        );
         assert!(!block.assign_address(released[0], &attribute("x")));
         assert_eq!(block.assign(&attribute("x"), |_| false), None);
         assert_eq!(Block::parse(block.spec().clone()).as_ref(), Ok(&block));
-        assert_eq!(block.end_cooldown(|since| since < "2026"), [] as [IpAddr; 0]);
-        let freed: Vec<String> = block.end_cooldown(|_| true).iter().map(IpAddr::to_string).collect();
-        assert_eq!(freed, ["10.0.0.2", "10.0.0.1"], "the first that was released is the first to be given");
+        assert_eq!(
+            block.end_cooldown(|since| since < "2026"),
+            [] as [IpAddr; 0]
+        );
+        let freed: Vec<String> = block
+            .end_cooldown(|_| true)
+            .iter()
+            .map(IpAddr::to_string)
+            .collect();
+        assert_eq!(
+            freed,
+            ["10.0.0.2", "10.0.0.1"],
+            "the first that was released is the first to be given"
+        );
         assert_eq!(block.spec().unallocated, [2, 1]);
         assert_eq!(block.spec().sequence_number_for_allocation.len(), 2);
         assert_eq!(Block::parse(block.spec().clone()).as_ref(), Ok(&block));
@@ -407,14 +547,22 @@ mod tests {
         let address = block.assign(&attribute("old"), |_| false).expect("room");
         let before = block.sequence(address);
         assert!(block.reassign(address, &attribute("new")));
-        assert_eq!((block.of_handle("old"), block.of_handle("new")), (vec![], vec![address]));
-        assert!(!block.release_address(address, before), "the former sequence number releases nothing");
+        assert_eq!(
+            (block.of_handle("old"), block.of_handle("new")),
+            (vec![], vec![address])
+        );
+        assert!(
+            !block.release_address(address, before),
+            "the former sequence number releases nothing"
+        );
         assert!(!block.reassign("10.0.0.3".parse().expect("an address"), &attribute("new")));
     }
 
     proptest! {
         #[test]
-        fn no_address_twice_and_none_lost(ops in proptest::collection::vec((any::<bool>(), 0u8..12), 0..200)) {
+        fn no_address_twice_and_none_lost(
+            ops in proptest::collection::vec((any::<bool>(), 0u8..12), 0..200),
+        ) {
             let mut block = mk_block("10.0.0.0/28");
             let mut held: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
             let reserved: IpAddr = "10.0.0.3".parse().expect("an address");
@@ -424,7 +572,9 @@ mod tests {
                     let taken: usize = held.values().map(BTreeSet::len).sum();
                     match block.assign(&attribute(&handle), |address| address == reserved) {
                         Some(address) => {
-                            prop_assert!(held.values().all(|addresses| !addresses.contains(&address)));
+                            prop_assert!(
+                                held.values().all(|addresses| !addresses.contains(&address))
+                            );
                             prop_assert_ne!(address, reserved);
                             held.entry(handle).or_default().insert(address);
                         }

@@ -20,27 +20,48 @@ pub fn block_info(object: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, Bloc
     }
     let block = Block::parse(object.spec.clone())?;
     // Two objects of one range would replace each other in turn.
-    let (name, wanted) = (object.metadata.name.as_deref().unwrap_or_default(), names::block(block.cidr().trunc()));
+    let (name, wanted) = (
+        object.metadata.name.as_deref().unwrap_or_default(),
+        names::block(block.cidr().trunc()),
+    );
     if name != wanted {
-        return Err(BlockError::Name { name: name.to_owned(), wanted });
+        return Err(BlockError::Name {
+            name: name.to_owned(),
+            wanted,
+        });
     }
     let node = block.node().map(str::to_owned);
     let borrowed = block
         .allocated()
         .filter_map(|(address, attribute)| {
             let user = attribute.secondary.as_ref()?.get(ATTRIBUTE_NODE)?;
-            (attribute.released_at.is_none() && node.as_ref() != Some(user)).then(|| (address, user.clone()))
+            (attribute.released_at.is_none() && node.as_ref() != Some(user))
+                .then(|| (address, user.clone()))
         })
         .collect();
-    let tunnels =
-        block.allocated().filter_map(|(address, attribute)| Some((address, tunnel_of(attribute)?.to_owned())));
+    let tunnels = block
+        .allocated()
+        .filter_map(|(address, attribute)| Some((address, tunnel_of(attribute)?.to_owned())));
     let tunnels = tunnels.collect();
     let cidr = block.cidr();
-    Ok(Some((cidr, BlockInfo { node, borrowed, tunnels, created: meta::created(&object.metadata) })))
+    Ok(Some((
+        cidr,
+        BlockInfo {
+            node,
+            borrowed,
+            tunnels,
+            created: meta::created(&object.metadata),
+        },
+    )))
 }
 
 /// Returns the node whose VXLAN tunnel's handle the allocation is under.
 fn tunnel_of(attribute: &AllocationAttribute) -> Option<&str> {
-    let handle = attribute.handle_id.as_deref().filter(|_| attribute.released_at.is_none())?;
-    ["vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-"].iter().find_map(|prefix| handle.strip_prefix(prefix))
+    let handle = attribute
+        .handle_id
+        .as_deref()
+        .filter(|_| attribute.released_at.is_none())?;
+    ["vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-"]
+        .iter()
+        .find_map(|prefix| handle.strip_prefix(prefix))
 }

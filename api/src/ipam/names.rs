@@ -21,7 +21,9 @@ pub fn block(cidr: IpNet) -> String {
 pub fn block_range(name: &str) -> Option<IpNet> {
     let (address, length) = name.rsplit_once('-')?;
     let v4 = format!("{}/{length}", address.replace('-', ".")).parse();
-    let range: IpNet = v4.or_else(|_| format!("{}/{length}", address.replace('-', ":")).parse()).ok()?;
+    let range: IpNet = v4
+        .or_else(|_| format!("{}/{length}", address.replace('-', ":")).parse())
+        .ok()?;
     (block(range) == name).then_some(range)
 }
 
@@ -49,7 +51,9 @@ pub fn affinity_labels(node: &str, cidr: IpNet) -> BTreeMap<String, String> {
         (LABEL_AFFINITY_TYPE, "host".to_owned()),
         (LABEL_IP_VERSION, version.to_owned()),
     ];
-    labels.map(|(label, value)| (label.to_owned(), value)).into()
+    labels
+        .map(|(label, value)| (label.to_owned(), value))
+        .into()
 }
 
 /// Label of affinities: the node, from [`hostname_hash`].
@@ -101,10 +105,24 @@ mod tests {
         assert_eq!(block(cidr("fd00::40/122")), "fd00--40-122");
         assert_eq!(affinity("n1", cidr("10.244.1.0/26")), "n1-10-244-1-0-26");
         assert_eq!(handle("k8s-pod-network.AB"), "k8s-pod-network.ab");
-        for text in ["10.244.1.0/26", "0.0.0.0/0", "fd00::40/122", "fd00::/64", "::/0", "1:2:3:4:5:6:7:8/128"] {
+        for text in [
+            "10.244.1.0/26",
+            "0.0.0.0/0",
+            "fd00::40/122",
+            "fd00::/64",
+            "::/0",
+            "1:2:3:4:5:6:7:8/128",
+        ] {
             assert_eq!(block_range(&block(cidr(text))), Some(cidr(text)), "{text}");
         }
-        for name in ["", "x", "10-244-1-26", "10-244-1-0-33", "010-244-1-0-26", "n1-10-244-1-0-26"] {
+        for name in [
+            "",
+            "x",
+            "10-244-1-26",
+            "10-244-1-0-33",
+            "010-244-1-0-26",
+            "n1-10-244-1-0-26",
+        ] {
             assert_eq!(block_range(name), None, "{name}");
         }
     }
@@ -124,13 +142,19 @@ mod tests {
         assert!(name.contains("n-10-244-1-0-26-"));
         assert_ne!(name, affinity(&"n".repeat(251), cidr));
         let longest_whole = "n".repeat(MAX_NAME - 1 - "-10-244-1-0-26".len());
-        assert_eq!(affinity(&longest_whole, cidr), format!("{longest_whole}-10-244-1-0-26"));
+        assert_eq!(
+            affinity(&longest_whole, cidr),
+            format!("{longest_whole}-10-244-1-0-26")
+        );
     }
 
     #[test]
     fn affinities_are_found_by_the_hash_of_the_node() {
         let labels = affinity_labels("n1", "10.244.1.0/26".parse().expect("a range"));
-        let shown: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        let shown: Vec<String> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}={value}"))
+            .collect();
         assert_eq!(
             shown,
             [

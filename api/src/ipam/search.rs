@@ -12,7 +12,10 @@ pub fn candidates(pool: IpNet, block_size: u8, node: &str) -> impl Iterator<Item
     let bits = u32::from(block_size.saturating_sub(pool.prefix_len())).min(63);
     let count = 1u64 << bits;
     let hash = Sha256::digest(node.as_bytes());
-    let start = hash[..8].iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte)) % count;
+    let start = hash[..8]
+        .iter()
+        .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+        % count;
     (0..count).filter_map(move |step| subnet(pool, block_size, (start + step) % count))
 }
 
@@ -20,7 +23,10 @@ pub fn candidates(pool: IpNet, block_size: u8, node: &str) -> impl Iterator<Item
 /// blocks of others, and a node that retries begins at the same one.
 pub fn shuffled(blocks: impl IntoIterator<Item = IpNet>, seed: &str) -> Vec<IpNet> {
     let key = |block: &IpNet| Sha256::digest(format!("{seed} {block}"));
-    let mut keyed: Vec<_> = blocks.into_iter().map(|block| (key(&block), block)).collect();
+    let mut keyed: Vec<_> = blocks
+        .into_iter()
+        .map(|block| (key(&block), block))
+        .collect();
     keyed.sort_unstable();
     keyed.into_iter().map(|(_, block)| block).collect()
 }
@@ -55,8 +61,15 @@ mod tests {
     fn seeds_give_different_orders_of_the_same_blocks() {
         let pool: IpNet = "10.244.0.0/22".parse().expect("a range");
         let order = |seed: &str| shuffled(candidates(pool, 26, "n1"), seed);
-        assert_eq!(order("n1"), shuffled(candidates(pool, 26, "n2"), "n1"), "the order of the input does not matter");
-        assert_eq!(order("n1").into_iter().collect::<BTreeSet<_>>(), candidates(pool, 26, "n1").collect());
+        assert_eq!(
+            order("n1"),
+            shuffled(candidates(pool, 26, "n2"), "n1"),
+            "the order of the input does not matter"
+        );
+        assert_eq!(
+            order("n1").into_iter().collect::<BTreeSet<_>>(),
+            candidates(pool, 26, "n1").collect()
+        );
         let first: BTreeSet<IpNet> = (0..20).map(|n| order(&format!("n{n}"))[0]).collect();
         assert!(first.len() > 5, "{first:?}");
     }

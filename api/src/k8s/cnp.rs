@@ -35,7 +35,10 @@ pub const BASELINE_TIER: &str = "kube-baseline";
     shortname = "cnp",
     derive = "PartialEq",
     status = "ClusterNetworkPolicyStatus",
-    annotation("api-approved.kubernetes.io", "unapproved, as the network-policy-api project has it"),
+    annotation(
+        "api-approved.kubernetes.io",
+        "unapproved, as the network-policy-api project has it"
+    ),
     printcolumn = r#"{"name":"Tier","type":"string","jsonPath":".spec.tier"}"#,
     printcolumn = r#"{"name":"Priority","type":"string","jsonPath":".spec.priority"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
@@ -102,8 +105,9 @@ pub struct IngressRule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("required" = ["action", "to"], "x-kubernetes-validations" = [{
     "rule": "!(self.to.exists(peer, has(peer.networks) || has(peer.nodes)) && has(self.protocols) \
-        && self.protocols.exists(protocol, has(protocol.destinationNamedPort)))",
-    "message": "networks and nodes have no named ports: give destinationPort in protocols, or write a rule of its own",
+             && self.protocols.exists(protocol, has(protocol.destinationNamedPort)))",
+    "message": "networks and nodes have no named ports: give destinationPort in protocols, or \
+                write a rule of its own",
 }]))]
 pub struct EgressRule {
     /// Name of the rule, for information.
@@ -247,7 +251,10 @@ fn networks(_: &mut SchemaGenerator) -> Schema {
         "items": {
             "type": "string",
             "maxLength": 43,
-            "x-kubernetes-validations": [{ "rule": "isCIDR(self)", "message": "not a range: write it like 10.0.0.0/8 or fd00::/8" }],
+            "x-kubernetes-validations": [{
+                "rule": "isCIDR(self)",
+                "message": "not a range: write it like 10.0.0.0/8 or fd00::/8",
+            }],
         },
         "minItems": 1,
         "maxItems": 25,

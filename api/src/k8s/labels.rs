@@ -1,7 +1,9 @@
 //! Labels of namespaces and service accounts as their endpoints inherit them, and label selectors.
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, ObjectMeta,
+};
 
 use crate::meta::{LABEL_PARENT_NAME, Labels, NamespacedName};
 use crate::problem::Problems;
@@ -18,8 +20,10 @@ pub fn namespace(namespace: &Namespace) -> (String, Labels) {
 /// whatever a user wrote there.
 pub fn service_account(account: &ServiceAccount) -> (NamespacedName, Labels) {
     let metadata = &account.metadata;
-    let key =
-        NamespacedName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+    let key = NamespacedName::new(
+        metadata.namespace.clone().unwrap_or_default(),
+        metadata.name.clone().unwrap_or_default(),
+    );
     (key, inherited(metadata))
 }
 
@@ -32,7 +36,11 @@ fn inherited(metadata: &ObjectMeta) -> Labels {
 
 /// Converts a Kubernetes label selector; empty matches everything. `None`: it is not valid, and the
 /// problems recorded.
-pub(crate) fn selector(problems: &mut Problems, field: &str, selector: &LabelSelector) -> Option<Selector> {
+pub(crate) fn selector(
+    problems: &mut Problems,
+    field: &str,
+    selector: &LabelSelector,
+) -> Option<Selector> {
     let known = problems.len();
     let mut operands = Vec::new();
     for (label, value) in selector.match_labels.iter().flatten() {
@@ -49,7 +57,11 @@ pub(crate) fn selector(problems: &mut Problems, field: &str, selector: &LabelSel
     (problems.len() == known).then(|| Selector::and(parts))
 }
 
-fn expression(problems: &mut Problems, at: &str, requirement: &LabelSelectorRequirement) -> Option<Node> {
+fn expression(
+    problems: &mut Problems,
+    at: &str,
+    requirement: &LabelSelectorRequirement,
+) -> Option<Node> {
     let label = requirement.key.clone();
     let values = requirement.values.iter().flatten().cloned();
     let is_empty = requirement.values.iter().flatten().next().is_none();
@@ -58,7 +70,12 @@ fn expression(problems: &mut Problems, at: &str, requirement: &LabelSelectorRequ
     }
     match requirement.operator.as_str() {
         "In" | "NotIn" if is_empty => {
-            problems.add(format!("{at}.values"), "", "In and NotIn need values", "name at least one value");
+            problems.add(
+                format!("{at}.values"),
+                "",
+                "In and NotIn need values",
+                "name at least one value",
+            );
             None
         }
         "In" => Some(Node::In(label, values.collect())),
@@ -66,7 +83,12 @@ fn expression(problems: &mut Problems, at: &str, requirement: &LabelSelectorRequ
         "Exists" => Some(Node::Has(label)),
         "DoesNotExist" => Some(Node::Not(Box::new(Node::Has(label)))),
         other => {
-            problems.add(format!("{at}.operator"), other, "not an operator", "use In, NotIn, Exists or DoesNotExist");
+            problems.add(
+                format!("{at}.operator"),
+                other,
+                "not an operator",
+                "use In, NotIn, Exists or DoesNotExist",
+            );
             None
         }
     }
@@ -90,8 +112,16 @@ fn can_be_written<'a>(
             "use letters, digits, `_`, `.`, `/` and `-`, 1 to 512 of them",
         );
     }
-    for value in values.into_iter().filter(|value| value.contains('"') && value.contains('\'')) {
-        problems.add(at, value, "not the value of a label", "use letters, digits, `_`, `.` and `-`");
+    for value in values
+        .into_iter()
+        .filter(|value| value.contains('"') && value.contains('\''))
+    {
+        problems.add(
+            at,
+            value,
+            "not the value of a label",
+            "use letters, digits, `_`, `.` and `-`",
+        );
     }
     problems.len() == known
 }
@@ -106,17 +136,37 @@ mod tests {
             operator: "In".to_owned(),
             values: Some(values.iter().map(|value| (*value).to_owned()).collect()),
         };
-        let written = LabelSelector { match_labels: None, match_expressions: Some(vec![requirement]) };
+        let written = LabelSelector {
+            match_labels: None,
+            match_expressions: Some(vec![requirement]),
+        };
         let mut problems = Problems::default();
-        let parsed = selector(&mut problems, "spec.subject", &written).map(|parsed| parsed.to_string());
-        parsed.ok_or_else(|| problems.into_vec().into_iter().map(|problem| problem.field).collect())
+        let parsed =
+            selector(&mut problems, "spec.subject", &written).map(|parsed| parsed.to_string());
+        parsed.ok_or_else(|| {
+            problems
+                .into_vec()
+                .into_iter()
+                .map(|problem| problem.field)
+                .collect()
+        })
     }
 
     #[test]
     fn no_key_and_no_value_reads_like_a_piece_of_a_selector() {
-        assert_eq!(parse("app", &["web", "a'b"]), Ok("app in {\"a'b\", \"web\"}".to_owned()));
+        assert_eq!(
+            parse("app", &["web", "a'b"]),
+            Ok("app in {\"a'b\", \"web\"}".to_owned())
+        );
         let at = vec!["spec.subject.matchExpressions[0]".to_owned()];
-        for key in ["", "a b", "a in {\"b\"} || c", "]a", "has(a)", &"k".repeat(513)] {
+        for key in [
+            "",
+            "a b",
+            "a in {\"b\"} || c",
+            "]a",
+            "has(a)",
+            &"k".repeat(513),
+        ] {
             assert_eq!(parse(key, &["web"]), Err(at.clone()), "{key:?}");
         }
         assert_eq!(parse("app", &["web", "a'b\"c"]), Err(at));

@@ -49,8 +49,12 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     let mut ingress = Vec::new();
     for (index, rule) in spec.ingress.iter().flatten().enumerate() {
         let at = format!("spec.ingress[{index}]");
-        if !budget.has_room(&mut problems, &at, count_unmergeable(&rule.from), rule.ports.as_ref().map_or(0, Vec::len))
-        {
+        if !budget.has_room(
+            &mut problems,
+            &at,
+            count_unmergeable(&rule.from),
+            rule.ports.as_ref().map_or(0, Vec::len),
+        ) {
             continue;
         }
         let peers = peers(&mut problems, namespace, &format!("{at}.from"), &rule.from);
@@ -63,7 +67,12 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     let mut egress = Vec::new();
     for (index, rule) in spec.egress.iter().flatten().enumerate() {
         let at = format!("spec.egress[{index}]");
-        if !budget.has_room(&mut problems, &at, count_unmergeable(&rule.to), rule.ports.as_ref().map_or(0, Vec::len)) {
+        if !budget.has_room(
+            &mut problems,
+            &at,
+            count_unmergeable(&rule.to),
+            rule.ports.as_ref().map_or(0, Vec::len),
+        ) {
             continue;
         }
         let peers = peers(&mut problems, namespace, &format!("{at}.to"), &rule.to);
@@ -71,7 +80,10 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
         let lists = ports.iter().map(|ports| &*ports.ports);
         if budget.charge_pairs(&mut problems, &at, &peers, lists, PortOwner::Peer) {
             egress.extend(product(&peers, &ports, |peer, local| {
-                let destination = EntityMatch { ports: local.ports, ..peer };
+                let destination = EntityMatch {
+                    ports: local.ports,
+                    ..peer
+                };
                 (EntityMatch::default(), destination)
             }));
         }
@@ -90,9 +102,15 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     // All rules allow, and without the selector it is not known for which pods.
     let closed = |parsed| match is_known {
         true => Some(parsed),
-        false => Some(Policy { ingress: Vec::new(), egress: Vec::new(), ..parsed }),
+        false => Some(Policy {
+            ingress: Vec::new(),
+            egress: Vec::new(),
+            ..parsed
+        }),
     };
-    problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(!is_known))
+    problems
+        .finish(parsed, closed)
+        .map_err(|refusal| refusal.or_former(!is_known))
 }
 
 /// Selects the pods of that namespace that match.
@@ -118,7 +136,12 @@ fn directions(problems: &mut Problems, spec: &NetworkPolicySpec) -> (bool, bool)
             "Egress" => applies.1 = true,
             other => {
                 applies = (true, true);
-                problems.add(format!("spec.policyTypes[{index}]"), other, "not a direction", "use Ingress or Egress");
+                problems.add(
+                    format!("spec.policyTypes[{index}]"),
+                    other,
+                    "not a direction",
+                    "use Ingress or Egress",
+                );
             }
         }
     }
@@ -133,11 +156,21 @@ fn product(
     ports: &[Ports],
     sides: impl Fn(EntityMatch, EntityMatch) -> (EntityMatch, EntityMatch),
 ) -> Vec<Rule> {
-    let pairs = peers.iter().flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
+    let pairs = peers
+        .iter()
+        .flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
     let rule = |(peer, ports): (&EntityMatch, &Ports)| {
-        let local = EntityMatch { ports: ports.ports.clone(), ..EntityMatch::default() };
+        let local = EntityMatch {
+            ports: ports.ports.clone(),
+            ..EntityMatch::default()
+        };
         let (source, destination) = sides(peer.clone(), local);
-        Rule { protocol: ports.protocol, source, destination, ..Rule::any(Action::Allow) }
+        Rule {
+            protocol: ports.protocol,
+            source,
+            destination,
+            ..Rule::any(Action::Allow)
+        }
     };
     pairs.map(rule).collect()
 }
@@ -156,7 +189,10 @@ fn peers(
             let mut sound: Vec<EntityMatch> = Vec::new();
             let mut ranges: Option<usize> = None;
             for (index, found) in peers.iter().enumerate() {
-                let Some(found) = peer(problems, namespace, &format!("{at}[{index}]"), found) else { continue };
+                let Some(found) = peer(problems, namespace, &format!("{at}[{index}]"), found)
+                else {
+                    continue;
+                };
                 match ranges.filter(|_| is_plain(&found)) {
                     Some(place) => sound[place].nets.extend(found.nets),
                     None => {
@@ -173,7 +209,10 @@ fn peers(
 /// Counts peers that cannot be merged with others.
 fn count_unmergeable(peers: &Option<Vec<NetworkPolicyPeer>>) -> usize {
     let is_unmergeable = |peer: &&NetworkPolicyPeer| match &peer.ip_block {
-        Some(block) => block.except.as_ref().is_some_and(|except| !except.is_empty()),
+        Some(block) => block
+            .except
+            .as_ref()
+            .is_some_and(|except| !except.is_empty()),
         None => true,
     };
     peers.iter().flatten().filter(is_unmergeable).count()
@@ -184,8 +223,17 @@ fn is_plain(peer: &EntityMatch) -> bool {
     !peer.nets.is_empty() && peer.not_nets.is_empty()
 }
 
-fn peer(problems: &mut Problems, namespace: &str, at: &str, peer: &NetworkPolicyPeer) -> Option<EntityMatch> {
-    let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
+fn peer(
+    problems: &mut Problems,
+    namespace: &str,
+    at: &str,
+    peer: &NetworkPolicyPeer,
+) -> Option<EntityMatch> {
+    let NetworkPolicyPeer {
+        ip_block,
+        namespace_selector,
+        pod_selector,
+    } = peer;
     if let Some(block) = ip_block {
         if namespace_selector.is_some() || pod_selector.is_some() {
             problems.add(
@@ -222,17 +270,26 @@ fn peer(problems: &mut Problems, namespace: &str, at: &str, peer: &NetworkPolicy
         Some(found) => labels::selector(problems, &format!("{at}.podSelector"), found)?,
         None => Selector::all(),
     };
-    Some(EntityMatch { selector: Some(Selector::and([namespaces, is_pod(), pods])), ..EntityMatch::default() })
+    Some(EntityMatch {
+        selector: Some(Selector::and([namespaces, is_pod(), pods])),
+        ..EntityMatch::default()
+    })
 }
 
 fn ip_block_match(problems: &mut Problems, at: &str, block: &IPBlock) -> Option<EntityMatch> {
     let Some(net) = parse_net(&block.cidr) else {
-        problems.add(format!("{at}.cidr"), &block.cidr, "not a range", "write it like 10.0.0.0/8 or fd00::/8");
+        problems.add(
+            format!("{at}.cidr"),
+            &block.cidr,
+            "not a range",
+            "write it like 10.0.0.0/8 or fd00::/8",
+        );
         return None;
     };
     let mut not_nets: Vec<IpNet> = Vec::new();
     for (index, text) in block.except.iter().flatten().enumerate() {
-        let inside = |except: &IpNet| net.contains(except) && except.prefix_len() > net.prefix_len();
+        let inside =
+            |except: &IpNet| net.contains(except) && except.prefix_len() > net.prefix_len();
         match parse_net(text).filter(inside) {
             Some(except) => not_nets.push(except),
             None => {
@@ -246,7 +303,11 @@ fn ip_block_match(problems: &mut Problems, at: &str, block: &IPBlock) -> Option<
             }
         }
     }
-    Some(EntityMatch { nets: vec![net], not_nets, ..EntityMatch::default() })
+    Some(EntityMatch {
+        nets: vec![net],
+        not_nets,
+        ..EntityMatch::default()
+    })
 }
 
 /// Ports of one protocol; without a protocol, everything.
@@ -262,7 +323,10 @@ struct Ports {
 fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort>>) -> Vec<Ports> {
     let ports = match ports.as_deref() {
         None | Some([]) => {
-            return vec![Ports { protocol: None, ports: Arc::default() }];
+            return vec![Ports {
+                protocol: None,
+                ports: Arc::default(),
+            }];
         }
         Some(ports) => ports,
     };
@@ -273,18 +337,28 @@ fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort
     [Protocol::TCP, Protocol::UDP, Protocol::SCTP]
         .into_iter()
         .filter_map(|protocol| {
-            let mut of_protocol =
-                sound.iter().filter(|(found, _)| *found == protocol).map(|(_, port)| port.clone()).peekable();
+            let mut of_protocol = sound
+                .iter()
+                .filter(|(found, _)| *found == protocol)
+                .map(|(_, port)| port.clone())
+                .peekable();
             of_protocol.peek()?;
             // One entry without a port means all ports of the protocol, whatever the other entries
             // list.
             let ports: Option<Vec<Port>> = of_protocol.collect();
-            Some(Ports { protocol: Some(protocol), ports: ports.unwrap_or_default().into() })
+            Some(Ports {
+                protocol: Some(protocol),
+                ports: ports.unwrap_or_default().into(),
+            })
         })
         .collect()
 }
 
-fn port(problems: &mut Problems, at: &str, found: &NetworkPolicyPort) -> Option<(Protocol, Option<Port>)> {
+fn port(
+    problems: &mut Problems,
+    at: &str,
+    found: &NetworkPolicyPort,
+) -> Option<(Protocol, Option<Port>)> {
     let Some(protocol) = protocol(found.protocol.as_deref()) else {
         problems.add(
             format!("{at}.protocol"),
@@ -299,9 +373,13 @@ fn port(problems: &mut Problems, at: &str, found: &NetworkPolicyPort) -> Option<
         (None, None) => return Some((protocol, None)),
         (Some(IntOrString::Int(first)), end) => {
             let range = valid(*first).zip(valid(end.unwrap_or(*first)));
-            range.filter(|(first, last)| first <= last).map(|(first, last)| Port::Range(PortRange { first, last }))
+            range
+                .filter(|(first, last)| first <= last)
+                .map(|(first, last)| Port::Range(PortRange { first, last }))
         }
-        (Some(IntOrString::String(name)), None) => is_port_name(name).then(|| Port::Named(name.clone())),
+        (Some(IntOrString::String(name)), None) => {
+            is_port_name(name).then(|| Port::Named(name.clone()))
+        }
         _ => None,
     };
     if port.is_none() {
@@ -315,7 +393,8 @@ fn port(problems: &mut Problems, at: &str, found: &NetworkPolicyPort) -> Option<
             format!("{at}.port"),
             first + &end.unwrap_or_default(),
             "not a port",
-            "use a number from 1 to 65535, with an endPort that is not smaller, or a port name without endPort",
+            "use a number from 1 to 65535, with an endPort that is not smaller, or a port name \
+             without endPort",
         );
     }
     Some((protocol, Some(port?)))
@@ -324,5 +403,7 @@ fn port(problems: &mut Problems, at: &str, found: &NetworkPolicyPort) -> Option<
 pub(super) fn is_port_name(name: &str) -> bool {
     name.len() <= 15
         && name.contains(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }

@@ -21,18 +21,34 @@ pub fn node_info(node: &Node) -> NodeInfo {
         annotations.get(name).map(|text| text.trim())
     };
     let internal = || addresses(node, "InternalIP");
-    let ipv4 = annotation(ANNOTATION_NODE_IPV4).and_then(ipv4_net).or_else(|| internal().find_map(ipv4_net));
-    let ipv6 = annotation(ANNOTATION_NODE_IPV6).and_then(ipv6_net).or_else(|| internal().find_map(ipv6_net));
+    let ipv4 = annotation(ANNOTATION_NODE_IPV4)
+        .and_then(ipv4_net)
+        .or_else(|| internal().find_map(ipv4_net));
+    let ipv6 = annotation(ANNOTATION_NODE_IPV6)
+        .and_then(ipv6_net)
+        .or_else(|| internal().find_map(ipv6_net));
     let reported = |address: Option<IpAddr>| {
-        address.is_some_and(|address| addresses(node, "InternalIP").any(|text| text.parse() == Ok(address)))
+        address.is_some_and(|address| {
+            addresses(node, "InternalIP").any(|text| text.parse() == Ok(address))
+        })
     };
     let standing = Standing {
         ipv4_reported: reported(ipv4.map(|net| net.addr().into())),
         ipv6_reported: reported(ipv6.map(|net| net.addr().into())),
         created: meta::created(&node.metadata),
     };
-    let vtep4 = || vtep(annotation(ANNOTATION_VXLAN_IPV4)?, annotation(ANNOTATION_VXLAN_MAC)?);
-    let vtep6 = || vtep(annotation(ANNOTATION_VXLAN_IPV6)?, annotation(ANNOTATION_VXLAN_MAC_V6)?);
+    let vtep4 = || {
+        vtep(
+            annotation(ANNOTATION_VXLAN_IPV4)?,
+            annotation(ANNOTATION_VXLAN_MAC)?,
+        )
+    };
+    let vtep6 = || {
+        vtep(
+            annotation(ANNOTATION_VXLAN_IPV6)?,
+            annotation(ANNOTATION_VXLAN_MAC_V6)?,
+        )
+    };
     NodeInfo {
         ipv4,
         ipv6,
@@ -45,18 +61,30 @@ pub fn node_info(node: &Node) -> NodeInfo {
 
 /// Returns the addresses of one type that kubelet reports.
 fn addresses<'a>(node: &'a Node, kind: &'a str) -> impl Iterator<Item = &'a str> {
-    let all = node.status.iter().flat_map(|status| &status.addresses).flatten();
-    all.filter(move |address| address.type_ == kind).map(|address| address.address.as_str())
+    let all = node
+        .status
+        .iter()
+        .flat_map(|status| &status.addresses)
+        .flatten();
+    all.filter(move |address| address.type_ == kind)
+        .map(|address| address.address.as_str())
 }
 
 fn vtep<A: FromStr>(address: &str, mac: &str) -> Option<Vtep<A>> {
-    Some(Vtep { address: address.parse().ok()?, mac: mac.parse().ok()? })
+    Some(Vtep {
+        address: address.parse().ok()?,
+        mac: mac.parse().ok()?,
+    })
 }
 
 fn ipv4_net(text: &str) -> Option<Ipv4Net> {
-    text.parse().ok().or_else(|| Ipv4Net::new(text.parse().ok()?, 32).ok())
+    text.parse()
+        .ok()
+        .or_else(|| Ipv4Net::new(text.parse().ok()?, 32).ok())
 }
 
 fn ipv6_net(text: &str) -> Option<Ipv6Net> {
-    text.parse().ok().or_else(|| Ipv6Net::new(text.parse().ok()?, 128).ok())
+    text.parse()
+        .ok()
+        .or_else(|| Ipv6Net::new(text.parse().ok()?, 128).ok())
 }

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use crate::meta::{
-    ANNOTATION_POD_IP, ANNOTATION_POD_IPS, LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_ACCOUNT, Labels,
-    without_reserved,
+    ANNOTATION_POD_IP, ANNOTATION_POD_IPS, LABEL_NAMESPACE, LABEL_ORCHESTRATOR,
+    LABEL_SERVICE_ACCOUNT, Labels, without_reserved,
 };
 use crate::rule::Protocol;
 
@@ -28,7 +28,11 @@ pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
     }
     let key = EndpointKey::new(pod.metadata.namespace.clone()?, pod.metadata.name.clone()?);
     let service_account = spec.service_account_name.clone().unwrap_or_default();
-    let addresses = if is_finished(pod) { vec![] } else { addresses(pod) };
+    let addresses = if is_finished(pod) {
+        vec![]
+    } else {
+        addresses(pod)
+    };
     let containers = spec.init_containers.iter().flatten();
     let endpoint = WorkloadEndpoint {
         labels: labels(pod, &key, &service_account),
@@ -45,8 +49,12 @@ pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
 /// Returns the uid that kubelet passes to the container runtime. For a static pod that is the hash
 /// of its file; the object in the API is a mirror with a uid of its own.
 fn uid(pod: &Pod) -> String {
-    let mirrored = annotation(pod, ANNOTATION_MIRROR).filter(|uid| !uid.is_empty()).map(str::to_owned);
-    mirrored.or_else(|| pod.metadata.uid.clone()).unwrap_or_default()
+    let mirrored = annotation(pod, ANNOTATION_MIRROR)
+        .filter(|uid| !uid.is_empty())
+        .map(str::to_owned);
+    mirrored
+        .or_else(|| pod.metadata.uid.clone())
+        .unwrap_or_default()
 }
 
 /// Returns the pod's labels and those that identify it; the latter are ours, whatever a user wrote
@@ -63,7 +71,10 @@ fn labels(pod: &Pod, key: &EndpointKey, service_account: &str) -> Labels {
 
 /// A finished pod keeps its object but not its addresses: another pod may have them.
 fn is_finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     let released = annotation(pod, ANNOTATION_POD_IP).is_some_and(str::is_empty);
     matches!(phase, Some("Succeeded" | "Failed" | "Completed"))
         || (pod.metadata.deletion_timestamp.is_some() && released)
@@ -81,13 +92,31 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
         .into_iter()
         .filter_map(|name| annotation(pod, name))
         .map(|text| text.split(',').filter_map(address).collect::<Vec<_>>());
-    { annotated }.find(|addresses| !addresses.is_empty()).unwrap_or_default()
+    { annotated }
+        .find(|addresses| !addresses.is_empty())
+        .unwrap_or_default()
 }
 
 fn reported(pod: &Pod) -> Vec<IpAddr> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    let many: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|entry| address(&entry.ip)).collect();
-    if many.is_empty() { status.pod_ip.as_deref().and_then(address).into_iter().collect() } else { many }
+    let Some(status) = &pod.status else {
+        return Vec::new();
+    };
+    let many: Vec<IpAddr> = status
+        .pod_ips
+        .iter()
+        .flatten()
+        .filter_map(|entry| address(&entry.ip))
+        .collect();
+    if many.is_empty() {
+        status
+            .pod_ip
+            .as_deref()
+            .and_then(address)
+            .into_iter()
+            .collect()
+    } else {
+        many
+    }
 }
 
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
@@ -107,7 +136,9 @@ fn named_ports<'a>(containers: impl Iterator<Item = &'a Container>) -> Vec<Named
         Some(NamedPort {
             name: port.name.clone().filter(|name| !name.is_empty())?,
             protocol: protocol(port.protocol.as_deref())?,
-            port: u16::try_from(port.container_port).ok().filter(|port| *port > 0)?,
+            port: u16::try_from(port.container_port)
+                .ok()
+                .filter(|port| *port > 0)?,
         })
     };
     let ports = containers.flat_map(|container| container.ports.iter().flatten());

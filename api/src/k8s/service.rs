@@ -33,7 +33,13 @@ pub fn backends(slice: &EndpointSlice) -> Vec<Backend> {
         .flat_map(|endpoint| &endpoint.addresses)
         .filter_map(|address| address.parse().ok());
     let mut backends: Vec<Backend> = addresses
-        .flat_map(|address| ports().map(move |(protocol, port)| Backend { address, protocol, port }))
+        .flat_map(|address| {
+            ports().map(move |(protocol, port)| Backend {
+                address,
+                protocol,
+                port,
+            })
+        })
         .collect();
     backends.sort();
     backends.dedup();

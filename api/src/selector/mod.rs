@@ -64,7 +64,9 @@ impl Selector {
 
     /// Returns the selector that matches nothing, used for references that cannot be resolved.
     pub fn none() -> Self {
-        Self { root: Node::Not(Box::new(Node::All)) }
+        Self {
+            root: Node::Not(Box::new(Node::All)),
+        }
     }
 
     /// Returns true when an object with these labels matches.
@@ -82,7 +84,9 @@ impl Selector {
     /// Returns the same selector over labels with `prefix`, as labels inherited from namespaces and
     /// service accounts have it.
     pub fn with_prefix(&self, prefix: &str) -> Self {
-        Self { root: self.root.with_prefix(prefix) }
+        Self {
+            root: self.root.with_prefix(prefix),
+        }
     }
 
     /// Returns the conjunction. `all()` is dropped and conjunctions are flattened, so that equal
@@ -127,9 +131,15 @@ impl Node {
             Self::NotEquals(label, wanted) => value(label) != Some(wanted),
             Self::In(label, wanted) => value(label).is_some_and(|found| wanted.contains(found)),
             Self::NotIn(label, wanted) => !value(label).is_some_and(|found| wanted.contains(found)),
-            Self::Contains(label, text) => value(label).is_some_and(|found| found.contains(text.as_str())),
-            Self::StartsWith(label, text) => value(label).is_some_and(|found| found.starts_with(text.as_str())),
-            Self::EndsWith(label, text) => value(label).is_some_and(|found| found.ends_with(text.as_str())),
+            Self::Contains(label, text) => {
+                value(label).is_some_and(|found| found.contains(text.as_str()))
+            }
+            Self::StartsWith(label, text) => {
+                value(label).is_some_and(|found| found.starts_with(text.as_str()))
+            }
+            Self::EndsWith(label, text) => {
+                value(label).is_some_and(|found| found.ends_with(text.as_str()))
+            }
             Self::Not(operand) => !operand.matches(labels),
             Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
             Self::Or(operands) => operands.iter().any(|operand| operand.matches(labels)),
@@ -148,7 +158,12 @@ impl Node {
 
     fn with_prefix(&self, prefix: &str) -> Self {
         let label = |label: &String| format!("{prefix}{label}");
-        let list = |operands: &[Self]| operands.iter().map(|node| node.with_prefix(prefix)).collect();
+        let list = |operands: &[Self]| {
+            operands
+                .iter()
+                .map(|node| node.with_prefix(prefix))
+                .collect()
+        };
         match self {
             Self::All => Self::All,
             Self::Global => Self::Global,

@@ -26,7 +26,11 @@ pub struct SelectorError {
 impl Selector {
     /// Parses a selector; empty or blank text is `all()`.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        let mut parser = Parser { text, at: 0, depth: 0 };
+        let mut parser = Parser {
+            text,
+            at: 0,
+            depth: 0,
+        };
         parser.skip_blanks();
         if parser.rest().is_empty() {
             return Ok(Self::all());
@@ -172,9 +176,10 @@ impl<'a> Parser<'a> {
             ));
         }
         if length > MAX_LABEL {
-            return Err(
-                self.error(&format!("label names have at most {MAX_LABEL} characters"), "shorten the label name")
-            );
+            return Err(self.error(
+                &format!("label names have at most {MAX_LABEL} characters"),
+                "shorten the label name",
+            ));
         }
         self.advance(length);
         Ok(rest[..length].to_owned())
@@ -277,7 +282,11 @@ impl<'a> Parser<'a> {
             Some(c) => format!("found {c:?}"),
             None => "found the end".to_owned(),
         };
-        SelectorError { position: self.text[..self.at].chars().count() + 1, rule: format!("{rule}, {found}"), remedy }
+        SelectorError {
+            position: self.text[..self.at].chars().count() + 1,
+            rule: format!("{rule}, {found}"),
+            remedy,
+        }
     }
 }
 

@@ -37,7 +37,8 @@ fn comparison() -> String {
 fn expression() -> String {
     let (w, label, value) = (BLANKS, label(), VALUE);
     let set = format!(r"\{{{w}(?:{value}{w}(?:,{w}{value}{w})*(?:,{w})?)?\}}");
-    let keyword = format!(r"(?:not{w})?in{w}{set}|(?:contains|starts{w}with|ends{w}with){w}{value}");
+    let keyword =
+        format!(r"(?:not{w})?in{w}{set}|(?:contains|starts{w}with|ends{w}with){w}{value}");
     // Label names are greedy, so a keyword must follow a blank.
     let operation = format!(r"{label}(?:{w}[=!]={w}{value}|[ \t]+(?:{keyword}))");
     let operand = format!(r"(?:(?:all|global)\({w}\)|has\({w}{label}{w}\)|{operation})");
@@ -52,7 +53,8 @@ pub fn cel(text: &str) -> String {
     let pairs = ".replace('()', '')".repeat(PASSES);
     format!(
         "({text}.matches(r'{comparison}') || {text}.matches(r'{expression}') && \
-         [{text}.findAll(r'{VALUE}|[()]').filter(t, t == '(' || t == ')').join(''){pairs}].all(p, p == '' || \
-         p.startsWith('(') && p.endsWith(')') && p.split('(').size() == p.split(')').size()))"
+         [{text}.findAll(r'{VALUE}|[()]').filter(t, t == '(' || t == ')').join(''){pairs}].all(p, \
+         p == '' || p.startsWith('(') && p.endsWith(')') && p.split('(').size() == \
+         p.split(')').size()))"
     )
 }

@@ -44,7 +44,11 @@ fn group(f: &mut fmt::Formatter<'_>, operands: &[Node], operator: &str) -> fmt::
     f.write_str(")")
 }
 
-fn joined<T: fmt::Display>(f: &mut fmt::Formatter<'_>, parts: impl Iterator<Item = T>, separator: &str) -> fmt::Result {
+fn joined<T: fmt::Display>(
+    f: &mut fmt::Formatter<'_>,
+    parts: impl Iterator<Item = T>,
+    separator: &str,
+) -> fmt::Result {
     for (index, part) in parts.enumerate() {
         if index > 0 {
             f.write_str(separator)?;
@@ -54,7 +58,8 @@ fn joined<T: fmt::Display>(f: &mut fmt::Formatter<'_>, parts: impl Iterator<Item
     Ok(())
 }
 
-/// A literal in double quotes, or in single quotes if it contains a double one; the language has no escapes.
+/// A literal in double quotes, or in single quotes if it contains a double one; the language has no
+/// escapes.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -34,11 +34,16 @@ fn of(node: &Node, negated: bool) -> Restrictions {
     match (node, negated) {
         (Node::Has(label), false) => single(label, Present),
         (Node::Has(label), true) => single(label, Absent),
-        (Node::Equals(label, value), false) | (Node::NotEquals(label, value), true) => single(label, one(value)),
-        (Node::In(label, values), false) | (Node::NotIn(label, values), true) => single(label, OneOf(values.clone())),
-        (Node::Contains(label, _) | Node::StartsWith(label, _) | Node::EndsWith(label, _), false) => {
-            single(label, Present)
+        (Node::Equals(label, value), false) | (Node::NotEquals(label, value), true) => {
+            single(label, one(value))
         }
+        (Node::In(label, values), false) | (Node::NotIn(label, values), true) => {
+            single(label, OneOf(values.clone()))
+        }
+        (
+            Node::Contains(label, _) | Node::StartsWith(label, _) | Node::EndsWith(label, _),
+            false,
+        ) => single(label, Present),
         (Node::Not(operand), _) => of(operand, !negated),
         (Node::And(operands), false) | (Node::Or(operands), true) => {
             all_of(operands.iter().map(|operand| of(operand, negated)))
@@ -81,7 +86,9 @@ fn any_of(parts: impl Iterator<Item = Restrictions>) -> Restrictions {
 }
 
 fn is_never(restrictions: &Restrictions) -> bool {
-    restrictions.values().any(|restriction| matches!(restriction, Restriction::OneOf(values) if values.is_empty()))
+    restrictions
+        .values()
+        .any(|restriction| matches!(restriction, Restriction::OneOf(values) if values.is_empty()))
 }
 
 fn both(one: Restriction, other: Restriction) -> Restriction {

@@ -11,13 +11,19 @@ pub(super) fn complete(kind: &Kind, spec: &mut Fields) {
     match kind.kind {
         "IPPool" => pool(spec),
         "Tier" => set_default(spec, "defaultAction", json!("Deny")),
-        "NetworkPolicy" | "GlobalNetworkPolicy" | "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" => policy(spec),
+        "NetworkPolicy"
+        | "GlobalNetworkPolicy"
+        | "StagedNetworkPolicy"
+        | "StagedGlobalNetworkPolicy" => policy(spec),
         _ => {}
     }
 }
 
 fn pool(spec: &mut Fields) {
-    let is_v6 = spec.get("cidr").and_then(Value::as_str).is_some_and(|cidr| cidr.contains(':'));
+    let is_v6 = spec
+        .get("cidr")
+        .and_then(Value::as_str)
+        .is_some_and(|cidr| cidr.contains(':'));
     convert_v2_fields(spec);
     let size = if is_v6 { 122 } else { 26 };
     if spec.get("blockSize").and_then(Value::as_i64) == Some(0) {
@@ -39,8 +45,15 @@ fn pool(spec: &mut Fields) {
 fn convert_v2_fields(spec: &mut Fields) {
     let is_on = |value: &Value| value.get("enabled").and_then(Value::as_bool) == Some(true);
     if let Some(ipip) = spec.remove("ipip").filter(is_on) {
-        let mode = if ipip["mode"] == "cross-subnet" { "CrossSubnet" } else { "Always" };
-        if matches!(spec.get("ipipMode").and_then(Value::as_str), None | Some("" | "Never")) {
+        let mode = if ipip["mode"] == "cross-subnet" {
+            "CrossSubnet"
+        } else {
+            "Always"
+        };
+        if matches!(
+            spec.get("ipipMode").and_then(Value::as_str),
+            None | Some("" | "Never")
+        ) {
             spec.insert("ipipMode".to_owned(), mode.into());
         }
     }
@@ -51,7 +64,11 @@ fn convert_v2_fields(spec: &mut Fields) {
 
 fn policy(spec: &mut Fields) {
     set_default(spec, "tier", json!("default"));
-    let has = |field: &str| spec.get(field).and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
+    let has = |field: &str| {
+        spec.get(field)
+            .and_then(Value::as_array)
+            .is_some_and(|rules| !rules.is_empty())
+    };
     let types = match (has("ingress"), has("egress")) {
         (false, true) => json!(["Egress"]),
         (true, true) => json!(["Ingress", "Egress"]),

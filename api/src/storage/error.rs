@@ -17,7 +17,10 @@ pub enum StorageError {
         found: String,
     },
     /// A value that is not a UID.
-    #[error("{field}: {value:?}: not a UID; the API server writes it like 123e4567-e89b-42d3-a456-426614174000")]
+    #[error(
+        "{field}: {value:?}: not a UID; the API server writes it like \
+         123e4567-e89b-42d3-a456-426614174000"
+    )]
     Uid {
         /// Path of the field.
         field: String,
@@ -38,10 +41,16 @@ pub enum StorageError {
 const SHOWN: usize = 80;
 
 /// Returns the value's fields, or an error if it is not an object.
-pub(super) fn fields<'a>(value: &'a mut Value, field: &str) -> Result<&'a mut Map<String, Value>, StorageError> {
+pub(super) fn fields<'a>(
+    value: &'a mut Value,
+    field: &str,
+) -> Result<&'a mut Map<String, Value>, StorageError> {
     match value {
         Value::Object(fields) => Ok(fields),
-        other => Err(StorageError::NotFields { field: field.to_owned(), found: shown(other) }),
+        other => Err(StorageError::NotFields {
+            field: field.to_owned(),
+            found: shown(other),
+        }),
     }
 }
 

@@ -36,15 +36,29 @@ pub struct Kind {
 }
 
 const fn kind(kind: &'static str, plural: &'static str, class: Class) -> Kind {
-    Kind { kind, plural, stored_kind: kind, stored_plural: plural, namespaced: false, classic: true, class }
+    Kind {
+        kind,
+        plural,
+        stored_kind: kind,
+        stored_plural: plural,
+        namespaced: false,
+        classic: true,
+        class,
+    }
 }
 
 const fn namespaced(of: Kind) -> Kind {
-    Kind { namespaced: true, ..of }
+    Kind {
+        namespaced: true,
+        ..of
+    }
 }
 
 const fn later(of: Kind) -> Kind {
-    Kind { classic: false, ..of }
+    Kind {
+        classic: false,
+        ..of
+    }
 }
 
 /// Every kind of Calico v3.32's open source manifest.
@@ -61,7 +75,11 @@ pub static ALL: &[Kind] = &[
     kind("GlobalNetworkSet", "globalnetworksets", Class::Plain),
     kind("HostEndpoint", "hostendpoints", Class::Plain),
     kind("IPAMBlock", "ipamblocks", Class::Ipam),
-    Kind { stored_kind: "IPAMConfig", stored_plural: "ipamconfigs", ..kind("IPAMConfiguration", "ipamconfigurations", Class::Plain) },
+    Kind {
+        stored_kind: "IPAMConfig",
+        stored_plural: "ipamconfigs",
+        ..kind("IPAMConfiguration", "ipamconfigurations", Class::Plain)
+    },
     kind("IPAMHandle", "ipamhandles", Class::Ipam),
     kind("IPPool", "ippools", Class::Plain),
     later(kind("IPReservation", "ipreservations", Class::Plain)),
@@ -69,7 +87,11 @@ pub static ALL: &[Kind] = &[
     namespaced(kind("NetworkPolicy", "networkpolicies", Class::Policy)),
     namespaced(kind("NetworkSet", "networksets", Class::Plain)),
     later(kind("StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", Class::Policy)),
-    later(namespaced(kind("StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", Class::Plain))),
+    later(namespaced(kind(
+        "StagedKubernetesNetworkPolicy",
+        "stagedkubernetesnetworkpolicies",
+        Class::Plain,
+    ))),
     later(namespaced(kind("StagedNetworkPolicy", "stagednetworkpolicies", Class::Policy))),
     later(kind("Tier", "tiers", Class::Plain)),
 ];
@@ -87,7 +109,11 @@ impl Kind {
 
     /// Returns the kind served at a path such as `/apis/projectcalico.org/v3/ippools`.
     pub fn of_path(path: &str) -> Option<&'static Self> {
-        Self::of_plural(path.strip_prefix("/apis/")?.strip_prefix(&*Mode::V3.api_version())?.strip_prefix('/')?)
+        Self::of_plural(
+            path.strip_prefix("/apis/")?
+                .strip_prefix(&*Mode::V3.api_version())?
+                .strip_prefix('/')?,
+        )
     }
 
     /// Returns its plural in that storage.

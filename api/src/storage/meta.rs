@@ -45,13 +45,22 @@ pub(super) fn read(
         let seen = uid::flip(stored, "metadata.uid")?;
         metadata.insert("uid".to_owned(), seen.into());
     }
-    let kept = match metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+    let kept = match metadata
+        .get_mut("annotations")
+        .and_then(Value::as_object_mut)
+    {
         Some(annotations) => annotations.remove(METADATA),
         None => None,
     };
     let kept = kept.and_then(|text| parse(&text, problems));
-    let stored_name = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
-    let named = kept.as_ref().and_then(|kept| kept.get("name")).and_then(Value::as_str);
+    let stored_name = metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let named = kept
+        .as_ref()
+        .and_then(|kept| kept.get("name"))
+        .and_then(Value::as_str);
     let name = match kind.class {
         Class::Policy => name::user_name(stored_name, named, tier),
         _ => stored_name.to_owned(),
@@ -62,7 +71,9 @@ pub(super) fn read(
     if !name.is_empty() {
         metadata.insert("name".to_owned(), name.into());
     }
-    metadata.retain(|field, value| !(["labels", "annotations"].contains(&field.as_str()) && is_empty(value)));
+    metadata.retain(|field, value| {
+        !(["labels", "annotations"].contains(&field.as_str()) && is_empty(value))
+    });
     Ok(())
 }
 
@@ -76,7 +87,10 @@ fn parse(text: &Value, problems: &mut Vec<Problem>) -> Option<Fields> {
     };
     problems.push(Problem::new(
         format!("metadata.annotations[{METADATA}]"),
-        error::cut(text.as_str().map_or_else(|| text.to_string(), str::to_owned)),
+        error::cut(
+            text.as_str()
+                .map_or_else(|| text.to_string(), str::to_owned),
+        ),
         format!("{why}; labels and annotations in it are ignored"),
         "write the object again with calicoctl, or delete the annotation",
     ));
@@ -86,8 +100,17 @@ fn parse(text: &Value, problems: &mut Vec<Problem>) -> Option<Fields> {
 /// Replaces the stored metadata by that of the annotation, except for the fields outside of it.
 /// Labels and annotations are merged; the annotation takes precedence.
 fn restore(metadata: &mut Fields, mut kept: Fields) -> Result<(), StorageError> {
-    for reference in kept.get_mut("ownerReferences").and_then(Value::as_array_mut).into_iter().flatten() {
-        rewrite(reference, &[&Mode::V1.api_version(), &Mode::V3.api_version()], Mode::V3)?;
+    for reference in kept
+        .get_mut("ownerReferences")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        rewrite(
+            reference,
+            &[&Mode::V1.api_version(), &Mode::V3.api_version()],
+            Mode::V3,
+        )?;
     }
     for field in ["labels", "annotations"] {
         let mut both = take(metadata, field);
@@ -100,7 +123,9 @@ fn restore(metadata: &mut Fields, mut kept: Fields) -> Result<(), StorageError> 
             None => kept.remove(field),
         };
     }
-    let has_time = kept.get("creationTimestamp").is_some_and(|time| !time.is_null() && *time != NO_TIME);
+    let has_time = kept
+        .get("creationTimestamp")
+        .is_some_and(|time| !time.is_null() && *time != NO_TIME);
     if !has_time {
         match metadata.remove("creationTimestamp") {
             Some(time) => kept.insert("creationTimestamp".to_owned(), time),
@@ -121,14 +146,27 @@ pub(super) fn write(kind: &Kind, metadata: &mut Fields) -> Result<(), StorageErr
     for field in ["namespace", "resourceVersion"] {
         metadata.extend(kept.remove_entry(field));
     }
-    if let Some(seen) = kept.remove("uid").as_ref().and_then(Value::as_str).filter(|uid| !uid.is_empty()) {
+    if let Some(seen) = kept
+        .remove("uid")
+        .as_ref()
+        .and_then(Value::as_str)
+        .filter(|uid| !uid.is_empty())
+    {
         metadata.insert("uid".to_owned(), uid::flip(seen, "metadata.uid")?.into());
     }
-    metadata.extend(kept.get_key_value("name").map(|(name, value)| (name.clone(), value.clone())));
+    metadata.extend(
+        kept.get_key_value("name")
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
     if kind.class != Class::Policy {
         kept.remove("name");
     }
-    for reference in kept.get_mut("ownerReferences").and_then(Value::as_array_mut).into_iter().flatten() {
+    for reference in kept
+        .get_mut("ownerReferences")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         rewrite(reference, &[&Mode::V3.api_version()], Mode::V1)?;
     }
     if let Some(Value::Object(annotations)) = kept.get_mut("annotations") {
@@ -150,12 +188,19 @@ fn rewrite(reference: &mut Value, of: &[&str], into: Mode) -> Result<(), Storage
     let Some(fields) = reference.as_object_mut() else {
         return Ok(());
     };
-    let version = fields.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    let version = fields
+        .get("apiVersion")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     if !of.contains(&version) {
         return Ok(());
     }
     fields.insert("apiVersion".to_owned(), into.api_version().into());
-    if let Some(owner) = fields.get("uid").and_then(Value::as_str).filter(|uid| !uid.is_empty()) {
+    if let Some(owner) = fields
+        .get("uid")
+        .and_then(Value::as_str)
+        .filter(|uid| !uid.is_empty())
+    {
         let owner = uid::flip(owner, "metadata.ownerReferences[].uid")?;
         fields.insert("uid".to_owned(), owner.into());
     }
@@ -165,17 +210,28 @@ fn rewrite(reference: &mut Value, of: &[&str], into: Mode) -> Result<(), Storage
 /// Returns the metadata as text: known fields in a fixed order, then unknown ones.
 fn text(kept: &Fields) -> String {
     let known = ORDER.iter().filter_map(|field| kept.get_key_value(*field));
-    let others = kept.iter().filter(|(field, _)| !ORDER.contains(&field.as_str()));
-    let parts: Vec<String> =
-        known.chain(others).map(|(field, value)| format!("{}:{value}", Value::from(field.as_str()))).collect();
+    let others = kept
+        .iter()
+        .filter(|(field, _)| !ORDER.contains(&field.as_str()));
+    let parts: Vec<String> = known
+        .chain(others)
+        .map(|(field, value)| format!("{}:{value}", Value::from(field.as_str())))
+        .collect();
     format!("{{{}}}", parts.join(","))
 }
 
 /// Returns the labels or annotations that Calico's programs read outside of the annotation too.
 fn ours(kept: &Fields, field: &str) -> Fields {
-    let is_ours = |key: &str| key.contains("projectcalico.org/") || key.contains("operator.tigera.io/");
-    let all = kept.get(field).and_then(Value::as_object).into_iter().flatten();
-    all.filter(|(key, _)| is_ours(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    let is_ours =
+        |key: &str| key.contains("projectcalico.org/") || key.contains("operator.tigera.io/");
+    let all = kept
+        .get(field)
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
+    all.filter(|(key, _)| is_ours(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 fn take(fields: &mut Fields, field: &str) -> Fields {

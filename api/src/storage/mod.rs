@@ -44,14 +44,31 @@ pub fn read(kind: &Kind, mut stored: Value) -> Result<Decoded, StorageError> {
     let object = error::fields(&mut stored, "object")?;
     object.insert("apiVersion".to_owned(), Mode::V3.api_version().into());
     object.insert("kind".to_owned(), kind.kind.into());
-    let spec = object.get_mut("spec").map(|spec| error::fields(spec, "spec")).transpose()?;
-    let tier = spec.as_ref().and_then(|spec| spec.get("tier")).and_then(Value::as_str).map(str::to_owned);
+    let spec = object
+        .get_mut("spec")
+        .map(|spec| error::fields(spec, "spec"))
+        .transpose()?;
+    let tier = spec
+        .as_ref()
+        .and_then(|spec| spec.get("tier"))
+        .and_then(Value::as_str)
+        .map(str::to_owned);
     if let Some(spec) = spec {
         spec::read(kind, spec)?;
     }
-    let metadata = object.entry("metadata").or_insert_with(|| Value::Object(Default::default()));
-    meta::read(kind, tier.as_deref(), error::fields(metadata, "metadata")?, &mut problems)?;
-    Ok(Decoded { object: stored, problems })
+    let metadata = object
+        .entry("metadata")
+        .or_insert_with(|| Value::Object(Default::default()));
+    meta::read(
+        kind,
+        tier.as_deref(),
+        error::fields(metadata, "metadata")?,
+        &mut problems,
+    )?;
+    Ok(Decoded {
+        object: stored,
+        problems,
+    })
 }
 
 /// Translates the user's form into the stored form, as Calico v3.32 writes it.
@@ -62,7 +79,9 @@ pub fn write(kind: &Kind, mut object: Value) -> Result<Value, StorageError> {
     if let Some(spec) = stored.get_mut("spec") {
         spec::write(kind, error::fields(spec, "spec")?);
     }
-    let metadata = stored.entry("metadata").or_insert_with(|| Value::Object(Default::default()));
+    let metadata = stored
+        .entry("metadata")
+        .or_insert_with(|| Value::Object(Default::default()));
     meta::write(kind, error::fields(metadata, "metadata")?)?;
     Ok(object)
 }
@@ -82,12 +101,22 @@ pub fn decode(kind: &Kind, bytes: &[u8]) -> Result<Decoded, StorageError> {
 }
 
 /// Decodes an object of either storage from JSON into its typed form.
-pub fn decode_as<T: DeserializeOwned>(mode: Mode, kind: &Kind, bytes: &[u8]) -> Result<Decoded<T>, StorageError> {
+pub fn decode_as<T: DeserializeOwned>(
+    mode: Mode,
+    kind: &Kind,
+    bytes: &[u8],
+) -> Result<Decoded<T>, StorageError> {
     match mode {
-        Mode::V3 => Ok(Decoded { object: serde_json::from_slice(bytes)?, problems: Vec::new() }),
+        Mode::V3 => Ok(Decoded {
+            object: serde_json::from_slice(bytes)?,
+            problems: Vec::new(),
+        }),
         Mode::V1 => {
             let Decoded { object, problems } = decode(kind, bytes)?;
-            Ok(Decoded { object: serde_json::from_value(object)?, problems })
+            Ok(Decoded {
+                object: serde_json::from_value(object)?,
+                problems,
+            })
         }
     }
 }

@@ -50,7 +50,8 @@ impl fmt::Display for Mode {
 /// A setting that names no storage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?}: not a storage of Calico's data; use projectcalico.org/v3 or crd.projectcalico.org/v1, or leave it unset for detection"
+    "{0:?}: not a storage of Calico's data; use projectcalico.org/v3 or crd.projectcalico.org/v1, \
+     or leave it unset for detection"
 )]
 pub struct ModeError(String);
 
@@ -59,7 +60,9 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, ModeError> {
         let all = [Self::V1, Self::V3];
-        all.into_iter().find(|mode| mode.api_version() == text).ok_or_else(|| ModeError(text.to_owned()))
+        all.into_iter()
+            .find(|mode| mode.api_version() == text)
+            .ok_or_else(|| ModeError(text.to_owned()))
     }
 }
 
@@ -89,11 +92,25 @@ pub fn decide(evidence: &Evidence) -> Decision {
     let serves = |mode: Mode| evidence.groups.iter().any(|group| group == mode.group());
     let phase = evidence.migration.as_deref().unwrap_or_default();
     let (mode, reason) = match (serves(Mode::V1), serves(Mode::V3)) {
-        _ if ["Converged", "Complete"].contains(&phase) => (Mode::V3, format!("its DatastoreMigration is {phase}")),
-        (true, true) => (Mode::V1, "the API server serves both groups, and the data is in the older one".to_owned()),
-        (true, false) => (Mode::V1, format!("the API server serves {} only", Mode::V1.group())),
-        (false, true) => (Mode::V3, format!("the API server serves {} only", Mode::V3.group())),
-        (false, false) => (Mode::V3, "the API server serves neither group yet".to_owned()),
+        _ if ["Converged", "Complete"].contains(&phase) => {
+            (Mode::V3, format!("its DatastoreMigration is {phase}"))
+        }
+        (true, true) => (
+            Mode::V1,
+            "the API server serves both groups, and the data is in the older one".to_owned(),
+        ),
+        (true, false) => (
+            Mode::V1,
+            format!("the API server serves {} only", Mode::V1.group()),
+        ),
+        (false, true) => (
+            Mode::V3,
+            format!("the API server serves {} only", Mode::V3.group()),
+        ),
+        (false, false) => (
+            Mode::V3,
+            "the API server serves neither group yet".to_owned(),
+        ),
     };
     Decision { mode, reason }
 }
@@ -110,7 +127,10 @@ pub async fn discover<E: fmt::Display>(
     mut pause: impl AsyncFnMut(),
 ) -> Result<Decision, ModeError> {
     if !setting.is_empty() {
-        return Ok(Decision { mode: setting.parse()?, reason: "configured by CALICO_API_GROUP".to_owned() });
+        return Ok(Decision {
+            mode: setting.parse()?,
+            reason: "configured by CALICO_API_GROUP".to_owned(),
+        });
     }
     let mut tries = 1;
     loop {
@@ -118,7 +138,10 @@ pub async fn discover<E: fmt::Display>(
             Ok(evidence) => return Ok(decide(&evidence)),
             Err(error) if tries == TRIES => {
                 let reason = format!("the API groups could not be listed: {error}");
-                return Ok(Decision { mode: Mode::V1, reason });
+                return Ok(Decision {
+                    mode: Mode::V1,
+                    reason,
+                });
             }
             Err(_) => tries += 1,
         }
@@ -132,7 +155,10 @@ mod tests {
 
     fn evidence(groups: &[&str], migration: Option<&str>) -> Evidence {
         let groups = groups.iter().map(|group| (*group).to_owned()).collect();
-        Evidence { groups, migration: migration.map(str::to_owned) }
+        Evidence {
+            groups,
+            migration: migration.map(str::to_owned),
+        }
     }
 
     #[test]
@@ -150,7 +176,11 @@ mod tests {
         ];
         for (groups, migration, expected) in table {
             let found = decide(&evidence(groups, migration));
-            assert_eq!(found.mode, expected, "{groups:?} {migration:?}: {}", found.reason);
+            assert_eq!(
+                found.mode, expected,
+                "{groups:?} {migration:?}: {}",
+                found.reason
+            );
         }
     }
 
@@ -167,8 +197,13 @@ mod tests {
         let never = async || -> Result<Evidence, String> { panic!("asked") };
         let found = run(discover("projectcalico.org/v3", never, async || {})).expect("a storage");
         assert_eq!(found.mode, Mode::V3);
-        let wrong = run(discover("calico", never, async || {})).expect_err("no storage").to_string();
-        assert!(wrong.starts_with("\"calico\": not a storage") && wrong.contains("leave it unset"), "{wrong}");
+        let wrong = run(discover("calico", never, async || {}))
+            .expect_err("no storage")
+            .to_string();
+        assert!(
+            wrong.starts_with("\"calico\": not a storage") && wrong.contains("leave it unset"),
+            "{wrong}"
+        );
     }
 
     #[test]
@@ -176,11 +211,23 @@ mod tests {
         let mut left = 3;
         let ask = async || {
             left -= 1;
-            if left > 0 { Err("not yet") } else { Ok(evidence(&["projectcalico.org"], None)) }
+            if left > 0 {
+                Err("not yet")
+            } else {
+                Ok(evidence(&["projectcalico.org"], None))
+            }
         };
-        assert_eq!(run(discover("", ask, async || {})).expect("a storage").mode, Mode::V3);
+        assert_eq!(
+            run(discover("", ask, async || {})).expect("a storage").mode,
+            Mode::V3
+        );
         let mut pauses = 0;
-        let found = run(discover("", async || Err("forbidden"), async || pauses += 1)).expect("a storage");
+        let found = run(discover(
+            "",
+            async || Err("forbidden"),
+            async || pauses += 1,
+        ))
+        .expect("a storage");
         assert_eq!((found.mode, pauses), (Mode::V1, TRIES - 1));
         assert!(found.reason.contains("forbidden"), "{}", found.reason);
     }

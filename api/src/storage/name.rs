@@ -22,7 +22,11 @@ pub fn user_name(stored: &str, kept: Option<&str>, tier: Option<&str>) -> String
 
 /// Returns the other name that a policy may be stored under, from its name and its stored name.
 pub fn other_stored_name(name: &str, stored: &str) -> String {
-    if stored == name { format!("{DEFAULT_TIER}.{name}") } else { name.to_owned() }
+    if stored == name {
+        format!("{DEFAULT_TIER}.{name}")
+    } else {
+        name.to_owned()
+    }
 }
 
 /// Returns true for the form that takes precedence where both exist: the one without the prefix,
@@ -32,7 +36,10 @@ pub fn takes_precedence(name: &str, stored: &str) -> bool {
 }
 
 fn prefixless(stored: &str) -> Option<&str> {
-    stored.strip_prefix(DEFAULT_TIER)?.strip_prefix('.').filter(|bare| !bare.is_empty())
+    stored
+        .strip_prefix(DEFAULT_TIER)?
+        .strip_prefix('.')
+        .filter(|bare| !bare.is_empty())
 }
 
 #[cfg(test)]
@@ -43,7 +50,8 @@ mod tests {
     #[test]
     fn names_of_every_release() {
         let table = [
-            // Up to v3.28, and v3.29.4 to v3.31: prefixed, the user's name in the annotation of the later ones.
+            // Up to v3.28, and v3.29.4 to v3.31: prefixed, the user's name in the annotation of the
+            // later ones.
             ("default.p", None, None, "p"),
             ("default.p", None, Some("default"), "p"),
             ("default.p", Some("p"), Some("default"), "p"),
@@ -64,7 +72,11 @@ mod tests {
             ("default.p", Some("other"), None, "p"),
         ];
         for (stored, kept, tier, expected) in table {
-            assert_eq!(user_name(stored, kept, tier), expected, "{stored} {kept:?} {tier:?}");
+            assert_eq!(
+                user_name(stored, kept, tier),
+                expected,
+                "{stored} {kept:?} {tier:?}"
+            );
         }
     }
 

@@ -33,7 +33,10 @@ pub(super) fn read(kind: &Kind, spec: &mut Map<String, Value>) -> Result<(), Sto
 /// Translates the user's fields into the stored ones.
 pub(super) fn write(kind: &Kind, spec: &mut Map<String, Value>) {
     if kind.kind == "BlockAffinity" {
-        let deleted = spec.get("deleted").and_then(Value::as_bool).unwrap_or(false);
+        let deleted = spec
+            .get("deleted")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
         spec.insert("deleted".to_owned(), deleted.to_string().into());
     }
 }

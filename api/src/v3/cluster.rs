@@ -34,7 +34,11 @@ pub struct FelixConfigurationSpec {
     pub vxlan_mtu: Option<i64>,
     /// MTU of the VXLAN device for IPv6 in bytes; 0 (the default): derived from the node's
     /// interface.
-    #[serde(default, rename = "vxlanMTUV6", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "vxlanMTUV6",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub vxlan_mtu_v6: Option<i64>,
     /// Features considered present or absent regardless of detection, as NAME=true or NAME=false
     /// separated by commas. Only ChecksumOffloadBroken is applied: with true, VXLAN devices leave
@@ -65,7 +69,11 @@ pub struct FelixConfigurationSpec {
     #[schemars(length(max = 1024))]
     pub node_selector: Option<String>,
     /// Enables IPv6. Default true.
-    #[serde(default, rename = "ipv6Support", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "ipv6Support",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub ipv6_support: Option<bool>,
     /// Ports on which hosts with host endpoints can be reached regardless of policy; an empty list
     /// allows none. Default: TCP 22, 179, 2379, 2380, 5473, 6443, 6666 and 6667, and UDP 68.
@@ -104,7 +112,11 @@ pub struct HostPortSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ClusterInformationSpec {
     /// Identity of the cluster: random, never changed.
-    #[serde(default, rename = "clusterGUID", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "clusterGUID",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub cluster_guid: Option<String>,
     /// Origins of the cluster, as a comma-separated list.
     #[serde(default, skip_serializing_if = "Option::is_none")]

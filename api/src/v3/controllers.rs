@@ -77,7 +77,11 @@ pub struct HostEndpointTemplateSpec {
     pub generate_name: String,
     /// Addresses of the node to include: those in these ranges, and those of the interface with
     /// interfacePattern; without either, all.
-    #[serde(default, rename = "interfaceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        rename = "interfaceCIDRs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub interface_cidrs: Vec<String>,
     /// Regular expression: each interface of a node gets a host endpoint of its own if part of its
     /// name matches.

@@ -58,10 +58,18 @@ pub struct AllocationAttribute {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secondary: Option<BTreeMap<String, String>>,
     /// Attributes of the next owner, while a virtual machine migrates.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "alternateOwnerAttrs")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        rename = "alternateOwnerAttrs"
+    )]
     pub alternate_owner_attrs: Option<BTreeMap<String, String>>,
     /// Time of its release, during the cooldown.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "releasedAt")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        rename = "releasedAt"
+    )]
     pub released_at: Option<String>,
 }
 
@@ -158,7 +166,11 @@ pub struct IPAMConfigurationSpec {
     pub ip_cooldown_seconds: Option<u32>,
     /// Accepted and ignored: Enabled or Disabled. Margay does not persist addresses of virtual
     /// machines.
-    #[serde(default, rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "kubeVirtVMAddressPersistence",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(extend("enum" = ["Enabled", "Disabled"]))]
     pub kube_virt_vm_address_persistence: Option<String>,
 }

@@ -17,7 +17,11 @@ pub(super) fn directions(_: &mut SchemaGenerator) -> Schema {
 
 /// Schema of the action of a staged policy.
 pub(super) fn staged_action(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "enum": ["Set", "Delete", "Learn", "Ignore"], "default": "Set" })
+    json_schema!({
+        "type": "string",
+        "enum": ["Set", "Delete", "Learn", "Ignore"],
+        "default": "Set",
+    })
 }
 
 /// Schema of an encapsulation mode.
@@ -37,7 +41,10 @@ pub(super) fn allowed_uses(_: &mut SchemaGenerator) -> Schema {
 
 /// Schema of Calico's performance hints.
 pub(super) fn performance_hints(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "items": { "type": "string", "enum": ["AssumeNeededOnEveryNode"] } })
+    json_schema!({
+        "type": "array",
+        "items": { "type": "string", "enum": ["AssumeNeededOnEveryNode"] },
+    })
 }
 
 /// Rules across the fields of a policy of either kind.
@@ -50,7 +57,10 @@ fn policy_rules() -> Vec<Value> {
     };
     let no_service = |list: &str, side: &str, remedy: &str| {
         json!({
-            "rule": format!("!has(self.{list}) || self.{list}.all(rule, !has(rule.{side}) || !has(rule.{side}.services))"),
+            "rule": format!(
+                "!has(self.{list}) || self.{list}.all(rule, !has(rule.{side}) || \
+                 !has(rule.{side}.services))"
+            ),
             "message": format!("{list} rules have no services in their {side}: {remedy}"),
         })
     };
@@ -73,7 +83,15 @@ pub(super) fn namespaced_rules() -> Value {
 
 /// Rules across the fields of a staged namespaced policy.
 pub(super) fn staged_rules() -> Value {
-    let others = ["order", "selector", "serviceAccountSelector", "types", "ingress", "egress", "performanceHints"];
+    let others = [
+        "order",
+        "selector",
+        "serviceAccountSelector",
+        "types",
+        "ingress",
+        "egress",
+        "performanceHints",
+    ];
     [policy_rules(), vec![alone(&others)]].concat().into()
 }
 
@@ -104,9 +122,15 @@ pub(super) fn staged_kubernetes_rules() -> Value {
 
 /// Rule that the deletion of a policy sets no other field.
 fn alone(others: &[&str]) -> Value {
-    let absent: Vec<String> = others.iter().map(|field| format!("!has(self.{field})")).collect();
+    let absent: Vec<String> = others
+        .iter()
+        .map(|field| format!("!has(self.{field})"))
+        .collect();
     json!({
-        "rule": format!("!has(self.stagedAction) || self.stagedAction != 'Delete' || {}", absent.join(" && ")),
+        "rule": format!(
+            "!has(self.stagedAction) || self.stagedAction != 'Delete' || {}",
+            absent.join(" && "),
+        ),
         "message": "stagedAction Delete must be set alone: remove all other fields but tier",
     })
 }
@@ -121,15 +145,19 @@ fn all_global_rules() -> Vec<Value> {
         let service = format!("rule.{side}.services");
         json!({
             "rule": format!(
-                "!has(self.{list}) || self.{list}.all(rule, !has(rule.{side}) || !has({service}) || has({service}.__namespace__))"
+                "!has(self.{list}) || self.{list}.all(rule, !has(rule.{side}) || !has({service}) \
+                 || has({service}.__namespace__))"
             ),
-            "message": format!("services in the {side} of {list} rules need their namespace in a cluster-wide policy"),
+            "message": format!(
+                "services in the {side} of {list} rules need their namespace in a cluster-wide \
+                 policy"
+            ),
         })
     };
     let own = vec![
         json!({
             "rule": "!has(self.namespaceSelector) || !self.namespaceSelector.contains('global(') \
-                || self.namespaceSelector.matches('^[ \\t]*global\\\\([ \\t]*\\\\)[ \\t]*$')",
+                     || self.namespaceSelector.matches('^[ \\t]*global\\\\([ \\t]*\\\\)[ \\t]*$')",
             "message": "namespaceSelector: global() must be used alone",
         }),
         in_namespace("ingress", "source"),
@@ -155,7 +183,10 @@ fn host_rules() -> Vec<Value> {
             "message": "preDNAT needs applyOnForward: true",
         }),
         json!({
-            "rule": format!("!({}) || !has(self.egress) && (!has(self.types) || !('Egress' in self.types))", set("preDNAT")),
+            "rule": format!(
+                "!({}) || !has(self.egress) && (!has(self.types) || !('Egress' in self.types))",
+                set("preDNAT"),
+            ),
             "message": "preDNAT policies have no egress rules and no type Egress",
         }),
     ]
@@ -169,7 +200,8 @@ pub(super) fn host_endpoint_rules() -> Value {
             "message": "a host endpoint belongs to one node: write the name of the node",
         },
         {
-            "rule": "has(self.interfaceName) && self.interfaceName != '' || has(self.expectedIPs) && self.expectedIPs.size() > 0",
+            "rule": "has(self.interfaceName) && self.interfaceName != '' || has(self.expectedIPs) \
+                     && self.expectedIPs.size() > 0",
             "message": "name the interface, * for all of them, or give expectedIPs",
         },
     ])
@@ -207,7 +239,8 @@ pub(super) fn pool_rules() -> Value {
             "message": "cidr cannot change: create a new pool",
         },
         {
-            "rule": "!has(oldSelf.blockSize) || has(self.blockSize) && self.blockSize == oldSelf.blockSize",
+            "rule": "!has(oldSelf.blockSize) || has(self.blockSize) && self.blockSize == \
+                     oldSelf.blockSize",
             "message": "blockSize cannot change: create a new pool",
         },
         {
@@ -215,11 +248,14 @@ pub(super) fn pool_rules() -> Value {
             "message": "cidr has bits behind its prefix: write the first address of the range",
         },
         {
-            "rule": "!cidr('169.254.0.0/16').containsCIDR(self.cidr) && !cidr('fe80::/10').containsCIDR(self.cidr)",
+            "rule": "!cidr('169.254.0.0/16').containsCIDR(self.cidr) && \
+                     !cidr('fe80::/10').containsCIDR(self.cidr)",
             "message": "cidr is link-local: such addresses are not routed",
         },
         {
-            "rule": format!("{is_v4} ? {size} >= 20 && {size} <= 32 : {size} >= 116 && {size} <= 128"),
+            "rule": format!(
+                "{is_v4} ? {size} >= 20 && {size} <= 32 : {size} >= 116 && {size} <= 128"
+            ),
             "message": "blockSize is 20 to 32 for IPv4 and 116 to 128 for IPv6",
         },
         {
@@ -241,13 +277,19 @@ pub(super) fn pool_rules() -> Value {
         {
             "rule": format!(
                 "!({for_balancers}) || {} && {} && {} && {}",
-                never("ipipMode"), never("vxlanMode"), is("nodeSelector", "'all()'"), is("disableBGPExport", "false"),
+                never("ipipMode"),
+                never("vxlanMode"),
+                is("nodeSelector", "'all()'"),
+                is("disableBGPExport", "false"),
             ),
-            "message": "a pool for LoadBalancer has no encapsulation, nodeSelector all() and BGP export",
+            "message": "a pool for LoadBalancer has no encapsulation, nodeSelector all() and BGP \
+                        export",
         },
         {
-            "rule": "!has(self.namespaceSelector) || self.namespaceSelector == '' || has(self.allowedUses) && !('Tunnel' in self.allowedUses)",
-            "message": "a pool with a namespaceSelector cannot have the use Tunnel: tunnels belong to no namespace; set allowedUses to [Workload]",
+            "rule": "!has(self.namespaceSelector) || self.namespaceSelector == '' || \
+                     has(self.allowedUses) && !('Tunnel' in self.allowedUses)",
+            "message": "a pool with a namespaceSelector cannot have the use Tunnel: tunnels belong \
+                        to no namespace; set allowedUses to [Workload]",
         },
     ])
 }

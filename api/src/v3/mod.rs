@@ -23,7 +23,8 @@ pub use host::HostEndpoint;
 pub use ipam::{BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle, IPReservation};
 pub use netset::{GlobalNetworkSet, NetworkSet};
 pub use policy::{
-    GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy,
+    GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
 };
 pub use pool::IPPool;
 pub use tier::Tier;

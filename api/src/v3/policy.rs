@@ -213,8 +213,8 @@ pub struct StagedKubernetesNetworkPolicySpec {
     /// Pods of the namespace that the policy applies to; empty means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-    /// Rules for packets to the pod. Both directions together: at most 65,536 rules,
-    /// ranges and ports, and 16,384 selectors, Services and named ports.
+    /// Rules for packets to the pod. Both directions together: at most 65,536 rules, ranges and
+    /// ports, and 16,384 selectors, Services and named ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Vec<NetworkPolicyIngressRule>>,
     /// Rules for packets from the pod.

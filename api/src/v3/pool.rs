@@ -49,7 +49,11 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled: Option<bool>,
     /// Accepted and ignored: without BGP no pool is exported.
-    #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "disableBGPExport",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub disable_bgp_export: Option<bool>,
     /// Nodes that may assign addresses from the pool. Default all().
     #[serde(default, skip_serializing_if = "Option::is_none")]

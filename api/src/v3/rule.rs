@@ -16,24 +16,27 @@ use serde_json::Value;
         "message": "http is only allowed in rules with action Allow",
     },
     {
-        "rule": "!has(self.icmp) && !has(self.notICMP) || has(self.protocol) \
-            && (self.protocol == 'ICMP' || self.protocol == 'ICMPv6' || self.protocol == 1 || self.protocol == 58)",
+        "rule": "!has(self.icmp) && !has(self.notICMP) || has(self.protocol) && (self.protocol == \
+                 'ICMP' || self.protocol == 'ICMPv6' || self.protocol == 1 || self.protocol == 58)",
         "message": "icmp and notICMP need protocol ICMP or ICMPv6",
     },
     {
-        "rule": "!has(self.ipVersion) || !has(self.protocol) || !(self.protocol == 'ICMP' && self.ipVersion == 6) \
-            && !(self.protocol == 'ICMPv6' && self.ipVersion == 4)",
+        "rule": "!has(self.ipVersion) || !has(self.protocol) || !(self.protocol == 'ICMP' && \
+                 self.ipVersion == 6) && !(self.protocol == 'ICMPv6' && self.ipVersion == 4)",
         "message": "ICMP is for ipVersion 4 and ICMPv6 for 6: leave ipVersion out",
     },
     {
-        "rule": "!has(self.protocol) || !(self.protocol == 'ICMP' || self.protocol == 'ICMPv6' || self.protocol == 'UDPLite') \
-            || (!has(self.source) || !has(self.source.ports) && !has(self.source.notPorts)) \
-            && (!has(self.destination) || !has(self.destination.ports) && !has(self.destination.notPorts))",
+        "rule": "!has(self.protocol) || !(self.protocol == 'ICMP' || self.protocol == 'ICMPv6' || \
+                 self.protocol == 'UDPLite') || (!has(self.source) || !has(self.source.ports) && \
+                 !has(self.source.notPorts)) && (!has(self.destination) || \
+                 !has(self.destination.ports) && !has(self.destination.notPorts))",
         "message": "ports need a protocol that has them: TCP, UDP or SCTP",
     },
     {
-        "rule": "!has(self.destination) || !has(self.destination.services) || !has(self.destination.ports) && !has(self.destination.notPorts)",
-        "message": "destination.ports and notPorts cannot be combined with destination.services: the Service determines its ports",
+        "rule": "!has(self.destination) || !has(self.destination.services) || \
+                 !has(self.destination.ports) && !has(self.destination.notPorts)",
+        "message": "destination.ports and notPorts cannot be combined with destination.services: \
+                    the Service determines its ports",
     },
 ]))]
 pub struct RuleSpec {
@@ -78,8 +81,9 @@ pub struct RuleSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.services) || !has(self.selector) && !has(self.notSelector) && !has(self.namespaceSelector) \
-        && !has(self.serviceAccounts) && !has(self.nets) && !has(self.notNets)",
+    "rule": "!has(self.services) || !has(self.selector) && !has(self.notSelector) && \
+             !has(self.namespaceSelector) && !has(self.serviceAccounts) && !has(self.nets) && \
+             !has(self.notNets)",
     "message": "services cannot be combined with selectors, serviceAccounts, nets or notNets",
 }]))]
 pub struct EntityRule {

@@ -21,7 +21,10 @@ fn default_action() -> String {
     validation = pinned("default", "Deny", 1_000_000),
     validation = pinned("kube-admin", "Pass", 1_000),
     validation = pinned("kube-baseline", "Pass", 10_000_000),
-    validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+    validation = Rule::new(
+        "self.metadata.name.size() <= 63 && \
+         self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+    )
         .message("a tier's name is a DNS label: at most 63 lower case letters, digits and '-'"),
     printcolumn = r#"{"name":"Order","type":"number","jsonPath":".spec.order"}"#,
     printcolumn = r#"{"name":"DefaultAction","type":"string","jsonPath":".spec.defaultAction"}"#,
@@ -49,7 +52,8 @@ pub struct TierStatus {
 /// Rule that a built-in tier is not redefined: other policies rely on its position.
 fn pinned(name: &str, action: &str, order: u32) -> Rule {
     Rule::new(format!(
-        "self.metadata.name != '{name}' || self.spec.defaultAction == '{action}' && has(self.spec.order) && double(self.spec.order) == {order}.0"
+        "self.metadata.name != '{name}' || self.spec.defaultAction == '{action}' && \
+         has(self.spec.order) && double(self.spec.order) == {order}.0"
     ))
     .message(format!("tier {name} is built in: defaultAction {action}, order {order}").as_str())
 }

@@ -26,11 +26,17 @@ fn show_policy(policy: &Policy) -> String {
         Traffic::Normal => String::from("\n"),
         other => format!(" {other:?}\n"),
     };
-    for (name, applies, rules) in
-        [("ingress", policy.applies_ingress, &policy.ingress), ("egress", policy.applies_egress, &policy.egress)]
-    {
+    for (name, applies, rules) in [
+        ("ingress", policy.applies_ingress, &policy.ingress),
+        ("egress", policy.applies_egress, &policy.egress),
+    ] {
         if applies || !rules.is_empty() {
-            writeln!(text, "{name}{}", if applies { "" } else { " (does not apply)" }).unwrap();
+            writeln!(
+                text,
+                "{name}{}",
+                if applies { "" } else { " (does not apply)" }
+            )
+            .unwrap();
         }
         for rule in rules {
             writeln!(text, "  {}", show_rule(rule)).unwrap();
@@ -42,11 +48,28 @@ fn show_policy(policy: &Policy) -> String {
 fn show_rule(rule: &Rule) -> String {
     let mut text = format!("{:?}", rule.action);
     for (name, value) in [
-        ("version", rule.ip_version.map(|version| format!("{version:?}"))),
-        ("protocol", rule.protocol.map(|protocol| protocol.0.to_string())),
-        ("not protocol", rule.not_protocol.map(|protocol| protocol.0.to_string())),
-        ("icmp", rule.icmp.map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code))),
-        ("not icmp", rule.not_icmp.map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code))),
+        (
+            "version",
+            rule.ip_version.map(|version| format!("{version:?}")),
+        ),
+        (
+            "protocol",
+            rule.protocol.map(|protocol| protocol.0.to_string()),
+        ),
+        (
+            "not protocol",
+            rule.not_protocol.map(|protocol| protocol.0.to_string()),
+        ),
+        (
+            "icmp",
+            rule.icmp
+                .map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code)),
+        ),
+        (
+            "not icmp",
+            rule.not_icmp
+                .map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code)),
+        ),
         ("from", show_entity(&rule.source)),
         ("to", show_entity(&rule.destination)),
     ] {
@@ -58,7 +81,12 @@ fn show_rule(rule: &Rule) -> String {
 }
 
 fn show_entity(entity: &EntityMatch) -> Option<String> {
-    let list = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let list = |nets: &[ipnet::IpNet]| {
+        nets.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
     let ports = |ports: &[Port]| {
         let shown = ports.iter().map(|port| match port {
             Port::Range(range) => format!("{}-{}", range.first, range.last),
@@ -69,12 +97,40 @@ fn show_entity(entity: &EntityMatch) -> Option<String> {
     let parts = [
         ("nets", list(&entity.nets)),
         ("not nets", list(&entity.not_nets)),
-        ("selector", entity.selector.as_ref().map(ToString::to_string).unwrap_or_default()),
-        ("not selector", entity.not_selector.as_ref().map(ToString::to_string).unwrap_or_default()),
+        (
+            "selector",
+            entity
+                .selector
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ),
+        (
+            "not selector",
+            entity
+                .not_selector
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ),
         ("ports", ports(&entity.ports)),
         ("not ports", ports(&entity.not_ports)),
-        ("nodes", entity.nodes.as_ref().map(ToString::to_string).unwrap_or_default()),
-        ("service", entity.service.as_ref().map(ToString::to_string).unwrap_or_default()),
+        (
+            "nodes",
+            entity
+                .nodes
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ),
+        (
+            "service",
+            entity
+                .service
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ),
     ];
     let shown: Vec<String> = parts
         .into_iter()

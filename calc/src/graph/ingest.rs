@@ -4,8 +4,8 @@
 use data_encoding::HEXLOWER;
 use margay_api::endpoint::{EndpointKey, HostEndpoint, Profile, WorkloadEndpoint};
 use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
-    PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels,
+    NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::NetworkSet;
 use margay_api::policy::{Policy, PolicyKey, StagedPolicy};
@@ -34,11 +34,18 @@ const LABEL_VALUE_MAX: usize = 63;
 
 /// Labels that only the system sets, with the values of an object that is in no namespace and is no
 /// workload. A user's label of the same name is ignored.
-const RESERVED_LABELS: [(&str, Option<&str>); 3] =
-    [(LABEL_NAMESPACE, None), (LABEL_SERVICE_ACCOUNT, None), (LABEL_ORCHESTRATOR, None)];
+const RESERVED_LABELS: [(&str, Option<&str>); 3] = [
+    (LABEL_NAMESPACE, None),
+    (LABEL_SERVICE_ACCOUNT, None),
+    (LABEL_ORCHESTRATOR, None),
+];
 
 impl Graph {
-    pub(crate) fn apply_endpoint(&mut self, name: &EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+    pub(crate) fn apply_endpoint(
+        &mut self,
+        name: &EndpointKey,
+        endpoint: Option<WorkloadEndpoint>,
+    ) {
         let key = self.interner.intern_pair(name);
         let known = self.items.find_endpoint(EndpointName::Pod(key.0, key.1));
         let Some(endpoint) = endpoint else {
@@ -47,12 +54,18 @@ impl Graph {
         let account = endpoint.service_account.as_str();
         let reserved = [
             (LABEL_NAMESPACE, Some(name.namespace.as_str())),
-            (LABEL_SERVICE_ACCOUNT, Some(account).filter(|name| !name.is_empty() && name.len() < LABEL_VALUE_MAX)),
+            (
+                LABEL_SERVICE_ACCOUNT,
+                Some(account).filter(|name| !name.is_empty() && name.len() < LABEL_VALUE_MAX),
+            ),
         ];
         let parent = (!account.is_empty()).then(|| Some(self.interner.intern(account)));
         let placement = Placement {
             labels: own_labels(&endpoint.labels, &reserved, &mut self.interner),
-            parents: std::iter::once(None).chain(parent).map(|account| (key.0, account)).collect(),
+            parents: std::iter::once(None)
+                .chain(parent)
+                .map(|account| (key.0, account))
+                .collect(),
             payload: Payload::Endpoint(Endpoint::pod(key, &endpoint, &mut self.interner)),
         };
         let item = known.unwrap_or_else(|| self.index.add_item());
@@ -60,13 +73,27 @@ impl Graph {
     }
 
     pub(crate) fn apply_host_endpoint(&mut self, name: &str, endpoint: Option<HostEndpoint>) {
-        let name = self.interner.intern(name);
-        let known = self.items.find_endpoint(EndpointName::Host(name));
+        self.auto_hosts.set(name, endpoint.as_ref());
         let Some(endpoint) = endpoint else {
+            let name = self.interner.intern(name);
+            let known = self.items.find_endpoint(EndpointName::Host(name));
             return known.into_iter().for_each(|item| self.delete_item(item));
         };
-        let profiles: Box<[StoredProfile]> =
-            endpoint.profiles.iter().map(|profile| stored_profile(profile, &mut self.interner)).collect();
+        match self.auto_hosts.get(name) {
+            Some(_) => self.put_auto_host(name),
+            None => self.store_host_endpoint(name, endpoint),
+        }
+    }
+
+    /// Stores a host endpoint with the addresses that it is to have.
+    pub(crate) fn store_host_endpoint(&mut self, name: &str, endpoint: HostEndpoint) {
+        let name = self.interner.intern(name);
+        let known = self.items.find_endpoint(EndpointName::Host(name));
+        let profiles: Box<[StoredProfile]> = endpoint
+            .profiles
+            .iter()
+            .map(|profile| stored_profile(profile, &mut self.interner))
+            .collect();
         let mut parents: Vec<ParentName> = Vec::with_capacity(profiles.len());
         for profile in &profiles {
             if let StoredProfile::Of(parent) = profile
@@ -78,7 +105,12 @@ impl Graph {
         let placement = Placement {
             labels: own_labels(&endpoint.labels, &RESERVED_LABELS, &mut self.interner),
             parents,
-            payload: Payload::Endpoint(Endpoint::host(name, &endpoint, profiles, &mut self.interner)),
+            payload: Payload::Endpoint(Endpoint::host(
+                name,
+                &endpoint,
+                profiles,
+                &mut self.interner,
+            )),
         };
         let item = known.unwrap_or_else(|| self.index.add_item());
         self.put_item(item, placement);
@@ -92,7 +124,8 @@ impl Graph {
             return known.into_iter().for_each(|item| self.delete_item(item));
         };
         let namespace = Some(name.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let reserved = RESERVED_LABELS.map(|(label, _)| (label, namespace.filter(|_| label == LABEL_NAMESPACE)));
+        let reserved = RESERVED_LABELS
+            .map(|(label, _)| (label, namespace.filter(|_| label == LABEL_NAMESPACE)));
         let placement = Placement {
             labels: own_labels(&set.labels, &reserved, &mut self.interner),
             parents: namespace.iter().map(|_| (key.0, None)).collect(),
@@ -104,13 +137,21 @@ impl Graph {
     }
 
     pub(crate) fn apply_namespace(&mut self, name: &str, labels: Option<&Labels>) {
-        let labels = labels.map(|labels| inherited(PREFIX_NAMESPACE, name, labels, &mut self.interner));
+        let labels =
+            labels.map(|labels| inherited(PREFIX_NAMESPACE, name, labels, &mut self.interner));
         let name: ParentName = (self.interner.intern(name), None);
         self.update_parent(name, labels);
     }
 
     pub(crate) fn apply_service_account(&mut self, name: &NamespacedName, labels: Option<&Labels>) {
-        let labels = labels.map(|labels| inherited(PREFIX_SERVICE_ACCOUNT, &name.name, labels, &mut self.interner));
+        let labels = labels.map(|labels| {
+            inherited(
+                PREFIX_SERVICE_ACCOUNT,
+                &name.name,
+                labels,
+                &mut self.interner,
+            )
+        });
         let (namespace, name) = self.interner.intern_pair(name);
         self.update_parent((namespace, Some(name)), labels);
     }
@@ -131,7 +172,9 @@ impl Graph {
         let key = self.intern_policy_key(name);
         let action = staged.and_then(|staged| match staged {
             // Enforced without types it would decide nothing, as if it were deleted.
-            StagedPolicy::Set(policy) if policy.applies() => Some(StagedChange::Set(self.store_policy(key, &policy))),
+            StagedPolicy::Set(policy) if policy.applies() => {
+                Some(StagedChange::Set(self.store_policy(key, &policy)))
+            }
             StagedPolicy::Set(_) | StagedPolicy::Delete => Some(StagedChange::Delete),
             StagedPolicy::Ignore => None,
         });
@@ -142,7 +185,11 @@ impl Graph {
     }
 
     fn intern_policy_key(&mut self, name: &PolicyKey) -> policies::PolicyId {
-        (name.kind, self.interner.intern(&name.namespace), self.interner.intern(&name.name))
+        (
+            name.kind,
+            self.interner.intern(&name.namespace),
+            self.interner.intern(&name.name),
+        )
     }
 
     /// Converts a policy to its stored form and takes a reference to its selectors and sets.
@@ -170,26 +217,44 @@ impl Graph {
         let binding = Binding {
             tier: self.interner.intern(&policy.tier),
             order: normalise_order(policy.order),
-            subject: self.selectors.mention(&policy.selector, &mut self.index, &mut self.interner),
+            subject: self
+                .selectors
+                .mention(&policy.selector, &mut self.index, &mut self.interner),
             traffic: policy.traffic,
             ingress: policy.applies_ingress,
             egress: policy.applies_egress,
         };
-        policies::StoredPolicy { key, binding, ingress, egress, sets: once.into(), nodes: RefCounts::default() }
+        policies::StoredPolicy {
+            key,
+            binding,
+            ingress,
+            egress,
+            sets: once.into(),
+            nodes: RefCounts::default(),
+        }
     }
 
     /// Takes a reference to the set that a rule refers to and appends its handle to `mentioned`.
     fn refer(&mut self, reference: Reference<'_>, mentioned: &mut Vec<u32>) -> u32 {
-        let mut select =
-            |selector: &Selector, interner: &mut Interner| self.selectors.mention(selector, &mut self.index, interner);
+        let mut select = |selector: &Selector, interner: &mut Interner| {
+            self.selectors.mention(selector, &mut self.index, interner)
+        };
         let spec = match reference {
-            Reference::Selected(selector) => SetSpec::Selected(select(selector, &mut self.interner)),
+            Reference::Selected(selector) => {
+                SetSpec::Selected(select(selector, &mut self.interner))
+            }
             Reference::NamedPorts(selector, protocol, names) => {
                 let all = Selector::all();
                 let selector = select(selector.unwrap_or(&all), &mut self.interner);
-                SetSpec::NamedPorts(selector, protocol, self.port_names.acquire(names, &mut self.interner))
+                SetSpec::NamedPorts(
+                    selector,
+                    protocol,
+                    self.port_names.acquire(names, &mut self.interner),
+                )
             }
-            Reference::Nodes(selector) => SetSpec::Nodes(self.interner.intern(&selector.to_string())),
+            Reference::Nodes(selector) => {
+                SetSpec::Nodes(self.interner.intern(&selector.to_string()))
+            }
             Reference::Service(name) => {
                 let (namespace, service) = self.interner.intern_pair(name);
                 SetSpec::Service(namespace, service)
@@ -199,7 +264,9 @@ impl Graph {
                 SetSpec::ServiceAddresses(namespace, service)
             }
         };
-        let (set, is_new) = self.sets.mention(spec, || set_id(spec, &self.selectors, &mut self.interner));
+        let (set, is_new) = self
+            .sets
+            .mention(spec, || set_id(spec, &self.selectors, &mut self.interner));
         // A set holds one reference to its selector and its port names, however many policies refer
         // to the set.
         if !is_new {
@@ -253,12 +320,18 @@ fn stored_profile(profile: &Profile, interner: &mut Interner) -> StoredProfile {
 
 /// Labels of the object itself, without those that only its namespace, its service account or the
 /// system can set.
-fn own_labels(labels: &Labels, reserved: &[(&str, Option<&str>)], interner: &mut Interner) -> LabelList {
+fn own_labels(
+    labels: &Labels,
+    reserved: &[(&str, Option<&str>)],
+    interner: &mut Interner,
+) -> LabelList {
     let own = labels
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .filter(|(key, _)| !is_inherited(key) && reserved.iter().all(|(name, _)| name != key));
-    let given = reserved.iter().filter_map(|(key, value)| Some((*key, (*value)?)));
+    let given = reserved
+        .iter()
+        .filter_map(|(key, value)| Some((*key, (*value)?)));
     sorted(own.chain(given), interner)
 }
 
@@ -266,13 +339,22 @@ fn own_labels(labels: &Labels, reserved: &[(&str, Option<&str>)], interner: &mut
 fn inherited(prefix: &str, name: &str, labels: &Labels, interner: &mut Interner) -> LabelList {
     let own = labels.iter().filter(|(key, _)| *key != LABEL_PARENT_NAME);
     let own = own.map(|(key, value)| (format!("{prefix}{key}"), value.as_str()));
-    let all: Vec<(String, &str)> = own.chain([(format!("{prefix}{LABEL_PARENT_NAME}"), name)]).collect();
-    sorted(all.iter().map(|(key, value)| (key.as_str(), *value)), interner)
+    let all: Vec<(String, &str)> = own
+        .chain([(format!("{prefix}{LABEL_PARENT_NAME}"), name)])
+        .collect();
+    sorted(
+        all.iter().map(|(key, value)| (key.as_str(), *value)),
+        interner,
+    )
 }
 
-fn sorted<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>, interner: &mut Interner) -> LabelList {
-    let mut labels: Vec<(Symbol, Symbol)> =
-        labels.map(|(key, value)| (interner.intern(key), interner.intern(value))).collect();
+fn sorted<'a>(
+    labels: impl Iterator<Item = (&'a str, &'a str)>,
+    interner: &mut Interner,
+) -> LabelList {
+    let mut labels: Vec<(Symbol, Symbol)> = labels
+        .map(|(key, value)| (interner.intern(key), interner.intern(value)))
+        .collect();
     labels.sort_unstable();
     labels.into()
 }

@@ -29,7 +29,11 @@ pub(crate) struct Staged(Map<PolicyId, StagedChange>);
 
 impl Staged {
     /// Sets or removes the staged change under the key. Returns the previous one.
-    pub(crate) fn put(&mut self, key: PolicyId, action: Option<StagedChange>) -> Option<StagedChange> {
+    pub(crate) fn put(
+        &mut self,
+        key: PolicyId,
+        action: Option<StagedChange>,
+    ) -> Option<StagedChange> {
         match action {
             Some(action) => self.0.insert(key, action),
             None => self.0.remove(&key),
@@ -50,12 +54,14 @@ impl Staged {
         for (_, namespace, name) in self.0.keys() {
             marks.mark_all([*namespace, *name]);
         }
-        self.policies().for_each(|policy| marks.mark(policy.binding.tier));
+        self.policies()
+            .for_each(|policy| marks.mark(policy.binding.tier));
     }
 
     /// Returns true if the enforced policy would be replaced or deleted.
     fn replaces(&self, (kind, namespace, name): PolicyId) -> bool {
-        kind.staged().is_some_and(|kind| self.0.contains_key(&(kind, namespace, name)))
+        kind.staged()
+            .is_some_and(|kind| self.0.contains_key(&(kind, namespace, name)))
     }
 }
 
@@ -78,11 +84,21 @@ impl Records for StagedView<'_> {
         match id {
             RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => self.endpoint(id).map(Cow::Owned),
             RecordId::Policy(key) if key.kind.is_staged() => {
-                let Graph { staged, sets, interner, .. } = self.0;
+                let Graph {
+                    staged,
+                    sets,
+                    interner,
+                    ..
+                } = self.0;
                 let policy = staged.0.get(&self.0.policy_key(key)?)?.policy()?;
-                Some(Cow::Owned(Record::Policy(policies::record(policy, sets, interner))))
+                Some(Cow::Owned(Record::Policy(policies::record(
+                    policy, sets, interner,
+                ))))
             }
-            RecordId::IpSet(set) => self.0.record(id).or_else(|| self.0.inactive_set(set).map(Cow::Owned)),
+            RecordId::IpSet(set) => self
+                .0
+                .record(id)
+                .or_else(|| self.0.inactive_set(set).map(Cow::Owned)),
             _ => self.0.record(id),
         }
     }
@@ -90,11 +106,22 @@ impl Records for StagedView<'_> {
 
 impl StagedView<'_> {
     fn endpoint(&self, id: &RecordId) -> Option<Record> {
-        let Graph { policies, staged, index, interner, .. } = self.0;
+        let Graph {
+            policies,
+            staged,
+            index,
+            interner,
+            ..
+        } = self.0;
         let (item, endpoint) = self.0.endpoint(id)?;
-        let kept = self.0.policies_of(item, endpoint).map(|policy| policies.get(policy));
+        let kept = self
+            .0
+            .policies_of(item, endpoint)
+            .map(|policy| policies.get(policy));
         let kept = kept.filter(|policy| !staged.replaces(policy.key));
-        let new = staged.policies().filter(|policy| policy.applies_to(endpoint.subject()));
+        let new = staged
+            .policies()
+            .filter(|policy| policy.applies_to(endpoint.subject()));
         let new = new.filter(|policy| index.is_match(policy.binding.subject, item, interner));
         Some(self.0.build_endpoint(endpoint, kept.chain(new).collect()))
     }

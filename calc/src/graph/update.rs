@@ -5,9 +5,11 @@
 //! selected item before policies may make further sets live; an item's payload is replaced before
 //! its matches; a policy's new sets are acquired before its old ones are released.
 
+use std::collections::BTreeSet;
+
 use margay_api::policy::Tier;
 
-use crate::globals::NodeChange;
+use crate::globals::{BlockChange, NodeChange};
 use crate::index::{LabelList, MatchDelta, ParentName};
 use crate::interner::{NamePair, Symbol};
 use crate::items::{Payload, Subject};
@@ -30,7 +32,11 @@ pub(crate) struct Placement {
 impl Graph {
     /// Inserts an item or replaces its value.
     pub(crate) fn put_item(&mut self, item: u32, placement: Placement) {
-        let Placement { payload, labels, parents } = placement;
+        let Placement {
+            payload,
+            labels,
+            parents,
+        } = placement;
         let is_new = self.items.get(item).is_none();
         // The payload first: what a selector that no longer matches subtracts below must be what
         // was added, which is now the new payload.
@@ -44,7 +50,13 @@ impl Graph {
     /// Removes an item whose object was deleted.
     pub(crate) fn delete_item(&mut self, item: u32) {
         let removed = self.index.selectors_of(item).to_vec();
-        self.update_matches(item, MatchDelta { removed, added: Vec::new() });
+        self.update_matches(
+            item,
+            MatchDelta {
+                removed,
+                added: Vec::new(),
+            },
+        );
         self.items.put(item, None);
         self.index.remove_item(item);
     }
@@ -57,7 +69,9 @@ impl Graph {
             // kinds.
             let is_account = name.1.is_some();
             for item in self.index.children(name) {
-                if !is_account || self.items.get(item).and_then(Payload::subject) == Some(Subject::Host) {
+                if !is_account
+                    || self.items.get(item).and_then(Payload::subject) == Some(Subject::Host)
+                {
                     self.items.mark_dirty(item);
                 }
             }
@@ -69,7 +83,10 @@ impl Graph {
 
     /// Applies a created, changed or deleted Tier and marks the endpoints of its policies dirty.
     pub(crate) fn update_tier(&mut self, name: Symbol, tier: Option<Tier>) {
-        let tier = tier.map(|tier| Tier { order: normalise_order(tier.order), ..tier });
+        let tier = tier.map(|tier| Tier {
+            order: normalise_order(tier.order),
+            ..tier
+        });
         for policy in self.policies.set_tier(name, tier) {
             self.mark_endpoints_dirty(policy);
         }
@@ -110,11 +127,44 @@ impl Graph {
         for (before, after) in changes {
             for (set, selector) in self.node_sets.live() {
                 // Adds before it removes: a member in both stays, and marks nothing dirty.
-                let added = after.iter().flat_map(|node| node_sets::added(selector, node));
+                let added = after
+                    .iter()
+                    .flat_map(|node| node_sets::added(selector, node));
                 added.for_each(|member| self.sets.add(set, member));
-                let removed = before.iter().flat_map(|node| node_sets::added(selector, node));
+                let removed = before
+                    .iter()
+                    .flat_map(|node| node_sets::added(selector, node));
                 removed.for_each(|member| self.sets.remove(set, member));
             }
+        }
+    }
+
+    /// Applies blocks that are accepted, changed or refused.
+    pub(crate) fn update_blocks(&mut self, change: BlockChange) {
+        self.update_nodes(change.nodes);
+        let names: BTreeSet<String> = change
+            .ranges
+            .iter()
+            .flat_map(|range| self.auto_hosts.within(*range))
+            .cloned()
+            .collect();
+        names.iter().for_each(|name| self.put_auto_host(name));
+    }
+
+    /// Applies what kubelet reports of a node, which decides about addresses of its host endpoints.
+    pub(crate) fn update_auto_hosts_on(&mut self, node: &str) {
+        let names: Vec<String> = self.auto_hosts.on(node).cloned().collect();
+        names.iter().for_each(|name| self.put_auto_host(name));
+    }
+
+    /// Puts an automatic host endpoint in with the addresses that it may have.
+    pub(crate) fn put_auto_host(&mut self, name: &str) {
+        if let Some(written) = self.auto_hosts.get(name) {
+            let mut endpoint = written.clone();
+            endpoint
+                .addresses
+                .retain(|address| self.globals.may_have(&endpoint.node, *address));
+            self.store_host_endpoint(name, endpoint);
         }
     }
 
@@ -125,8 +175,13 @@ impl Graph {
         for set in &service.sets {
             let spec = self.sets.spec(*set);
             // Adds before it removes, as above.
-            service.backends.iter().for_each(|backend| self.sets.add(*set, backend_member(spec, backend)));
-            before.iter().for_each(|backend| self.sets.remove(*set, backend_member(spec, backend)));
+            service
+                .backends
+                .iter()
+                .for_each(|backend| self.sets.add(*set, backend_member(spec, backend)));
+            before
+                .iter()
+                .for_each(|backend| self.sets.remove(*set, backend_member(spec, backend)));
         }
         self.free_service(key);
     }
@@ -174,7 +229,9 @@ impl Graph {
                 let spec = self.sets.spec(*set);
                 // Adds before it removes, as above.
                 now.members(spec, &self.port_names, |member| self.sets.add(*set, member));
-                before.members(spec, &self.port_names, |member| self.sets.remove(*set, member));
+                before.members(spec, &self.port_names, |member| {
+                    self.sets.remove(*set, member)
+                });
             }
         }
         if before.node() != node {
@@ -206,7 +263,9 @@ impl Graph {
         // Sets first: a set that becomes live below is filled with all matching items, including
         // this one, which would then be counted twice.
         for set in &self.selectors.users(selector).sets {
-            payload.members(self.sets.spec(*set), &self.port_names, |member| self.sets.add(*set, member));
+            payload.members(self.sets.spec(*set), &self.port_names, |member| {
+                self.sets.add(*set, member)
+            });
         }
         let (node, subject) = (payload.node(), payload.subject());
         for policy in self.policies_for(selector, subject) {
@@ -221,7 +280,9 @@ impl Graph {
             return;
         };
         for set in &self.selectors.users(selector).sets {
-            payload.members(self.sets.spec(*set), &self.port_names, |member| self.sets.remove(*set, member));
+            payload.members(self.sets.spec(*set), &self.port_names, |member| {
+                self.sets.remove(*set, member)
+            });
         }
         let (node, subject) = (payload.node(), payload.subject());
         for policy in self.policies_for(selector, subject) {
@@ -236,7 +297,9 @@ impl Graph {
             return Vec::new();
         };
         let policies = self.selectors.users(selector).subjects.iter().copied();
-        policies.filter(|policy| self.policies.get(*policy).applies_to(subject)).collect()
+        policies
+            .filter(|policy| self.policies.get(*policy).applies_to(subject))
+            .collect()
     }
 
     /// Counts one more endpoint of the node to which the policy applies.
@@ -282,7 +345,11 @@ impl Graph {
                 self.members_of(spec, [])
             }
             SetSpec::Service(namespace, name) | SetSpec::ServiceAddresses(namespace, name) => {
-                self.services.entry((namespace, name)).or_default().sets.push(set);
+                self.services
+                    .entry((namespace, name))
+                    .or_default()
+                    .sets
+                    .push(set);
                 self.members_of(spec, [])
             }
         };
@@ -292,10 +359,15 @@ impl Graph {
     /// Computes the record of a set that is not live.
     pub(crate) fn inactive_set(&self, id: &SetId) -> Option<Record> {
         let spec = self.sets.find(self.interner.find(&id.0)?)?;
-        let items =
-            spec.selector().map(|selector| self.index.matching_items(selector, &self.interner)).unwrap_or_default();
+        let items = spec
+            .selector()
+            .map(|selector| self.index.matching_items(selector, &self.interner))
+            .unwrap_or_default();
         let members = self.members_of(spec, items).into_iter().collect();
-        Some(Record::IpSet(IpSetRecord { kind: spec.kind(), members }))
+        Some(Record::IpSet(IpSetRecord {
+            kind: spec.kind(),
+            members,
+        }))
     }
 
     /// Members that these items, or the backends of the Service, contribute to a set.
@@ -307,10 +379,17 @@ impl Graph {
         match spec {
             SetSpec::Selected(_) | SetSpec::NamedPorts(..) => {}
             SetSpec::Nodes(selector) => {
-                members.extend(node_sets::members(self.interner.get(selector), self.globals.accepted_nodes()));
+                members.extend(node_sets::members(
+                    self.interner.get(selector),
+                    self.globals.accepted_nodes(),
+                ));
             }
             SetSpec::Service(namespace, name) | SetSpec::ServiceAddresses(namespace, name) => {
-                let backends = self.services.get(&(namespace, name)).into_iter().flat_map(|service| &service.backends);
+                let backends = self
+                    .services
+                    .get(&(namespace, name))
+                    .into_iter()
+                    .flat_map(|service| &service.backends);
                 members.extend(backends.map(|backend| backend_member(spec, backend)));
             }
         }
@@ -374,13 +453,19 @@ impl Graph {
         let items = self.index.items_of(policy.binding.subject).iter();
         let endpoints = items.filter_map(|item| {
             let payload = self.items.get(*item)?;
-            policy.applies_to(payload.subject()?).then(|| (*item, payload.node()))
+            policy
+                .applies_to(payload.subject()?)
+                .then(|| (*item, payload.node()))
         });
         endpoints.collect()
     }
 
     fn free_service(&mut self, key: NamePair) {
-        if self.services.get(&key).is_some_and(|service| service.backends.is_empty() && service.sets.is_empty()) {
+        if self
+            .services
+            .get(&key)
+            .is_some_and(|service| service.backends.is_empty() && service.sets.is_empty())
+        {
             self.services.remove(&key);
         }
     }

@@ -21,9 +21,14 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// Ids, ascending: a record comes after those that it refers to.
     pub fn ids(&self) -> impl Iterator<Item = Cow<'a, RecordId>> + use<'a> {
-        let settings = self.record(&RecordId::Settings).map(|_| Cow::Owned(RecordId::Settings));
+        let settings = self
+            .record(&RecordId::Settings)
+            .map(|_| Cow::Owned(RecordId::Settings));
         let own = self.own().into_iter().map(|(id, _)| Cow::Owned(id));
-        settings.into_iter().chain(self.graph.globals.ids().map(Cow::Borrowed)).chain(own)
+        settings
+            .into_iter()
+            .chain(self.graph.globals.ids().map(Cow::Borrowed))
+            .chain(own)
     }
 
     /// Value of a record of the view.
@@ -34,7 +39,11 @@ impl<'a> View<'a> {
     /// Digest of a record of the view.
     pub fn digest(&self, id: &RecordId) -> Option<u64> {
         match id {
-            RecordId::Settings => self.graph.globals.settings(self.node).map(|(_, digest)| digest),
+            RecordId::Settings => self
+                .graph
+                .globals
+                .settings(self.node)
+                .map(|(_, digest)| digest),
             _ => self.graph.digest(id),
         }
     }
@@ -54,11 +63,16 @@ impl<'a> View<'a> {
     /// Host endpoints of the view, with their digests.
     pub fn host_endpoints(&self) -> impl Iterator<Item = (RecordId, u64)> + use<'a> {
         let graph = self.graph;
-        let items = graph.interner.find(self.node).into_iter().flat_map(move |node| graph.items.on_node(node));
+        let items = graph
+            .interner
+            .find(self.node)
+            .into_iter()
+            .flat_map(move |node| graph.items.on_node(node));
         items.filter_map(move |item| match graph.items.get(item)? {
-            Payload::Endpoint(endpoint) if endpoint.subject() == Subject::Host => {
-                Some((endpoint.name.id(&graph.interner), graph.items.sent(endpoint.name)?.1))
-            }
+            Payload::Endpoint(endpoint) if endpoint.subject() == Subject::Host => Some((
+                endpoint.name.id(&graph.interner),
+                graph.items.sent(endpoint.name)?.1,
+            )),
             _ => None,
         })
     }
@@ -72,22 +86,36 @@ impl<'a> View<'a> {
     fn own(&self) -> Vec<(RecordId, u64)> {
         let graph = self.graph;
         let (mut sets, mut policies, mut own) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        for item in graph.interner.find(self.node).into_iter().flat_map(|node| graph.items.on_node(node)) {
+        for item in graph
+            .interner
+            .find(self.node)
+            .into_iter()
+            .flat_map(|node| graph.items.on_node(node))
+        {
             if let Some(Payload::Endpoint(endpoint)) = graph.items.get(item) {
                 policies.extend(graph.policies_of(item, endpoint));
                 let sent = graph.items.sent(endpoint.name);
                 own.extend(sent.map(|(_, digest)| (endpoint.name.id(&graph.interner), digest)));
             }
         }
-        for policy in policies.into_iter().map(|policy| graph.policies.get(policy)) {
+        for policy in policies
+            .into_iter()
+            .map(|policy| graph.policies.get(policy))
+        {
             sets.extend(policy.sets.iter().copied());
             if let Some(sent) = graph.policies.sent(policy.key) {
-                own.push((RecordId::Policy(policies::key(policy.key, &graph.interner)), sent.digest));
+                own.push((
+                    RecordId::Policy(policies::key(policy.key, &graph.interner)),
+                    sent.digest,
+                ));
             }
         }
         for set in sets.into_iter().map(|set| graph.sets.id(set)) {
             if let Some(digest) = graph.sets.digest(set) {
-                own.push((RecordId::IpSet(SetId(graph.interner.get(set).to_owned())), digest));
+                own.push((
+                    RecordId::IpSet(SetId(graph.interner.get(set).to_owned())),
+                    digest,
+                ));
             }
         }
         own.sort_unstable();

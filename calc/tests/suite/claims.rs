@@ -1,6 +1,7 @@
 //! What agents write about their nodes and blocks takes nothing from other nodes.
 
 use expect_test::expect;
+use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
 
 use crate::golden::check;
 
@@ -43,7 +44,7 @@ problems
 }
 
 #[test]
-fn blocks_of_a_pool_that_is_gone_have_no_route_and_those_of_another_size_have_theirs_until_they_are_empty() {
+fn blocks_of_a_missing_pool_have_no_route_and_those_of_another_size_keep_theirs_until_empty() {
     check(
         "
 node n1 192.0.2.1/24
@@ -203,23 +204,122 @@ problems
 #[test]
 fn blocks_beyond_the_quota_of_a_node_have_no_route_and_are_one_problem() {
     let most = margay_calc::blocks::MAX_PER_NODE;
-    let mut script =
-        String::from("node n1 192.0.2.1/24\nnode n9 192.0.2.9/24\npool main 10.0.0.0/8 vxlan size:32 since:1\n");
+    let mut script = String::from(
+        "node n1 192.0.2.1/24\nnode n9 192.0.2.9/24\npool main 10.0.0.0/8 vxlan size:32 since:1\n",
+    );
     let range = |number: usize| format!("10.0.{}.{}/32", number / 256, number % 256);
     for number in 0..most + 2 {
         script += &format!("block {} n9 since:{}\n", range(number), most + 9 - number);
     }
     let printed = crate::notation::run(&format!("{script}flush\nproblems\nview n1\n"));
     assert_eq!(
-        printed.lines().filter(|line| line.starts_with("route ") && line.ends_with("via n9 vxlan")).count(),
+        printed
+            .lines()
+            .filter(|line| line.starts_with("route ") && line.ends_with("via n9 vxlan"))
+            .count(),
         most
     );
     for (number, is_there) in [(0, false), (1, false), (2, true), (most + 1, true)] {
-        assert_eq!(printed.contains(&format!("route {} via", range(number))), is_there, "{number}");
+        assert_eq!(
+            printed.contains(&format!("route {} via", range(number))),
+            is_there,
+            "{number}"
+        );
     }
-    let problems: Vec<&str> = printed.lines().filter(|line| line.starts_with("Node n9: ")).collect();
-    let wanted = format!("Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest are accepted", most + 2);
-    assert!(problems.len() == 1 && problems[0].starts_with(&wanted), "{problems:?}");
+    let problems: Vec<&str> = printed
+        .lines()
+        .filter(|line| line.starts_with("Node n9: "))
+        .collect();
+    let wanted = format!(
+        "Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest are accepted",
+        most + 2
+    );
+    assert!(
+        problems.len() == 1 && problems[0].starts_with(&wanted),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn an_address_that_a_block_gives_to_others_is_in_no_automatic_host_endpoint() {
+    let created = format!("{LABEL_CREATED_BY}={CREATED_BY}");
+    let host =
+        |name: &str, addresses: &str| format!("host {name} n9 * {addresses} role=host {created}\n");
+    // Whom the address belongs to, and whether the host endpoint of n9 has it.
+    let table = [
+        ("nobody: it is in no block", "", true),
+        ("a pod of n1", "block 10.0.0.0/26 n1 since:3", false),
+        (
+            "the tunnel of n1",
+            "block 10.0.0.0/26 n1 10.0.0.5@n1 since:3",
+            false,
+        ),
+        (
+            "the tunnel of n9 in a block of n1",
+            "block 10.0.0.0/26 n1 10.0.0.5=n9 10.0.0.5@n9 since:3",
+            true,
+        ),
+        (
+            "the tunnel of n9 in a block of n9",
+            "block 10.0.0.0/26 n9 10.0.0.5@n9 since:3",
+            true,
+        ),
+        ("n9, in a block of n9", "block 10.0.0.0/26 n9 since:3", true),
+        (
+            "a pod of n1, in a block of n9",
+            "block 10.0.0.0/26 n9 10.0.0.5=n1 since:3",
+            false,
+        ),
+        (
+            "nobody: the block is in no pool",
+            "block 10.9.0.0/26 n1 since:3",
+            true,
+        ),
+        (
+            "n9, as kubelet reports",
+            "block 10.0.0.0/26 n1 since:3\nnode n9 10.0.0.5/24 since:1 reported",
+            true,
+        ),
+        (
+            "not n9: only its agent says so",
+            "block 10.0.0.0/26 n1 since:3\nnode n9 10.0.0.5/24 since:1",
+            false,
+        ),
+    ];
+    let before = "pool main 10.0.0.0/16 vxlan since:1\npod red/web n1 10.0.7.1\n\
+                  policy GlobalNetworkPolicy /p default 10 in !has(role)\n  in allow tcp from role == 'host'\n";
+    for (owner, objects, has) in table {
+        let hosts = host("auto", "192.0.2.9,10.0.0.5");
+        // The endpoint before the block and behind it, and a block that goes again.
+        for script in [
+            format!("{before}{hosts}{objects}\n"),
+            format!("{before}{objects}\n{hosts}"),
+        ] {
+            let view = crate::notation::run(&format!("{script}flush\nview n1\nproblems\n"));
+            let set = if has {
+                "[10.0.0.5, 192.0.2.9]"
+            } else {
+                "[192.0.2.9]"
+            };
+            assert!(
+                view.contains(&format!("set {{role == 'host'}} net {set}")),
+                "{owner}: {view}"
+            );
+            assert_eq!(
+                view.contains("HostEndpoint auto: spec.expectedIPs: 10.0.0.5"),
+                !has,
+                "{owner}: {view}"
+            );
+        }
+    }
+    let by_hand = format!(
+        "{before}host mine n9 * 10.0.0.5 role=host\nblock 10.0.0.0/26 n1 since:3\nflush\nview n1\n"
+    );
+    let view = crate::notation::run(&by_hand);
+    assert!(
+        view.contains("set {role == 'host'} net [10.0.0.5]"),
+        "what a person writes is used: {view}"
+    );
 }
 
 #[test]

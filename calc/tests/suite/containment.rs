@@ -24,9 +24,16 @@ const STRANGER: &str = "203.0.113.7";
 
 /// The pod's address of the packet's IP version; labels have no influence on it.
 fn address(key: &EndpointKey, is_ipv6: bool) -> IpAddr {
-    let namespace = NAMESPACES.iter().position(|name| *name == key.namespace).unwrap_or_default();
+    let namespace = NAMESPACES
+        .iter()
+        .position(|name| *name == key.namespace)
+        .unwrap_or_default();
     let pod = key.name.trim_start_matches('p');
-    let text = if is_ipv6 { format!("fd00::{namespace}:{pod}") } else { format!("10.0.{namespace}.{pod}") };
+    let text = if is_ipv6 {
+        format!("fd00::{namespace}:{pod}")
+    } else {
+        format!("10.0.{namespace}.{pod}")
+    };
     text.parse().expect("an address")
 }
 
@@ -41,7 +48,9 @@ fn with_fixed_address(update: Update) -> Update {
 }
 
 fn within(restriction: Node, selector: Selector) -> Selector {
-    Selector { root: Node::And(vec![restriction, selector.root]) }
+    Selector {
+        root: Node::And(vec![restriction, selector.root]),
+    }
 }
 
 /// Keeps updates by other tenants and the administrator, with rules that do not refer to the
@@ -62,14 +71,21 @@ fn of_others(update: Update) -> Option<Update> {
         for selector in [&mut entity.selector, &mut entity.not_selector] {
             *selector = selector.take().map(|selector| within(foreign(), selector));
         }
-        entity.service = entity.service.take().filter(|service| !of_tenant(&service.namespace));
+        entity.service = entity
+            .service
+            .take()
+            .filter(|service| !of_tenant(&service.namespace));
     };
     kept.then(|| match with_fixed_address(update) {
         Update::Policy(key, Some(mut policy)) => {
-            policy.ingress.iter_mut().chain(&mut policy.egress).for_each(|rule| {
-                confine(&mut rule.source);
-                confine(&mut rule.destination);
-            });
+            policy
+                .ingress
+                .iter_mut()
+                .chain(&mut policy.egress)
+                .for_each(|rule| {
+                    confine(&mut rule.source);
+                    confine(&mut rule.destination);
+                });
             Update::Policy(key, Some(policy))
         }
         other => other,
@@ -81,17 +97,53 @@ fn of_others(update: Update) -> Option<Update> {
 fn of_tenant(update: Update) -> Option<Update> {
     let own = || TENANT.to_owned();
     match update {
-        Update::Endpoint(key, value) => Some(Update::Endpoint(EndpointKey { namespace: own(), ..key }, value)),
-        Update::ServiceAccount(key, value) => {
-            Some(Update::ServiceAccount(EndpointKey { namespace: own(), ..key }, value))
-        }
-        Update::NetworkSet(key, value) => Some(Update::NetworkSet(EndpointKey { namespace: own(), ..key }, value)),
-        Update::Service(key, value) => Some(Update::Service(EndpointKey { namespace: own(), ..key }, value)),
+        Update::Endpoint(key, value) => Some(Update::Endpoint(
+            EndpointKey {
+                namespace: own(),
+                ..key
+            },
+            value,
+        )),
+        Update::ServiceAccount(key, value) => Some(Update::ServiceAccount(
+            EndpointKey {
+                namespace: own(),
+                ..key
+            },
+            value,
+        )),
+        Update::NetworkSet(key, value) => Some(Update::NetworkSet(
+            EndpointKey {
+                namespace: own(),
+                ..key
+            },
+            value,
+        )),
+        Update::Service(key, value) => Some(Update::Service(
+            EndpointKey {
+                namespace: own(),
+                ..key
+            },
+            value,
+        )),
         Update::Policy(key, value) => {
-            let kind = if key.kind == PolicyKind::GlobalNetworkPolicy { PolicyKind::NetworkPolicy } else { key.kind };
+            let kind = if key.kind == PolicyKind::GlobalNetworkPolicy {
+                PolicyKind::NetworkPolicy
+            } else {
+                key.kind
+            };
             let inside = || Node::Equals(LABEL_NAMESPACE.to_owned(), own());
-            let value = value.map(|policy| Policy { selector: within(inside(), policy.selector.clone()), ..policy });
-            Some(Update::Policy(PolicyKey { kind, namespace: own(), ..key }, value))
+            let value = value.map(|policy| Policy {
+                selector: within(inside(), policy.selector.clone()),
+                ..policy
+            });
+            Some(Update::Policy(
+                PolicyKey {
+                    kind,
+                    namespace: own(),
+                    ..key
+                },
+                value,
+            ))
         }
         _ => None,
     }
@@ -120,18 +172,49 @@ fn question(namespaces: &'static [&'static str]) -> impl Strategy<Value = Questi
             .prop_map(|(namespace, name)| EndpointKey::new(namespace, name))
     };
     let icmp = (0..2_u8, 0..2_u8);
-    (pod(), prop::option::weighted(0.8, pod()), any::<(bool, bool)>(), protocol(), port(), port(), icmp).prop_map(
-        |(pod, peer, (is_ingress, is_ipv6), protocol, source_port, destination_port, icmp)| {
-            let is_ipv6 = is_ipv6 && peer.is_some();
-            let stranger = || STRANGER.parse().expect("an address");
-            let own = address(&pod, is_ipv6);
-            let other = peer.as_ref().map_or_else(stranger, |peer| address(peer, is_ipv6));
-            let (source, destination) = if is_ingress { (other, own) } else { (own, other) };
-            let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
-            let packet = Packet { source, destination, protocol, source_port, destination_port, icmp };
-            Question { pod, peer, direction, packet }
-        },
+    (
+        pod(),
+        prop::option::weighted(0.8, pod()),
+        any::<(bool, bool)>(),
+        protocol(),
+        port(),
+        port(),
+        icmp,
     )
+        .prop_map(
+            |(pod, peer, (is_ingress, is_ipv6), protocol, source_port, destination_port, icmp)| {
+                let is_ipv6 = is_ipv6 && peer.is_some();
+                let stranger = || STRANGER.parse().expect("an address");
+                let own = address(&pod, is_ipv6);
+                let other = peer
+                    .as_ref()
+                    .map_or_else(stranger, |peer| address(peer, is_ipv6));
+                let (source, destination) = if is_ingress {
+                    (other, own)
+                } else {
+                    (own, other)
+                };
+                let direction = if is_ingress {
+                    Direction::Ingress
+                } else {
+                    Direction::Egress
+                };
+                let packet = Packet {
+                    source,
+                    destination,
+                    protocol,
+                    source_port,
+                    destination_port,
+                    icmp,
+                };
+                Question {
+                    pod,
+                    peer,
+                    direction,
+                    packet,
+                }
+            },
+        )
 }
 
 fn answer(graph: &Graph, question: &Question) -> Action {
@@ -141,7 +224,11 @@ fn answer(graph: &Graph, question: &Question) -> Action {
 /// Runs a property that returns for each case how often it checked something, and fails if that was
 /// too rare.
 fn often<S: Strategy>(strategy: &S, property: impl Fn(S::Value) -> Result<usize, TestCaseError>) {
-    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases: 400,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let sum = Cell::new(0);
     let result = TestRunner::new_with_rng(config.clone(), rng(&config)).run(strategy, |value| {
         sum.set(sum.get() + property(value)?);
@@ -158,15 +245,29 @@ fn rng(config: &Config) -> proptest::test_runner::TestRng {
 
 #[test]
 fn nothing_that_a_tenant_writes_changes_what_happens_among_others() {
-    let strategy = (vec(update(), 20..70), vec(update(), 10..60), vec(question(&["red", "blue"]), 40));
+    let strategy = (
+        vec(update(), 20..70),
+        vec(update(), 10..60),
+        vec(question(&["red", "blue"]), 40),
+    );
     often(&strategy, |(common, tenants, questions)| {
         let others: Vec<Update> = common.into_iter().filter_map(of_others).collect();
         let without = graph_of(others.clone());
-        let with = graph_of(others.into_iter().chain(tenants.into_iter().filter_map(of_tenant)));
+        let with = graph_of(
+            others
+                .into_iter()
+                .chain(tenants.into_iter().filter_map(of_tenant)),
+        );
         let mut allowed = 0;
         for question in questions {
             let (before, after) = (answer(&without, &question), answer(&with, &question));
-            prop_assert_eq!(before, after, "{:?} for {:?}", question.packet, (&question.pod, &question.peer));
+            prop_assert_eq!(
+                before,
+                after,
+                "{:?} for {:?}",
+                question.packet,
+                (&question.pod, &question.peer)
+            );
             allowed += usize::from(after == Action::Allow);
         }
         Ok(allowed)
@@ -188,7 +289,13 @@ fn opening(update: Update) -> Update {
     let positive = |entity: &mut EntityMatch| {
         (entity.not_nets, entity.not_selector, entity.not_ports) = (Vec::new(), None, Vec::new());
         entity.selector = entity.selector.take().map(|selector| {
-            if is_positive(&selector.root) { selector } else { Selector { root: Node::Has("app".to_owned()) } }
+            if is_positive(&selector.root) {
+                selector
+            } else {
+                Selector {
+                    root: Node::Has("app".to_owned()),
+                }
+            }
         });
     };
     match with_fixed_address(update) {
@@ -197,7 +304,12 @@ fn opening(update: Update) -> Update {
                 let rules = rules.into_iter().map(|mut rule| {
                     positive(&mut rule.source);
                     positive(&mut rule.destination);
-                    Rule { action: Action::Allow, not_protocol: None, not_icmp: None, ..rule }
+                    Rule {
+                        action: Action::Allow,
+                        not_protocol: None,
+                        not_icmp: None,
+                        ..rule
+                    }
                 });
                 rules.collect()
             };
@@ -209,7 +321,11 @@ fn opening(update: Update) -> Update {
                 ..policy
             };
             Update::Policy(
-                PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), ..key },
+                PolicyKey {
+                    kind: PolicyKind::GlobalNetworkPolicy,
+                    namespace: String::new(),
+                    ..key
+                },
                 Some(policy),
             )
         }
@@ -233,10 +349,17 @@ fn gone(update: &Update) -> Option<Update> {
 
 #[test]
 fn what_is_missing_opens_nothing() {
-    let strategy = (vec(update(), 30..80), vec(any::<Index>(), 1..8), vec(question(&NAMESPACES), 40));
+    let strategy = (
+        vec(update(), 30..80),
+        vec(any::<Index>(), 1..8),
+        vec(question(&NAMESPACES), 40),
+    );
     often(&strategy, |(updates, missing, questions)| {
         let updates: Vec<Update> = updates.into_iter().map(opening).collect();
-        let removals: Vec<Update> = missing.iter().filter_map(|index| gone(index.get(&updates))).collect();
+        let removals: Vec<Update> = missing
+            .iter()
+            .filter_map(|index| gone(index.get(&updates)))
+            .collect();
         let complete = graph_of(updates.clone());
         let partial = graph_of(updates.into_iter().chain(removals.clone()));
         let mut allowed = 0;

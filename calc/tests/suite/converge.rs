@@ -22,29 +22,49 @@ impl Nodes {
             let held = self.0.entry(node).or_default();
             for (id, change) in &flush.records {
                 let audiences = [&change.gained, &change.kept, &change.lost];
-                let parts = audiences.iter().filter(|audience| audience.contains(node)).count();
+                let parts = audiences
+                    .iter()
+                    .filter(|audience| audience.contains(node))
+                    .count();
                 assert!(parts <= 1, "{id:?}: {node} gets two changes: {change:?}");
                 if change.lost.contains(node) {
-                    assert!(held.remove(id).is_some(), "{id:?}: {node} never had what it loses");
+                    assert!(
+                        held.remove(id).is_some(),
+                        "{id:?}: {node} never had what it loses"
+                    );
                 }
                 if change.gained.contains(node) {
-                    let value = graph.record_for(node, id).expect("who gains a record can have it");
-                    assert!(held.insert(id.clone(), value.into_owned()).is_none(), "{id:?}: {node} gains what it had");
+                    let value = graph
+                        .record_for(node, id)
+                        .expect("who gains a record can have it");
+                    assert!(
+                        held.insert(id.clone(), value.into_owned()).is_none(),
+                        "{id:?}: {node} gains what it had"
+                    );
                 }
                 if change.kept.contains(node) {
                     let record = held.get_mut(id).expect("who keeps a record had it");
                     match (&change.change, record) {
                         (Change::Same, _) => {}
                         (Change::Value, record) => {
-                            *record = graph.record_for(node, id).expect("who keeps a record can have it").into_owned();
+                            *record = graph
+                                .record_for(node, id)
+                                .expect("who keeps a record can have it")
+                                .into_owned();
                         }
                         (Change::Members(delta), Record::IpSet(set)) => {
                             assert!(
-                                delta.added.iter().all(|member| set.members.insert(member.clone())),
+                                delta
+                                    .added
+                                    .iter()
+                                    .all(|member| set.members.insert(member.clone())),
                                 "{id:?}: adds what it had"
                             );
                             assert!(
-                                delta.removed.iter().all(|member| set.members.remove(member)),
+                                delta
+                                    .removed
+                                    .iter()
+                                    .all(|member| set.members.remove(member)),
                                 "{id:?}: removes what it had not"
                             );
                         }
@@ -68,19 +88,32 @@ fn check(graph: &Graph, objects: &Objects, nodes: &Nodes) {
         let view = graph.view(node);
         let ids: Vec<RecordId> = view.ids().map(|id| id.into_owned()).collect();
         let audience = |audience: &Audience| audience.contains(node);
-        let expected: Vec<RecordId> =
-            wanted.iter().filter(|(_, (_, nodes))| audience(nodes)).map(|(id, _)| id.clone()).collect();
+        let expected: Vec<RecordId> = wanted
+            .iter()
+            .filter(|(_, (_, nodes))| audience(nodes))
+            .map(|(id, _)| id.clone())
+            .collect();
         assert_eq!(ids, expected, "the view of {node}");
         let records: BTreeMap<RecordId, Record> = ids
             .into_iter()
             .map(|id| {
-                let record = view.record(&id).expect("a view has its records").into_owned();
-                assert_eq!(view.digest(&id), Some(digest::digest(&id, &record)), "{id:?}");
+                let record = view
+                    .record(&id)
+                    .expect("a view has its records")
+                    .into_owned();
+                assert_eq!(
+                    view.digest(&id),
+                    Some(digest::digest(&id, &record)),
+                    "{id:?}"
+                );
                 (id, record)
             })
             .collect();
         assert_eq!(nodes.0.get(node), Some(&records), "what {node} holds");
-        assert_eq!(records.get(&RecordId::Settings), Some(&Record::Settings(objects.settings(node))));
+        assert_eq!(
+            records.get(&RecordId::Settings),
+            Some(&Record::Settings(objects.settings(node)))
+        );
         assert_eq!(view.buckets(), digest::buckets(&records));
     }
 }
@@ -133,7 +166,11 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        Self { graph: Graph::default(), objects: Objects::default(), nodes: Nodes::default() }
+        Self {
+            graph: Graph::default(),
+            objects: Objects::default(),
+            nodes: Nodes::default(),
+        }
     }
 
     fn apply(&mut self, update: &Update) {
@@ -145,15 +182,24 @@ impl Run {
         let flush = self.graph.flush();
         self.nodes.take(&flush, &self.graph);
         check(&self.graph, &self.objects, &self.nodes);
-        assert!(self.graph.flush().records.is_empty(), "nothing has changed since the flush");
+        assert!(
+            self.graph.flush().records.is_empty(),
+            "nothing has changed since the flush"
+        );
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn any_history_ends_in_the_state_of_its_final_objects(steps in prop::collection::vec((update(), around()), 1..60)) {
+    fn any_history_ends_in_the_state_of_its_final_objects(
+        steps in prop::collection::vec((update(), around()), 1..60),
+    ) {
         let mut run = Run::new();
         for (update, around) in &steps {
             match around {
@@ -181,10 +227,12 @@ proptest! {
 
     #[test]
     fn any_order_of_the_same_objects_ends_the_same(
-        (updates, shuffled) in prop::collection::vec(update(), 1..40).prop_map(latest).prop_flat_map(|updates| {
-            let shuffled = Just(updates.clone()).prop_shuffle();
-            (Just(updates), shuffled)
-        }),
+        (updates, shuffled) in prop::collection::vec(update(), 1..40)
+            .prop_map(latest)
+            .prop_flat_map(|updates| {
+                let shuffled = Just(updates.clone()).prop_shuffle();
+                (Just(updates), shuffled)
+            }),
     ) {
         let mut ends = [updates, shuffled].into_iter().map(|updates| {
             let mut run = Run::new();
@@ -196,7 +244,9 @@ proptest! {
     }
 
     #[test]
-    fn a_resync_changes_nothing(updates in prop::collection::vec(update(), 1..40).prop_map(latest)) {
+    fn a_resync_changes_nothing(
+        updates in prop::collection::vec(update(), 1..40).prop_map(latest),
+    ) {
         let mut run = Run::new();
         updates.iter().for_each(|update| run.apply(update));
         run.flush();

@@ -10,7 +10,11 @@ use margay_calc::text;
 /// setting has its default here.
 #[test]
 fn settings_keep_their_digest() {
-    let ssh = Failsafe { protocol: Protocol::TCP, port: 22, net: Some("10.0.0.0/8".parse().expect("a range")) };
+    let ssh = Failsafe {
+        protocol: Protocol::TCP,
+        port: 22,
+        net: Some("10.0.0.0/8".parse().expect("a range")),
+    };
     let settings = FelixSettings {
         endpoint_to_host: EndpointToHostAction::Drop,
         vxlan_vni: 7,
@@ -19,7 +23,10 @@ fn settings_keep_their_digest() {
         nat_exclude_hosts: true,
         allow_conntrack_invalid: true,
         log_prefix: "x".to_owned(),
-        log_rate: Some(LogRate { count: 10, unit: TimeUnit::Minute }),
+        log_rate: Some(LogRate {
+            count: 10,
+            unit: TimeUnit::Minute,
+        }),
         log_burst: 9,
         ipv6: false,
         vxlan_mtu_v6: 1380,
@@ -39,10 +46,14 @@ fn settings_are_printed_where_they_differ_from_their_defaults() {
     let settings = FelixSettings {
         vxlan_mtu_v6: 1380,
         ipv6: false,
-        log_rate: Some(LogRate { count: 10, unit: TimeUnit::Minute }),
+        log_rate: Some(LogRate {
+            count: 10,
+            unit: TimeUnit::Minute,
+        }),
         failsafe_outbound: Vec::new(),
         ..FelixSettings::default()
     };
-    let expected = "settings log_rate 10/minute ipv6 false vxlan_mtu_v6 1380 failsafe_outbound []\n";
+    let expected =
+        "settings log_rate 10/minute ipv6 false vxlan_mtu_v6 1380 failsafe_outbound []\n";
     assert_eq!(text(settings), expected);
 }

@@ -19,19 +19,32 @@ const MANY: u32 = 100_000;
 
 /// Addresses in a row, as ranges of one.
 fn nets(numbers: std::ops::Range<u32>) -> impl Iterator<Item = IpNet> {
-    numbers.map(|number| IpNet::from(std::net::IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number))))
+    numbers.map(|number| {
+        IpNet::from(std::net::IpAddr::V4(Ipv4Addr::from_bits(
+            0x0b00_0000 + number,
+        )))
+    })
 }
 
 fn set(name: &str, nets: impl Iterator<Item = IpNet>) -> Update {
     let labels = [("kind".to_owned(), "listed".to_owned())].into();
-    Update::NetworkSet(NamespacedName::new("", name), Some(NetworkSet { labels, nets: nets.collect() }))
+    Update::NetworkSet(
+        NamespacedName::new("", name),
+        Some(NetworkSet {
+            labels,
+            nets: nets.collect(),
+        }),
+    )
 }
 
 /// A graph with a pod on n1 that the listed addresses may reach, and two sets with one address in
 /// common.
 fn mk_graph() -> Graph {
     let source = Selector::parse("kind == 'listed'").expect("a selector");
-    let source = EntityMatch { selector: Some(source), ..EntityMatch::default() };
+    let source = EntityMatch {
+        selector: Some(source),
+        ..EntityMatch::default()
+    };
     let policy = Policy {
         tier: "default".to_owned(),
         order: Order(None),
@@ -39,10 +52,17 @@ fn mk_graph() -> Graph {
         traffic: Traffic::Normal,
         applies_ingress: true,
         applies_egress: false,
-        ingress: vec![Rule { source, ..Rule::any(Action::Allow) }],
+        ingress: vec![Rule {
+            source,
+            ..Rule::any(Action::Allow)
+        }],
         egress: Vec::new(),
     };
-    let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "listed".to_owned() };
+    let key = PolicyKey {
+        kind: PolicyKind::GlobalNetworkPolicy,
+        namespace: String::new(),
+        name: "listed".to_owned(),
+    };
     let pod = WorkloadEndpoint {
         node: "n1".to_owned(),
         labels: [].into(),
@@ -65,10 +85,20 @@ fn mk_graph() -> Graph {
 fn flush_delta(graph: &mut Graph) -> (Vec<Member>, Vec<Member>) {
     let flush = graph.flush();
     let changes: Vec<_> = flush.records.iter().collect();
-    let [(RecordId::IpSet(_), change)] = changes[..] else { panic!("{changes:?}") };
-    assert!(change.gained.is_empty() && change.lost.is_empty() && change.kept.contains("n1"), "{change:?}");
-    let Change::Members(delta) = &change.change else { panic!("a delta is flushed") };
-    (delta.added.iter().cloned().collect(), delta.removed.iter().cloned().collect())
+    let [(RecordId::IpSet(_), change)] = changes[..] else {
+        panic!("{changes:?}")
+    };
+    assert!(
+        change.gained.is_empty() && change.lost.is_empty() && change.kept.contains("n1"),
+        "{change:?}"
+    );
+    let Change::Members(delta) = &change.change else {
+        panic!("a delta is flushed")
+    };
+    (
+        delta.added.iter().cloned().collect(),
+        delta.removed.iter().cloned().collect(),
+    )
 }
 
 fn members(numbers: std::ops::Range<u32>) -> Vec<Member> {
@@ -80,11 +110,20 @@ fn a_change_of_a_large_set_is_flushed_as_a_delta() {
     let mut graph = mk_graph();
     graph.apply(set("large", nets(1..MANY + 1)));
     // The first one is still in the other set.
-    assert_eq!(flush_delta(&mut graph), (members(MANY..MANY + 1), Vec::new()));
+    assert_eq!(
+        flush_delta(&mut graph),
+        (members(MANY..MANY + 1), Vec::new())
+    );
     graph.apply(set("other", [].into_iter()));
     assert_eq!(flush_delta(&mut graph), (Vec::new(), members(0..1)));
-    graph.apply(set("large", nets(1..MANY + 1).collect::<Vec<_>>().into_iter().rev()));
-    assert!(graph.flush().records.is_empty(), "another order of the same members is no change");
+    graph.apply(set(
+        "large",
+        nets(1..MANY + 1).collect::<Vec<_>>().into_iter().rev(),
+    ));
+    assert!(
+        graph.flush().records.is_empty(),
+        "another order of the same members is no change"
+    );
 }
 
 #[test]

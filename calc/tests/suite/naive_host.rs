@@ -10,14 +10,24 @@ use margay_calc::evaluate::{Direction, HostStage, Packet};
 
 impl Naive<'_> {
     /// Verdict on a packet at a stage of a host endpoint; `Pass` if it continues to the next one.
-    pub fn host_verdict(&self, name: &str, stage: HostStage, direction: Direction, packet: &Packet) -> Action {
+    pub fn host_verdict(
+        &self,
+        name: &str,
+        stage: HostStage,
+        direction: Direction,
+        packet: &Packet,
+    ) -> Action {
         let (host, settings) = match self.0.hosts.get(name).filter(|host| !host.node.is_empty()) {
             Some(host) => (Some(host), self.0.settings(&host.node)),
             None => (None, self.0.settings("")),
         };
         let is_early = matches!(stage, HostStage::Untracked | HostStage::PreDnat);
         if stage != HostStage::Forward && is_spared(&settings, stage, direction, packet) {
-            return if is_early { Action::Pass } else { Action::Allow };
+            return if is_early {
+                Action::Pass
+            } else {
+                Action::Allow
+            };
         }
         let Some(host) = host else {
             return Action::Deny;
@@ -29,7 +39,8 @@ impl Naive<'_> {
             Traffic::Untracked => stage == HostStage::Untracked,
         };
         let policies = self.0.applied_to_host(host).into_iter();
-        let policies = policies.filter(|(_, policy)| is_about(policy) && applies(policy, direction));
+        let policies =
+            policies.filter(|(_, policy)| is_about(policy) && applies(policy, direction));
         let decided = self.by_tiers(policies.collect(), direction, packet, !is_early);
         decided.unwrap_or_else(|| match stage {
             HostStage::Normal => self.0.by_profiles(&host.profiles),
@@ -40,10 +51,19 @@ impl Naive<'_> {
 }
 
 /// Returns true if the packet uses a failsafe port.
-fn is_spared(settings: &FelixSettings, stage: HostStage, direction: Direction, packet: &Packet) -> bool {
+fn is_spared(
+    settings: &FelixSettings,
+    stage: HostStage,
+    direction: Direction,
+    packet: &Packet,
+) -> bool {
     let spared = |list: &[Failsafe], port: u16, other: IpAddr| {
-        let mut of_protocol = list.iter().filter(|failsafe| failsafe.protocol == packet.protocol);
-        of_protocol.any(|failsafe| failsafe.port == port && failsafe.net.iter().all(|net| net.contains(&other)))
+        let mut of_protocol = list
+            .iter()
+            .filter(|failsafe| failsafe.protocol == packet.protocol);
+        of_protocol.any(|failsafe| {
+            failsafe.port == port && failsafe.net.iter().all(|net| net.contains(&other))
+        })
     };
     let (to, from) = (packet.destination_port, packet.source_port);
     let is_untracked = stage == HostStage::Untracked;

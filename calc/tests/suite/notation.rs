@@ -19,10 +19,10 @@
 //! Directions of a policy may include forward, prednat or untracked for such packets of host
 //! endpoints. The profile of a host endpoint is allow, NAMESPACE, NAMESPACE/ACCOUNT or unknown; a
 //! minus stands for no address or no interface. A node may have an IPv6 address after the IPv4 one,
-//! and tunnel addresses as `ADDRESS@MAC`. A minus before an object removes it. `flush`, `view
-//! NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT`, `pending POD POD PROTOCOL PORT` and `meet HOST
-//! STAGE in|out SOURCE DESTINATION PROTOCOL PORT` print. Printed sets of a selector are named by
-//! the selector.
+//! and tunnel addresses as `ADDRESS@MAC`. A minus before an object removes it. `flush`,
+//! `view NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT`, `pending POD POD PROTOCOL PORT`
+//! and `meet HOST STAGE in|out SOURCE DESTINATION PROTOCOL PORT` print. Printed sets of a selector
+//! are named by the selector.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -46,7 +46,10 @@ use margay_calc::update::{Backend, Update};
 /// Runs a script and returns what it printed.
 pub fn run(script: &str) -> String {
     let mut run = Run::default();
-    let mut lines = script.lines().filter(|line| !line.trim().is_empty()).peekable();
+    let mut lines = script
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .peekable();
     while let Some(line) = lines.next() {
         let mut rules = Vec::new();
         while let Some(rule) = lines.next_if(|line| line.starts_with("  ")) {
@@ -54,18 +57,33 @@ pub fn run(script: &str) -> String {
         }
         run.line(line.trim(), &rules);
     }
-    run.names.iter().fold(run.printed, |printed, (id, name)| printed.replace(id, name))
+    run.names
+        .iter()
+        .fold(run.printed, |printed, (id, name)| printed.replace(id, name))
 }
 
 fn verdicts(records: &impl Records, from: &str, args: &[&str]) -> String {
     let [to, name, port] = args else {
         panic!("connect POD POD PROTOCOL PORT");
     };
-    match connect(records, &pair(from), &pair(to), protocol(name), port.parse().expect("a port")) {
+    match connect(
+        records,
+        &pair(from),
+        &pair(to),
+        protocol(name),
+        port.parse().expect("a port"),
+    ) {
         None => String::from("cannot\n"),
         Some(connection) => {
-            let answer = if connection.is_allowed() { "allowed" } else { "denied" };
-            let (egress, ingress) = (text::verdict(&connection.egress), text::verdict(&connection.ingress));
+            let answer = if connection.is_allowed() {
+                "allowed"
+            } else {
+                "denied"
+            };
+            let (egress, ingress) = (
+                text::verdict(&connection.egress),
+                text::verdict(&connection.ingress),
+            );
             format!("egress\n{egress}ingress\n{ingress}{answer}\n")
         }
     }
@@ -81,7 +99,9 @@ struct Run {
 
 impl Run {
     fn line(&mut self, line: &str, rules: &[&str]) {
-        let (is_there, line) = line.strip_prefix("- ").map_or((true, line), |line| (false, line));
+        let (is_there, line) = line
+            .strip_prefix("- ")
+            .map_or((true, line), |line| (false, line));
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
         let args: Vec<&str> = rest.split(' ').filter(|arg| !arg.is_empty()).collect();
@@ -92,21 +112,29 @@ impl Run {
             }
             "view" => {
                 let view = self.graph.view(name);
-                let records = view.ids().filter_map(|id| Some(text::record(&id, &*view.record(&id)?)));
+                let records = view
+                    .ids()
+                    .filter_map(|id| Some(text::record(&id, &*view.record(&id)?)));
                 let records: String = records.collect();
                 return self.print(line, &records);
             }
             "digests" => {
                 let view = self.graph.view(name);
                 let digests = view.ids().filter_map(|id| {
-                    Some(format!("{:016x} {:3} {}\n", view.digest(&id)?, digest::bucket(&id), text::id_text(&id)))
+                    Some(format!(
+                        "{:016x} {:3} {}\n",
+                        view.digest(&id)?,
+                        digest::bucket(&id),
+                        text::id_text(&id)
+                    ))
                 });
                 let digests: String = digests.collect();
                 return self.print(line, &digests);
             }
             "problems" => {
                 let conflicts = self.graph.conflicts().into_iter();
-                let conflicts = conflicts.map(|problem| format!("{}: {}\n", problem.object(), problem.reason()));
+                let conflicts = conflicts
+                    .map(|problem| format!("{}: {}\n", problem.object(), problem.reason()));
                 let conflicts: String = conflicts.collect();
                 return self.print(line, &conflicts);
             }
@@ -116,17 +144,28 @@ impl Run {
             "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&args))),
             "node" => Update::Node(name.to_owned(), is_there.then(|| node(&args))),
             "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&args))),
-            "block" => Update::Block(name.parse().expect("a range"), is_there.then(|| block(&args))),
+            "block" => Update::Block(
+                name.parse().expect("a range"),
+                is_there.then(|| block(&args)),
+            ),
             "namespace" => Update::Namespace(name.to_owned(), is_there.then(|| labels(&args))),
             "account" => Update::ServiceAccount(pair(name), is_there.then(|| labels(&args))),
             "pod" => Update::Endpoint(pair(name), is_there.then(|| pod(&pair(name), &args))),
             "netset" => Update::NetworkSet(pair(name), is_there.then(|| network_set(&args))),
-            "service" => Update::Service(pair(name), is_there.then(|| args.iter().map(|arg| backend(arg)).collect())),
+            "service" => Update::Service(
+                pair(name),
+                is_there.then(|| args.iter().map(|arg| backend(arg)).collect()),
+            ),
             "policy" => {
                 let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
                 let (namespace, of) = name.split_once('/').expect("namespace/name");
-                let kind = PolicyKind::parse(line.split(' ').nth(1).expect("a kind")).expect("a kind of policy");
-                let key = PolicyKey { kind, namespace: namespace.to_owned(), name: of.to_owned() };
+                let kind = PolicyKind::parse(line.split(' ').nth(1).expect("a kind"))
+                    .expect("a kind of policy");
+                let key = PolicyKey {
+                    kind,
+                    namespace: namespace.to_owned(),
+                    name: of.to_owned(),
+                };
                 match kind.is_staged() {
                     true => Update::Staged(key, is_there.then(|| self.staged(rest, rules))),
                     false => Update::Policy(key, is_there.then(|| self.policy(rest, rules))),
@@ -143,7 +182,11 @@ impl Run {
 
     fn connect(&mut self, line: &str, from: &str, args: &[&str]) {
         let text = match line.starts_with("pending") {
-            true => verdicts(&self.graph.staged_view().expect("something is staged"), from, args),
+            true => verdicts(
+                &self.graph.staged_view().expect("something is staged"),
+                from,
+                args,
+            ),
             false => verdicts(&self.graph, from, args),
         };
         self.print(line, &text);
@@ -168,7 +211,11 @@ impl Run {
             destination_port: port.parse().expect("a port"),
             icmp: (8, 0),
         };
-        let direction = if *way == "in" { Direction::Ingress } else { Direction::Egress };
+        let direction = if *way == "in" {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        };
         let verdict = evaluate_host(&self.graph, name, stage, direction, &packet);
         self.print(line, &text::verdict(&verdict));
     }
@@ -221,9 +268,15 @@ impl Run {
 
     /// `ACTION [PROTOCOL] [from SIDE] [to SIDE]`.
     fn rule(&mut self, text: &str) -> Rule {
-        let (head, to) = text.split_once(" to ").map_or((text, None), |(head, to)| (head, Some(to)));
-        let (head, from) = head.split_once(" from ").map_or((head, None), |(head, from)| (head, Some(from)));
-        let (name, proto) = head.split_once(' ').map_or((head, None), |(name, proto)| (name, Some(proto)));
+        let (head, to) = text
+            .split_once(" to ")
+            .map_or((text, None), |(head, to)| (head, Some(to)));
+        let (head, from) = head
+            .split_once(" from ")
+            .map_or((head, None), |(head, from)| (head, Some(from)));
+        let (name, proto) = head
+            .split_once(' ')
+            .map_or((head, None), |(name, proto)| (name, Some(proto)));
         Rule {
             protocol: proto.map(protocol),
             source: from.map(|side| self.side(side)).unwrap_or_default(),
@@ -238,7 +291,12 @@ impl Run {
         let mut rest = text;
         while let Some((arg, after)) = rest.split_once(' ') {
             let (value, after) = after.split_once(' ').unwrap_or((after, ""));
-            let nets = || value.split(',').map(|net| net.parse().expect("a range")).collect();
+            let nets = || {
+                value
+                    .split(',')
+                    .map(|net| net.parse().expect("a range"))
+                    .collect()
+            };
             match arg {
                 "net" => entity.nets = nets(),
                 "!net" => entity.not_nets = nets(),
@@ -260,7 +318,9 @@ fn pair(name: &str) -> NamespacedName {
 
 fn labels(args: &[&str]) -> Labels {
     let pairs = args.iter().filter_map(|arg| arg.split_once('='));
-    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn action(name: &str) -> Action {
@@ -291,19 +351,34 @@ fn port(text: &str) -> Port {
 }
 
 fn tier(args: &[&str]) -> Tier {
-    Tier { order: Order(args[0].parse().ok()), default_action: action(args[1]) }
+    Tier {
+        order: Order(args[0].parse().ok()),
+        default_action: action(args[1]),
+    }
 }
 
 /// Creation time of the object.
 fn since(args: &[&str]) -> i64 {
-    args.iter().find_map(|arg| arg.strip_prefix("since:")).map_or(0, |text| text.parse().expect("a number"))
+    args.iter()
+        .find_map(|arg| arg.strip_prefix("since:"))
+        .map_or(0, |text| text.parse().expect("a number"))
 }
 
 fn node(args: &[&str]) -> NodeInfo {
     let reported = args.contains(&"reported");
-    let standing = Standing { ipv4_reported: reported, ipv6_reported: reported, created: since(args) };
-    let mut info = NodeInfo { standing, ..NodeInfo::default() };
-    for arg in args.iter().filter(|arg| **arg != "reported" && !arg.starts_with("since:")) {
+    let standing = Standing {
+        ipv4_reported: reported,
+        ipv6_reported: reported,
+        created: since(args),
+    };
+    let mut info = NodeInfo {
+        standing,
+        ..NodeInfo::default()
+    };
+    for arg in args
+        .iter()
+        .filter(|arg| **arg != "reported" && !arg.starts_with("since:"))
+    {
         if let Some((address, mac)) = arg.split_once('@') {
             let mac = mac.parse().expect("a MAC address");
             match address.parse().expect("an address") {
@@ -327,7 +402,10 @@ fn pool(args: &[&str]) -> Pool {
         _ => Encapsulation::None,
     };
     let cidr = args[0].parse().expect("a range");
-    let size = args.iter().find_map(|arg| arg.strip_prefix("size:")).map(|text| text.parse().expect("a length"));
+    let size = args
+        .iter()
+        .find_map(|arg| arg.strip_prefix("size:"))
+        .map(|text| text.parse().expect("a length"));
     Pool {
         cidr,
         encapsulation,
@@ -341,9 +419,16 @@ fn block(args: &[&str]) -> BlockInfo {
     let borrowed = args.iter().filter_map(|arg| arg.split_once('='));
     let tunnels = args.iter().filter_map(|arg| arg.split_once('@'));
     BlockInfo {
-        node: args.first().filter(|arg| !arg.contains(['=', ':', '@'])).map(|node| (*node).to_owned()),
-        borrowed: borrowed.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
-        tunnels: tunnels.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
+        node: args
+            .first()
+            .filter(|arg| !arg.contains(['=', ':', '@']))
+            .map(|node| (*node).to_owned()),
+        borrowed: borrowed
+            .map(|(address, node)| (address.parse().expect("an address"), node.to_owned()))
+            .collect(),
+        tunnels: tunnels
+            .map(|(address, node)| (address.parse().expect("an address"), node.to_owned()))
+            .collect(),
         created: since(args),
     }
 }
@@ -352,12 +437,27 @@ fn pod(key: &EndpointKey, args: &[&str]) -> WorkloadEndpoint {
     let mut labels = labels(args);
     labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
     WorkloadEndpoint {
-        node: if args[0] == "-" { String::new() } else { args[0].to_owned() },
+        node: if args[0] == "-" {
+            String::new()
+        } else {
+            args[0].to_owned()
+        },
         labels,
-        service_account: args.iter().find_map(|arg| arg.strip_prefix("sa:")).unwrap_or_default().to_owned(),
-        addresses: args[1].split(',').filter_map(|address| address.parse().ok()).collect(),
+        service_account: args
+            .iter()
+            .find_map(|arg| arg.strip_prefix("sa:"))
+            .unwrap_or_default()
+            .to_owned(),
+        addresses: args[1]
+            .split(',')
+            .filter_map(|address| address.parse().ok())
+            .collect(),
         ports: named_ports(args),
-        uid: args.iter().find_map(|arg| arg.strip_prefix("uid:")).unwrap_or_default().to_owned(),
+        uid: args
+            .iter()
+            .find_map(|arg| arg.strip_prefix("uid:"))
+            .unwrap_or_default()
+            .to_owned(),
         interface: interface_name(key),
     }
 }
@@ -378,7 +478,10 @@ fn host(args: &[&str]) -> HostEndpoint {
             "-" => HostInterface::ByAddress,
             name => HostInterface::Named(name.to_owned()),
         },
-        addresses: args[2].split(',').filter_map(|address| address.parse().ok()).collect(),
+        addresses: args[2]
+            .split(',')
+            .filter_map(|address| address.parse().ok())
+            .collect(),
         ports: named_ports(args),
         profiles: profiles.map(profile).collect(),
     }
@@ -390,13 +493,23 @@ fn named_ports(args: &[&str]) -> Vec<NamedPort> {
         let [name, proto, port] = text.split(':').collect::<Vec<_>>()[..] else {
             panic!("port:NAME:PROTOCOL:PORT");
         };
-        NamedPort { name: name.to_owned(), protocol: protocol(proto), port: port.parse().expect("a port") }
+        NamedPort {
+            name: name.to_owned(),
+            protocol: protocol(proto),
+            port: port.parse().expect("a port"),
+        }
     };
     ports.map(named).collect()
 }
 
 fn network_set(args: &[&str]) -> NetworkSet {
-    NetworkSet { labels: labels(args), nets: args[0].split(',').map(|net| net.parse().expect("a range")).collect() }
+    NetworkSet {
+        labels: labels(args),
+        nets: args[0]
+            .split(',')
+            .map(|net| net.parse().expect("a range"))
+            .collect(),
+    }
 }
 
 fn backend(arg: &str) -> Backend {

@@ -18,21 +18,35 @@ use margay_calc::update::Update;
 use proptest::prelude::*;
 
 fn packet() -> impl Strategy<Value = Packet> {
-    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| from.is_ipv4() == to.is_ipv4());
-    (addresses, protocol(), port(), port(), (icmp_type(), 0..2_u8)).prop_map(
-        |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
-            source,
-            destination,
-            protocol,
-            source_port,
-            destination_port,
-            icmp,
-        },
+    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| {
+        from.is_ipv4() == to.is_ipv4()
+    });
+    (
+        addresses,
+        protocol(),
+        port(),
+        port(),
+        (icmp_type(), 0..2_u8),
     )
+        .prop_map(
+            |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
+                source,
+                destination,
+                protocol,
+                source_port,
+                destination_port,
+                icmp,
+            },
+        )
 }
 
 fn stage() -> impl Strategy<Value = HostStage> {
-    prop::sample::select(vec![HostStage::Untracked, HostStage::PreDnat, HostStage::Normal, HostStage::Forward])
+    prop::sample::select(vec![
+        HostStage::Untracked,
+        HostStage::PreDnat,
+        HostStage::Normal,
+        HostStage::Forward,
+    ])
 }
 
 /// Graph and objects after these updates.
@@ -50,7 +64,10 @@ fn apply_all(updates: Vec<Update>) -> (Graph, Objects) {
 fn staged_enforced(objects: &Objects) -> Objects {
     let mut objects = objects.clone();
     for (key, staged) in std::mem::take(&mut objects.staged) {
-        let key = PolicyKey { kind: key.kind.enforced(), ..key };
+        let key = PolicyKey {
+            kind: key.kind.enforced(),
+            ..key
+        };
         match staged {
             StagedPolicy::Set(policy) => objects.policies.insert(key, policy),
             StagedPolicy::Delete => objects.policies.remove(&key),
@@ -61,7 +78,11 @@ fn staged_enforced(objects: &Objects) -> Objects {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn verdicts_are_those_of_the_objects(
@@ -71,19 +92,39 @@ proptest! {
         let (graph, objects) = apply_all(updates);
         let would_be = staged_enforced(&objects);
         let pending = graph.staged_view();
-        prop_assert_eq!(pending.is_some(), objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore));
+        prop_assert_eq!(
+            pending.is_some(),
+            objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore),
+        );
         for (key, is_ingress, packet) in packets {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
             let verdict = evaluate(&graph, &key, direction, &packet);
             let wanted = Naive(&objects).verdict(&key, direction, &packet);
-            prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?}\n{}", key, direction, packet, text::verdict(&verdict));
+            prop_assert_eq!(
+                verdict.action,
+                wanted,
+                "{} {:?} {:?}\n{}",
+                key,
+                direction,
+                packet,
+                text::verdict(&verdict),
+            );
             if let Some(pending) = pending {
                 let verdict = evaluate(&pending, &key, direction, &packet);
                 let wanted = Naive(&would_be).verdict(&key, direction, &packet);
-                prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", key, packet, text::verdict(&verdict));
+                prop_assert_eq!(
+                    verdict.action,
+                    wanted,
+                    "pending {} {:?}\n{}",
+                    key,
+                    packet,
+                    text::verdict(&verdict),
+                );
             }
             // A node evaluating the records it holds gets the same verdict.
-            if let Some(endpoint) = objects.endpoints.get(&key).filter(|endpoint| !endpoint.node.is_empty()) {
+            if let Some(endpoint) = objects.endpoints.get(&key).filter(
+                |endpoint| !endpoint.node.is_empty(),
+            ) {
                 let local = evaluate(&graph.view(&endpoint.node), &key, direction, &packet);
                 prop_assert_eq!(local, verdict);
             }
@@ -102,11 +143,27 @@ proptest! {
             let node = objects.hosts.get(name).map(|host| host.node.as_str()).unwrap_or_default();
             let verdict = evaluate_host(&graph.view(node), name, stage, direction, &packet);
             let wanted = Naive(&objects).host_verdict(name, stage, direction, &packet);
-            prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?} {:?}\n{}", name, stage, direction, packet, text::verdict(&verdict));
+            prop_assert_eq!(
+                verdict.action,
+                wanted,
+                "{} {:?} {:?} {:?}\n{}",
+                name,
+                stage,
+                direction,
+                packet,
+                text::verdict(&verdict),
+            );
             if let Some(pending) = graph.staged_view().filter(|_| objects.settings.is_empty()) {
                 let verdict = evaluate_host(&pending, name, stage, direction, &packet);
                 let wanted = Naive(&would_be).host_verdict(name, stage, direction, &packet);
-                prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", name, packet, text::verdict(&verdict));
+                prop_assert_eq!(
+                    verdict.action,
+                    wanted,
+                    "pending {} {:?}\n{}",
+                    name,
+                    packet,
+                    text::verdict(&verdict),
+                );
             }
         }
     }
@@ -124,10 +181,20 @@ proptest! {
         graph.apply(Update::Namespace(String::from("tenant"), Some(Labels::new())));
         graph.apply(Update::Namespace(String::from("victim"), Some(Labels::new())));
         graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted"))));
-        graph.apply(Update::ServiceAccount(NamespacedName::new("friend", "robot"), Some(label("role", "admin"))));
+        graph.apply(
+            Update::ServiceAccount(
+                NamespacedName::new("friend", "robot"),
+                Some(label("role", "admin")),
+            ),
+        );
         // A tenant may also write network sets with any CIDR.
         let nets = vec!["10.0.0.1/32".parse().expect("a range")];
-        graph.apply(Update::NetworkSet(NamespacedName::new("tenant", "nets"), Some(NetworkSet { labels: set_labels, nets })));
+        graph.apply(
+            Update::NetworkSet(
+                NamespacedName::new("tenant", "nets"),
+                Some(NetworkSet { labels: set_labels, nets }),
+            ),
+        );
         graph.apply(protection());
         graph.flush();
         let is_allowed = |from: &EndpointKey| {
@@ -137,12 +204,21 @@ proptest! {
         prop_assert!(is_allowed(&friend), "the policy lets friends in");
         prop_assert!(!is_allowed(&tenant), "the policy lets the tenant in");
         let record = graph.record(&RecordId::Endpoint(tenant));
-        let is_free = matches!(record.as_deref(), Some(Record::Endpoint(endpoint)) if endpoint.tiers.is_empty());
+        let is_free = matches!(
+            record.as_deref(),
+            Some(Record::Endpoint(endpoint)) if endpoint.tiers.is_empty(),
+        );
         prop_assert!(is_free, "the policy takes hold of the tenant's pod");
     }
 }
 
-fn pod(graph: &mut Graph, namespace: &str, address: &str, labels: Labels, service_account: &str) -> EndpointKey {
+fn pod(
+    graph: &mut Graph,
+    namespace: &str,
+    address: &str,
+    labels: Labels,
+    service_account: &str,
+) -> EndpointKey {
     let key = EndpointKey::new(namespace, "pod");
     let endpoint = WorkloadEndpoint {
         node: String::from("n1"),
@@ -175,7 +251,10 @@ fn protection() -> Update {
         "!has(projectcalico.org/namespace)",
     ];
     let ingress = sources.map(|source| Rule {
-        source: EntityMatch { selector: Some(parse(source)), ..EntityMatch::default() },
+        source: EntityMatch {
+            selector: Some(parse(source)),
+            ..EntityMatch::default()
+        },
         ..Rule::any(Action::Allow)
     });
     let key = PolicyKey {

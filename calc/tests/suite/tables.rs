@@ -35,7 +35,10 @@ fn the_cases_of_network_policy_api() {
             }
         }
     }
-    assert!(rows.iter().all(|count| *count > 800), "the table has teeth: {rows:?}");
+    assert!(
+        rows.iter().all(|count| *count > 800),
+        "the table has teeth: {rows:?}"
+    );
 }
 
 struct World {
@@ -46,21 +49,34 @@ struct World {
 impl World {
     fn new(fixture: &Value) -> Self {
         let mut graph = Graph::default();
-        let tiers =
-            [("kube-admin", 1e3, Action::Pass), ("default", 1e6, Action::Deny), ("kube-baseline", 1e7, Action::Pass)];
+        let tiers = [
+            ("kube-admin", 1e3, Action::Pass),
+            ("default", 1e6, Action::Deny),
+            ("kube-baseline", 1e7, Action::Pass),
+        ];
         for (name, order, default_action) in tiers {
-            let tier = Tier { order: policy::Order(Some(order)), default_action };
+            let tier = Tier {
+                order: policy::Order(Some(order)),
+                default_action,
+            };
             graph.apply(Update::Tier(name.to_owned(), Some(tier)));
         }
         for index in 0..2_u8 {
             let info = NodeInfo {
-                ipv4: Some(format!("192.0.2.{}/24", index + 1).parse().expect("an address")),
+                ipv4: Some(
+                    format!("192.0.2.{}/24", index + 1)
+                        .parse()
+                        .expect("an address"),
+                ),
                 labels: meta::Labels::from([("kubernetes.io/os".to_owned(), "linux".to_owned())]),
                 ..NodeInfo::default()
             };
             graph.apply(Update::Node(format!("n{index}"), Some(info)));
         }
-        let mut world = Self { graph, addresses: BTreeMap::new() };
+        let mut world = Self {
+            graph,
+            addresses: BTreeMap::new(),
+        };
         for namespace in fixture["Namespaces"].as_array().expect("a list") {
             let name = text(&namespace["Name"]);
             world.label_namespace(name, &namespace["Labels"]);
@@ -80,11 +96,20 @@ impl World {
     fn add_pod(&mut self, namespace: &str, pod: &Value) {
         let last = self.addresses.len() + 1;
         let ports: Vec<Value> = { pod["Ports"].as_array().expect("a list").iter() }
-            .map(|port| json!({ "name": port["Name"], "protocol": port["Protocol"], "containerPort": port["Port"] }))
+            .map(|port| {
+                json!({
+                    "name": port["Name"],
+                    "protocol": port["Protocol"],
+                    "containerPort": port["Port"],
+                })
+            })
             .collect();
         let object: Pod = decoded(json!({
             "metadata": { "namespace": namespace, "name": pod["Name"], "labels": pod["Labels"] },
-            "spec": { "nodeName": format!("n{}", last % 2), "containers": [{ "name": "c", "ports": ports }] },
+            "spec": {
+                "nodeName": format!("n{}", last % 2),
+                "containers": [{ "name": "c", "ports": ports }],
+            },
             "status": { "podIP": format!("10.0.0.{last}") },
         }));
         let (key, endpoint) = k8s::pod::workload_endpoint(&object).expect("it is on a node");
@@ -99,23 +124,36 @@ impl World {
         self.graph.flush();
         let rows = step["Rows"].as_array().expect("a list");
         for row in rows.iter().map(text) {
-            let [from, to, port, wanted] = row.split(' ').collect::<Vec<_>>()[..] else { panic!("{named}: {row}") };
+            let [from, to, port, wanted] = row.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{named}: {row}")
+            };
             let (allowed, why) = self.ask(from, to, port);
             assert_eq!(allowed, wanted == "allowed", "{named}: {row}\n{why}");
         }
-        let allowed = rows.iter().filter(|row| text(row).ends_with(" allowed")).count() as u64;
+        let allowed = rows
+            .iter()
+            .filter(|row| text(row).ends_with(" allowed"))
+            .count() as u64;
         let counts = (Some(allowed), Some(rows.len() as u64 - allowed));
-        assert_eq!((step["Allowed"].as_u64(), step["Blocked"].as_u64()), counts, "{named}: counts of rows");
+        assert_eq!(
+            (step["Allowed"].as_u64(), step["Blocked"].as_u64()),
+            counts,
+            "{named}: counts of rows"
+        );
     }
 
     fn act(&mut self, action: &Value) {
-        let (verb, what) = action.as_object().and_then(|action| action.iter().next()).expect("one action");
+        let (verb, what) = action
+            .as_object()
+            .and_then(|action| action.iter().next())
+            .expect("one action");
         match verb.as_str() {
             "CreateClusterPolicy" | "UpdateClusterPolicy" => {
                 let object = self.with_addresses(&what["Policy"]);
                 let object: k8s::cnp::ClusterNetworkPolicy = decoded(object);
                 let parsed = k8s::cnp::policy(&object).expect("a sound policy");
-                self.graph.apply(Update::Policy(k8s::cnp::key(&object), Some(parsed)));
+                self.graph
+                    .apply(Update::Policy(k8s::cnp::key(&object), Some(parsed)));
             }
             "DeleteClusterPolicy" => {
                 let kind = PolicyKind::KubernetesClusterNetworkPolicy;
@@ -136,7 +174,11 @@ impl World {
     }
 
     fn remove(&mut self, kind: PolicyKind, namespace: &str, name: &str) {
-        let key = PolicyKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        let key = PolicyKey {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
         self.graph.apply(Update::Policy(key, None));
     }
 
@@ -153,7 +195,10 @@ impl World {
     /// Returns whether a packet arrives, and the trace.
     fn ask(&self, from: &str, to: &str, port: &str) -> (bool, String) {
         let (protocol_name, port) = port.split_once('/').expect("PROTOCOL/port");
-        let (protocol, port) = (protocol(&protocol_name.to_lowercase()), port.parse().expect("a port"));
+        let (protocol, port) = (
+            protocol(&protocol_name.to_lowercase()),
+            port.parse().expect("a port"),
+        );
         let key = |name: &str| {
             let (namespace, pod) = name.split_once('/').expect("namespace/pod");
             EndpointKey::new(namespace, pod)
@@ -170,10 +215,15 @@ impl World {
                 icmp: (8, 0),
             };
             let verdict = evaluate(&self.graph, &from, Direction::Egress, &packet);
-            return (verdict.action == Action::Allow, margay_calc::text::verdict(&verdict));
+            return (
+                verdict.action == Action::Allow,
+                margay_calc::text::verdict(&verdict),
+            );
         }
-        let connection = connect(&self.graph, &from, &key(to), protocol, port).expect("both have addresses");
-        let why = margay_calc::text::verdict(&connection.egress) + &margay_calc::text::verdict(&connection.ingress);
+        let connection =
+            connect(&self.graph, &from, &key(to), protocol, port).expect("both have addresses");
+        let why = margay_calc::text::verdict(&connection.egress)
+            + &margay_calc::text::verdict(&connection.ingress);
         (connection.is_allowed(), why)
     }
 }

@@ -41,7 +41,11 @@ pub fn run(command: &Command) -> Result<Finding> {
         match marked(&found.object, is_ready) {
             Some(object) => {
                 cluster.replace(kind, &found, object).await?;
-                Ok(if is_ready { "Datastore unlocked.\n" } else { "Datastore locked.\n" })
+                Ok(if is_ready {
+                    "Datastore unlocked.\n"
+                } else {
+                    "Datastore locked.\n"
+                })
             }
             None => Ok(if is_ready {
                 "Datastore is not locked.\n"
@@ -50,12 +54,17 @@ pub fn run(command: &Command) -> Result<Finding> {
             }),
         }
     })?;
-    Ok(Finding { text: text.to_owned(), holds: true })
+    Ok(Finding {
+        text: text.to_owned(),
+        holds: true,
+    })
 }
 
 /// The ClusterInformation with that mark; `None` if it has it.
 fn marked(information: &Value, is_ready: bool) -> Option<Value> {
-    let present = information["spec"]["datastoreReady"].as_bool().unwrap_or(true);
+    let present = information["spec"]["datastoreReady"]
+        .as_bool()
+        .unwrap_or(true);
     let mut object = information.clone();
     object["spec"]["datastoreReady"] = is_ready.into();
     (present != is_ready).then_some(object)
@@ -71,8 +80,14 @@ mod tests {
         let unlocked = json!({"spec": {"clusterType": "k8s"}});
         assert_eq!(marked(&unlocked, true), None);
         let locked = marked(&unlocked, false).expect("a change");
-        assert_eq!(locked, json!({"spec": {"clusterType": "k8s", "datastoreReady": false}}));
+        assert_eq!(
+            locked,
+            json!({"spec": {"clusterType": "k8s", "datastoreReady": false}})
+        );
         assert_eq!(marked(&locked, false), None);
-        assert_eq!(marked(&locked, true).expect("a change")["spec"]["datastoreReady"], true);
+        assert_eq!(
+            marked(&locked, true).expect("a change")["spec"]["datastoreReady"],
+            true
+        );
     }
 }

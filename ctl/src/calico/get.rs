@@ -79,9 +79,9 @@ impl FromStr for GetOutput {
             "json" => Self::Json,
             "name" => Self::Name,
             _ => match text.strip_prefix("custom-columns=") {
-                Some(headings) => {
-                    Self::Table(Width::Custom(headings.split(',').map(str::to_owned).collect()))
-                }
+                Some(headings) => Self::Table(Width::Custom(
+                    headings.split(',').map(str::to_owned).collect(),
+                )),
                 None => bail!("must be ps, wide, yaml, json, name or custom-columns=HEADING,..."),
             },
         })
@@ -93,7 +93,10 @@ pub fn run(args: &Args) -> Result<Finding> {
     let kind = kind::find(&args.kind)?;
     let namespace = (kind.namespaced && !args.all_namespaces).then_some(args.namespace.as_str());
     let objects = live::block_on(read(kind, namespace, args))?;
-    Ok(Finding { text: show(kind, objects, args)?, holds: true })
+    Ok(Finding {
+        text: show(kind, objects, args)?,
+        holds: true,
+    })
 }
 
 async fn read(kind: &Kind, namespace: Option<&str>, args: &Args) -> Result<Vec<Value>> {
@@ -114,7 +117,10 @@ async fn read(kind: &Kind, namespace: Option<&str>, args: &Args) -> Result<Vec<V
 pub fn missing(kind: &Kind, namespace: Option<&str>, name: &str) -> anyhow::Error {
     match namespace {
         Some(namespace) => {
-            anyhow!("there is no {} {namespace}/{name}; -n names another namespace", kind.kind)
+            anyhow!(
+                "there is no {} {namespace}/{name}; -n names another namespace",
+                kind.kind
+            )
         }
         None => anyhow!("there is no {} {name}", kind.kind),
     }
@@ -122,7 +128,9 @@ pub fn missing(kind: &Kind, namespace: Option<&str>, name: &str) -> anyhow::Erro
 
 /// Formats the objects.
 fn show(kind: &Kind, mut objects: Vec<Value>, args: &Args) -> Result<String> {
-    objects.iter_mut().for_each(|object| strip(object, args.export));
+    objects
+        .iter_mut()
+        .for_each(|object| strip(object, args.export));
     if kind.kind == "Tier" {
         // Tiers are read in the order in which packets meet them; one without an order is the last.
         let order = |tier: &Value| tier["spec"]["order"].as_f64().unwrap_or(f64::INFINITY);
@@ -133,7 +141,9 @@ fn show(kind: &Kind, mut objects: Vec<Value>, args: &Args) -> Result<String> {
         GetOutput::Name => {
             let name = |object: &Value| object["metadata"]["name"].as_str().map(str::to_owned);
             let lines = objects.iter().filter_map(name);
-            Ok(lines.map(|name| format!("{}/{name}\n", kind.kind.to_lowercase())).collect())
+            Ok(lines
+                .map(|name| format!("{}/{name}\n", kind.kind.to_lowercase()))
+                .collect())
         }
         GetOutput::Json => {
             Ok(serde_json::to_string_pretty(&collected(kind, objects, &args.names))? + "\n")
@@ -175,7 +185,11 @@ fn strip(object: &mut Value, is_export: bool) {
 pub fn place(kind: &Kind, object: &Value, namespace: &str) -> Result<Option<String>> {
     let name = metadata_text(object, kind.kind, "name")?;
     let within = metadata_text(object, kind.kind, "namespace")?;
-    ensure!(name.is_some(), "{}: metadata.name: \"\": an object has a name; add it", kind.kind);
+    ensure!(
+        name.is_some(),
+        "{}: metadata.name: \"\": an object has a name; add it",
+        kind.kind
+    );
     match (kind.namespaced, within) {
         (true, within) => Ok(Some(within.unwrap_or(namespace).to_owned())),
         (false, None) => Ok(None),
@@ -214,10 +228,17 @@ mod tests {
     #[test]
     fn objects_are_shown_in_every_form() {
         let kind = kind::find("tier").expect("a kind");
-        let tiers = vec![tier("last", None), tier("b", Some(20)), tier("a", Some(100))];
+        let tiers = vec![
+            tier("last", None),
+            tier("b", Some(20)),
+            tier("a", Some(100)),
+        ];
         let shown =
             |output: &str| show(kind, tiers.clone(), &args(output, &[], false)).expect("text");
-        assert_eq!(shown("ps"), "NAME   ORDER\nb      20\na      100\nlast   <nil>\n");
+        assert_eq!(
+            shown("ps"),
+            "NAME   ORDER\nb      20\na      100\nlast   <nil>\n"
+        );
         assert_eq!(shown("name"), "tier/b\ntier/a\ntier/last\n");
         let list: Value = serde_json::from_str(&shown("json")).expect("JSON");
         assert_eq!(
@@ -250,8 +271,14 @@ mod tests {
         let object =
             |namespace: Option<&str>| json!({"metadata": {"name": "a", "namespace": namespace}});
         assert_eq!(place(pool, &object(None), "n").ok(), Some(None));
-        assert_eq!(place(policy, &object(None), "n").ok(), Some(Some("n".to_owned())));
-        assert_eq!(place(policy, &object(Some("m")), "n").ok(), Some(Some("m".to_owned())));
+        assert_eq!(
+            place(policy, &object(None), "n").ok(),
+            Some(Some("n".to_owned()))
+        );
+        assert_eq!(
+            place(policy, &object(Some("m")), "n").ok(),
+            Some(Some("m".to_owned()))
+        );
         assert!(place(pool, &object(Some("m")), "n").is_err());
         assert!(place(pool, &json!({"metadata": {}}), "n").is_err());
     }

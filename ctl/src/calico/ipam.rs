@@ -26,8 +26,14 @@ use crate::manifest;
 use crate::output::Finding;
 
 /// Calico's kinds that the state is read from, handles before blocks as [`IpamState`] asks for.
-const KINDS: [&str; 6] =
-    ["IPAMHandle", "IPAMBlock", "BlockAffinity", "IPPool", "IPReservation", "IPAMConfiguration"];
+const KINDS: [&str; 6] = [
+    "IPAMHandle",
+    "IPAMBlock",
+    "BlockAffinity",
+    "IPPool",
+    "IPReservation",
+    "IPAMConfiguration",
+];
 /// Longer than every grace period: what has no owner now is shown, however new it is.
 const LATER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -154,8 +160,16 @@ pub struct IpamData {
 impl IpamData {
     /// Adds an object in the users' form; other kinds are left out.
     pub fn add(&mut self, object: Value) -> Result<()> {
-        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let (name, kind) = (text("name"), object["kind"].as_str().unwrap_or_default().to_owned());
+        let text = |field: &str| {
+            object["metadata"][field]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let (name, kind) = (
+            text("name"),
+            object["kind"].as_str().unwrap_or_default().to_owned(),
+        );
         let context = || format!("{kind} {name}: not what its kind is");
         match kind.as_str() {
             "IPAMBlock" => {
@@ -172,12 +186,17 @@ impl IpamData {
             }
             "IPPool" => {
                 let cidr = object["spec"]["cidr"].as_str().unwrap_or_default();
-                let range = cidr.parse().with_context(|| format!("IPPool {name}: {cidr:?}"))?;
+                let range = cidr
+                    .parse()
+                    .with_context(|| format!("IPPool {name}: {cidr:?}"))?;
                 self.state.pools.get_or_insert_default().push(range);
                 self.pools.insert(name, range);
             }
             "IPReservation" => {
-                let ranges = object["spec"]["reservedCIDRs"].as_array().into_iter().flatten();
+                let ranges = object["spec"]["reservedCIDRs"]
+                    .as_array()
+                    .into_iter()
+                    .flatten();
                 let ranges =
                     ranges.filter_map(|range| margay_api::network::parse_net(range.as_str()?));
                 self.reserved.extend(ranges);
@@ -204,7 +223,10 @@ impl IpamData {
             }
         }
         for (kind, plural) in [("Pod", "pods"), ("Node", "nodes")] {
-            for object in cluster.list(&live::resource("", "v1", kind, plural), None).await? {
+            for object in cluster
+                .list(&live::resource("", "v1", kind, plural), None)
+                .await?
+            {
                 data.add(object)?;
             }
         }
@@ -231,10 +253,14 @@ impl IpamData {
 
     fn add_document(&mut self, mut value: Value) -> Result<()> {
         if let Some(Value::Array(items)) = value.get_mut("items") {
-            return std::mem::take(items).into_iter().try_for_each(|item| self.add_document(item));
+            return std::mem::take(items)
+                .into_iter()
+                .try_for_each(|item| self.add_document(item));
         }
         let is_stored = value["apiVersion"] == Mode::V1.api_version().as_str();
-        let stored = kind::ALL.iter().find(|kind| value["kind"] == kind.stored_kind);
+        let stored = kind::ALL
+            .iter()
+            .find(|kind| value["kind"] == kind.stored_kind);
         match stored.filter(|_| is_stored) {
             Some(kind) => self.add(live::from_storage(Mode::V1, kind, value)?),
             None => self.add(value),
@@ -244,7 +270,10 @@ impl IpamData {
     /// Allocations without an owner. Nothing is found while no node is known, as the state is not
     /// complete then.
     pub fn leaks(&self) -> Vec<Leak> {
-        let rules = ScanRules { leak: Some(Duration::ZERO), ..ScanRules::default() };
+        let rules = ScanRules {
+            leak: Some(Duration::ZERO),
+            ..ScanRules::default()
+        };
         let mut candidates = LeakCandidates::default();
         leak_scan::plan(&self.state, rules, &mut candidates, Duration::ZERO);
         let plan = leak_scan::plan(&self.state, rules, &mut candidates, LATER);
@@ -259,12 +288,19 @@ impl IpamData {
         let releases =
             releases.flat_map(|(block, list)| list.into_iter().map(move |one| (block, one)));
         // An address that rests has had its owner release it.
-        releases.filter(|(_, release)| !release.handle.is_empty()).map(leak).collect()
+        releases
+            .filter(|(_, release)| !release.handle.is_empty())
+            .map(leak)
+            .collect()
     }
 
     /// The block of an address, and its allocation if it has one.
     fn allocation(&self, address: IpAddr) -> Option<(&Block, Option<&AllocationAttribute>)> {
-        let mut blocks = self.state.blocks.iter().filter(|block| block.cidr().contains(&address));
+        let mut blocks = self
+            .state
+            .blocks
+            .iter()
+            .filter(|block| block.cidr().contains(&address));
         let block = blocks.next()?;
         let found = block.allocated().find(|(known, _)| *known == address);
         Some((block, found.map(|(_, attribute)| attribute)))
@@ -274,7 +310,10 @@ impl IpamData {
 /// Runs a command.
 pub fn run(command: &Command) -> Result<Finding> {
     match command {
-        Command::Show(args) => Ok(Finding { text: show(&read(&args.source)?, args), holds: true }),
+        Command::Show(args) => Ok(Finding {
+            text: show(&read(&args.source)?, args),
+            holds: true,
+        }),
         Command::Check(args) => run_check(args),
         Command::Release(args) => live::block_on(release(args)),
         Command::Configure(args) => live::block_on(configure(args)),
@@ -296,14 +335,20 @@ fn show(data: &IpamData, args: &ShowArgs) -> String {
     }
     if args.show_configuration {
         let fields = data.configuration.as_object().into_iter().flatten();
-        let rows: Vec<_> =
-            fields.map(|(name, value)| vec![name.clone(), value.to_string()]).collect();
+        let rows: Vec<_> = fields
+            .map(|(name, value)| vec![name.clone(), value.to_string()])
+            .collect();
         return framed(&["PROPERTY", "VALUE"], &rows, 2);
     }
     if args.show_borrowed {
         return usage::borrowed(&data.state.blocks);
     }
-    usage::utilisation(&data.pools, &data.reserved, &data.state.blocks, args.show_blocks)
+    usage::utilisation(
+        &data.pools,
+        &data.reserved,
+        &data.state.blocks,
+        args.show_blocks,
+    )
 }
 
 fn show_address(data: &IpamData, address: IpAddr) -> String {
@@ -315,7 +360,9 @@ fn show_address(data: &IpamData, address: IpAddr) -> String {
     match &attribute.secondary {
         Some(owner) => {
             text += "Active Owner Attributes:\n";
-            owner.iter().for_each(|(key, value)| text += &format!("  {key}: {value}\n"));
+            owner
+                .iter()
+                .for_each(|(key, value)| text += &format!("  {key}: {value}\n"));
         }
         None => text += "No Active Owner attributes defined\n",
     }
@@ -334,12 +381,21 @@ fn run_check(args: &CheckArgs) -> Result<Finding> {
             .with_context(|| format!("{}: cannot be written", path.display()))?;
     }
     let (text, problems) = checked(&data, &leaks, args.show_all_ips);
-    Ok(Finding { text, holds: problems == 0 })
+    Ok(Finding {
+        text,
+        holds: problems == 0,
+    })
 }
 
 /// The result of a check as text, and the number of problems.
 fn checked(data: &IpamData, leaks: &[Leak], shows_all: bool) -> (String, usize) {
-    let IpamState { blocks, handles, nodes, pods, .. } = &data.state;
+    let IpamState {
+        blocks,
+        handles,
+        nodes,
+        pods,
+        ..
+    } = &data.state;
     let allocated: usize = blocks.iter().map(|block| block.allocated().count()).sum();
     let mut text = format!(
         "{} pools, {} blocks with {allocated} addresses in use, {} handles, {} nodes, {} pods\n",
@@ -357,12 +413,20 @@ fn checked(data: &IpamData, leaks: &[Leak], shows_all: bool) -> (String, usize) 
     let overlaps = check::overlaps(blocks);
     let inconsistencies = check::inconsistencies(&data.state);
     let leaked = leaks.iter().map(|leak| {
-        let owner =
-            leak.pod.as_deref().map_or_else(|| leak.handle.clone(), |pod| format!("pod {pod}"));
+        let owner = leak
+            .pod
+            .as_deref()
+            .map_or_else(|| leak.handle.clone(), |pod| format!("pod {pod}"));
         format!("address {} of {owner} has no owner any more", leak.address)
     });
-    let problems: Vec<String> = overlaps.into_iter().chain(inconsistencies).chain(leaked).collect();
-    problems.iter().for_each(|problem| text += &format!("problem: {problem}\n"));
+    let problems: Vec<String> = overlaps
+        .into_iter()
+        .chain(inconsistencies)
+        .chain(leaked)
+        .collect();
+    problems
+        .iter()
+        .for_each(|problem| text += &format!("problem: {problem}\n"));
     text += &format!("Check complete; found {} problems.\n", problems.len());
     (text, problems.len())
 }
@@ -376,7 +440,13 @@ async fn release(args: &ReleaseArgs) -> Result<Finding> {
     };
     let store = ApiServer::new(cluster.client().clone(), cluster.mode());
     let mut text = String::new();
-    for Leak { block, address, sequence, .. } in wanted {
+    for Leak {
+        block,
+        address,
+        sequence,
+        ..
+    } in wanted
+    {
         let done = release_address(&store, block, address, sequence).await;
         let is_released = done.with_context(|| format!("{address}: cannot be released"))?;
         text += &match is_released {
@@ -402,7 +472,13 @@ fn to_release(data: &IpamData, address: IpAddr, is_forced: bool) -> Result<Leak>
     }
     let handle = attribute.handle_id.clone().unwrap_or_default();
     let sequence = block.sequence(address);
-    Ok(Leak { block: block.cidr(), address, sequence, handle, pod: None })
+    Ok(Leak {
+        block: block.cidr(),
+        address,
+        sequence,
+        handle,
+        pod: None,
+    })
 }
 
 /// Allocations of reports that still have no owner.
@@ -418,7 +494,12 @@ fn reported(paths: &[std::path::PathBuf], data: &IpamData, is_forced: bool) -> R
             std::fs::read_to_string(path).with_context(|| format!("{shown}: cannot be read"))?;
         let report: Report = serde_json::from_str(&text)
             .with_context(|| format!("{shown}: not a report of ipam check -o"))?;
-        wanted.extend(report.leaks.into_iter().filter(|leak| is_forced || leaks.contains(leak)));
+        wanted.extend(
+            report
+                .leaks
+                .into_iter()
+                .filter(|leak| is_forced || leaks.contains(leak)),
+        );
     }
     Ok(wanted)
 }
@@ -437,8 +518,10 @@ async fn configure(args: &ConfigureArgs) -> Result<Finding> {
             cluster.replace(kind, &found, object).await?;
         }
         None => {
-            let spec: serde_json::Map<String, Value> =
-                wanted.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
+            let spec: serde_json::Map<String, Value> = wanted
+                .into_iter()
+                .map(|(field, value)| (field.to_owned(), value))
+                .collect();
             let object = json!({
                 "apiVersion": "projectcalico.org/v3", "kind": kind.kind,
                 "metadata": {"name": "default"}, "spec": spec,
@@ -456,11 +539,19 @@ async fn configure(args: &ConfigureArgs) -> Result<Finding> {
 fn settings(args: &ConfigureArgs) -> Result<Vec<(&'static str, Value)>> {
     let fields = [
         ("strictAffinity", args.strictaffinity.map(Value::from)),
-        ("maxBlocksPerHost", args.max_blocks_per_host.map(Value::from)),
-        ("ipCooldownSeconds", args.ip_cooldown_seconds.map(Value::from)),
+        (
+            "maxBlocksPerHost",
+            args.max_blocks_per_host.map(Value::from),
+        ),
+        (
+            "ipCooldownSeconds",
+            args.ip_cooldown_seconds.map(Value::from),
+        ),
     ];
-    let wanted: Vec<_> =
-        fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
+    let wanted: Vec<_> = fields
+        .into_iter()
+        .filter_map(|(field, value)| Some((field, value?)))
+        .collect();
     ensure!(
         !wanted.is_empty(),
         "nothing to set; give --strictaffinity, --max-blocks-per-host or --ip-cooldown-seconds"

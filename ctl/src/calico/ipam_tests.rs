@@ -13,10 +13,16 @@ fn data() -> IpamData {
             None => secondary.extend([("type".to_owned(), "vxlanTunnelAddress".to_owned())]),
         }
         let handle_id = Some(format!("h-{}", pod.unwrap_or("tunnel")));
-        AllocationAttribute { handle_id, secondary: Some(secondary), ..Default::default() }
+        AllocationAttribute {
+            handle_id,
+            secondary: Some(secondary),
+            ..Default::default()
+        }
     };
     for pod in [Some("here"), Some("gone"), None] {
-        block.assign(&attribute(pod), |_| false).expect("an address");
+        block
+            .assign(&attribute(pod), |_| false)
+            .expect("an address");
     }
     let handle = |name: &str| {
         json!({
@@ -46,7 +52,9 @@ fn data() -> IpamData {
         }),
     ];
     let mut data = IpamData::default();
-    objects.into_iter().for_each(|object| data.add(object).expect("an object"));
+    objects
+        .into_iter()
+        .for_each(|object| data.add(object).expect("an object"));
     data
 }
 
@@ -76,7 +84,13 @@ fn usage_is_shown_by_pool_and_block() {
 #[test]
 fn an_address_is_shown_with_its_owner() {
     let asked = |text: &str| {
-        show(&data(), &ShowArgs { ip: Some(text.parse().expect("an address")), ..show_args() })
+        show(
+            &data(),
+            &ShowArgs {
+                ip: Some(text.parse().expect("an address")),
+                ..show_args()
+            },
+        )
     };
     assert_eq!(
         asked("10.0.0.0"),
@@ -97,9 +111,18 @@ fn a_check_finds_what_has_no_owner() {
         text.contains("problem: address 10.0.0.1 of pod x/gone has no owner any more\n"),
         "{text}"
     );
-    assert!(text.contains("10.0.0.2 vxlanTunnelAddress on node n1\n"), "{text}");
-    assert!(text.ends_with("Check complete; found 1 problems.\n"), "{text}");
-    assert_eq!(serde_json::from_value::<Vec<Leak>>(json!(leaks)).expect("a report"), leaks);
+    assert!(
+        text.contains("10.0.0.2 vxlanTunnelAddress on node n1\n"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("Check complete; found 1 problems.\n"),
+        "{text}"
+    );
+    assert_eq!(
+        serde_json::from_value::<Vec<Leak>>(json!(leaks)).expect("a report"),
+        leaks
+    );
 }
 
 #[test]
@@ -115,10 +138,18 @@ fn only_what_has_no_owner_is_released() {
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
     let leak = to_release(&data, address("10.0.0.1"), false).expect("it has no owner");
     assert_eq!(leak.handle, "h-gone");
-    let error = to_release(&data, address("10.0.0.0"), false).expect_err("in use").to_string();
+    let error = to_release(&data, address("10.0.0.0"), false)
+        .expect_err("in use")
+        .to_string();
     assert!(error.contains("in use by pod x/here on node n1"), "{error}");
-    assert!(to_release(&data, address("10.0.0.0"), true).is_ok(), "forced");
-    assert!(to_release(&data, address("10.0.0.9"), true).is_err(), "not assigned");
+    assert!(
+        to_release(&data, address("10.0.0.0"), true).is_ok(),
+        "forced"
+    );
+    assert!(
+        to_release(&data, address("10.0.0.9"), true).is_err(),
+        "not assigned"
+    );
 }
 
 #[test]
@@ -127,7 +158,10 @@ fn reports_are_believed_as_far_as_they_are_still_true() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("report");
     let [leak] = <[Leak; 1]>::try_from(data.leaks()).expect("one leak");
-    let later = Leak { sequence: Some(99), ..leak.clone() };
+    let later = Leak {
+        sequence: Some(99),
+        ..leak.clone()
+    };
     std::fs::write(&path, json!({"leaks": [leak, later]}).to_string()).expect("written");
     let wanted = reported(&[path.clone()], &data, false).expect("a report");
     assert_eq!(wanted, [leak]);
@@ -145,6 +179,9 @@ fn settings_are_those_that_are_given() {
     };
     assert!(settings(&args).is_err());
     (args.strictaffinity, args.max_blocks_per_host) = (Some(false), Some(4));
-    let wanted = [("strictAffinity", json!(false)), ("maxBlocksPerHost", json!(4))];
+    let wanted = [
+        ("strictAffinity", json!(false)),
+        ("maxBlocksPerHost", json!(4)),
+    ];
     assert_eq!(settings(&args).expect("settings"), wanted);
 }

@@ -32,11 +32,16 @@ fn columns(kind: &str) -> (Vec<Column>, &'static [&'static str]) {
         "BGPConfiguration" => {
             let log = at("LOGSEVERITY", "/spec/logSeverityScreen", "");
             let mesh = at("MESHENABLED", "/spec/nodeToNodeMeshEnabled", "");
-            (vec![NAME, log, mesh, at("ASNUMBER", "/spec/asNumber", "-")], &[])
+            (
+                vec![NAME, log, mesh, at("ASNUMBER", "/spec/asNumber", "-")],
+                &[],
+            )
         }
         "BGPPeer" => {
-            let (ip, node) =
-                (at("PEERIP", "/spec/peerIP", ""), at("NODE", "/spec/node", "(global)"));
+            let (ip, node) = (
+                at("PEERIP", "/spec/peerIP", ""),
+                at("NODE", "/spec/node", "(global)"),
+            );
             (vec![NAME, ip, node, at("ASN", "/spec/asNumber", "")], &[])
         }
         "ClusterInformation" => (
@@ -49,7 +54,10 @@ fn columns(kind: &str) -> (Vec<Column>, &'static [&'static str]) {
             ],
             &[],
         ),
-        "FelixConfiguration" => (vec![NAME, at("LOGSEVERITY", "/spec/logSeverityScreen", "")], &[]),
+        "FelixConfiguration" => (
+            vec![NAME, at("LOGSEVERITY", "/spec/logSeverityScreen", "")],
+            &[],
+        ),
         "GlobalNetworkPolicy"
         | "StagedGlobalNetworkPolicy"
         | "NetworkPolicy"
@@ -80,9 +88,16 @@ fn columns(kind: &str) -> (Vec<Column>, &'static [&'static str]) {
             ],
             &["NAME", "CIDR", "SELECTOR"],
         ),
-        "IPReservation" => (vec![NAME, ("RESERVED CIDRS", Cell::List("/spec/reservedCIDRs"))], &[]),
+        "IPReservation" => (
+            vec![NAME, ("RESERVED CIDRS", Cell::List("/spec/reservedCIDRs"))],
+            &[],
+        ),
         "Tier" => (
-            vec![NAME, ORDER, at("DEFAULTACTION", "/spec/defaultAction", "Deny")],
+            vec![
+                NAME,
+                ORDER,
+                at("DEFAULTACTION", "/spec/defaultAction", "Deny"),
+            ],
             &["NAME", "ORDER"],
         ),
         _ => (vec![NAME], &[]),
@@ -111,7 +126,9 @@ pub fn table(
     let mut shown: Vec<Column> = match width {
         Width::Usual => {
             let is_usual = |heading: &&str| usual.is_empty() || usual.contains(heading);
-            all.into_iter().filter(|(heading, _)| is_usual(heading)).collect()
+            all.into_iter()
+                .filter(|(heading, _)| is_usual(heading))
+                .collect()
         }
         Width::Wide => all,
         Width::Custom(headings) => custom(kind, &all, headings)?,
@@ -122,16 +139,28 @@ pub fn table(
     {
         shown.insert(0, NAMESPACE);
     }
-    let header = shown.iter().map(|(heading, _)| (*heading).to_owned()).collect();
-    let rows =
-        objects.iter().map(|object| shown.iter().map(|(_, cell)| text(*cell, object)).collect());
-    Ok(aligned(&[header].into_iter().chain(rows).collect::<Vec<Vec<String>>>()))
+    let header = shown
+        .iter()
+        .map(|(heading, _)| (*heading).to_owned())
+        .collect();
+    let rows = objects
+        .iter()
+        .map(|object| shown.iter().map(|(_, cell)| text(*cell, object)).collect());
+    Ok(aligned(
+        &[header]
+            .into_iter()
+            .chain(rows)
+            .collect::<Vec<Vec<String>>>(),
+    ))
 }
 
 fn custom(kind: &Kind, all: &[Column], headings: &[String]) -> Result<Vec<Column>> {
     let find = |heading: &String| {
         let wanted = heading.to_uppercase();
-        let found = all.iter().chain([&NAMESPACE]).find(|(known, _)| *known == wanted);
+        let found = all
+            .iter()
+            .chain([&NAMESPACE])
+            .find(|(known, _)| *known == wanted);
         let Some(found) = found else {
             let known: Vec<&str> = all.iter().map(|(heading, _)| *heading).collect();
             bail!(
@@ -146,7 +175,11 @@ fn custom(kind: &Kind, all: &[Column], headings: &[String]) -> Result<Vec<Column
 }
 
 fn text(cell: Cell, object: &Value) -> String {
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let plain = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
     match cell {
         Cell::At(path, absent) => match object.pointer(path) {
             None | Some(Value::Null) => absent.to_owned(),
@@ -155,7 +188,12 @@ fn text(cell: Cell, object: &Value) -> String {
         },
         Cell::List(path) => {
             let values = object.pointer(path).and_then(Value::as_array);
-            values.into_iter().flatten().map(plain).collect::<Vec<_>>().join(",")
+            values
+                .into_iter()
+                .flatten()
+                .map(plain)
+                .collect::<Vec<_>>()
+                .join(",")
         }
     }
 }
@@ -165,13 +203,20 @@ fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or_default() + GAP
+        cells
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or_default()
+            + GAP
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let line: String =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let line: String = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -181,11 +226,20 @@ fn aligned(rows: &[Vec<String>]) -> String {
 /// A table in a frame. Cells of the columns from `numbers` on are aligned to the right.
 pub fn framed(header: &[&str], rows: &[Vec<String>], numbers: usize) -> String {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain([header[column].len()]).max().unwrap_or_default()
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .chain([header[column].len()])
+            .max()
+            .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let rule: String = widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect();
+    let rule: String = widths
+        .iter()
+        .map(|width| format!("+{}", "-".repeat(width + 2)))
+        .collect();
     let mut text = format!("{rule}+\n");
     for (heading, width) in header.iter().zip(&widths) {
         text += &format!("| {heading:width$} ");
@@ -232,9 +286,22 @@ mod tests {
         );
         let columns = Width::Custom(vec!["vxlanmode".to_owned(), "NAME".to_owned()]);
         let chosen = table(kind("IPPool"), &pools, &columns, false).expect("a table");
-        assert_eq!(chosen, "VXLANMODE   NAME\nAlways      default-ipv4-ippool\nNever       b\n");
-        let wrong = table(kind("IPPool"), &pools, &Width::Custom(vec!["x".to_owned()]), false);
-        assert!(wrong.expect_err("no such column").to_string().contains("it has NAME, CIDR"));
+        assert_eq!(
+            chosen,
+            "VXLANMODE   NAME\nAlways      default-ipv4-ippool\nNever       b\n"
+        );
+        let wrong = table(
+            kind("IPPool"),
+            &pools,
+            &Width::Custom(vec!["x".to_owned()]),
+            false,
+        );
+        assert!(
+            wrong
+                .expect_err("no such column")
+                .to_string()
+                .contains("it has NAME, CIDR")
+        );
     }
 
     #[test]
@@ -253,6 +320,9 @@ mod tests {
     #[test]
     fn frames_are_drawn() {
         let text = framed(&["A", "N"], &[vec!["long".to_owned(), "1".to_owned()]], 1);
-        assert_eq!(text, "+------+---+\n| A    | N |\n+------+---+\n| long | 1 |\n+------+---+\n");
+        assert_eq!(
+            text,
+            "+------+---+\n| A    | N |\n+------+---+\n| long | 1 |\n+------+---+\n"
+        );
     }
 }

@@ -25,12 +25,23 @@ struct Usage {
 
 impl Usage {
     fn of<'a>(range: IpNet, reserved: &[IpNet], blocks: impl Iterator<Item = &'a Block>) -> Self {
-        let within = reserved.iter().filter_map(|net| intersection(*net, range)).collect();
+        let within = reserved
+            .iter()
+            .filter_map(|net| intersection(*net, range))
+            .collect();
         let within = IpNet::aggregate(&within);
         let is_reserved = |address: &IpAddr| within.iter().any(|net| net.contains(address));
         // The sum of no numbers at all would be minus zero.
-        let reserved = within.iter().copied().map(size).fold(0.0, |sum, size| sum + size);
-        let mut usage = Self { total: size(range), reserved, ..Self::default() };
+        let reserved = within
+            .iter()
+            .copied()
+            .map(size)
+            .fold(0.0, |sum, size| sum + size);
+        let mut usage = Self {
+            total: size(range),
+            reserved,
+            ..Self::default()
+        };
         for (address, attribute) in blocks.flat_map(Block::allocated) {
             usage.in_use += 1.0;
             usage.both += f64::from(u8::from(is_reserved(&address)));
@@ -79,8 +90,15 @@ pub fn utilisation(
     blocks: &[Block],
     shows_blocks: bool,
 ) -> String {
-    const HEADER: [&str; 7] =
-        ["GROUPING", "CIDR", "IPS TOTAL", "IPS IN USE", "IPS RESERVED", "IPS FREE", "IPS COOLING"];
+    const HEADER: [&str; 7] = [
+        "GROUPING",
+        "CIDR",
+        "IPS TOTAL",
+        "IPS IN USE",
+        "IPS RESERVED",
+        "IPS FREE",
+        "IPS COOLING",
+    ];
     let live = || blocks.iter().filter(|block| !block.spec().deleted);
     let row = |block: &Block| {
         Usage::of(block.cidr(), reserved, std::iter::once(block)).row("Block", block.cidr())
@@ -92,14 +110,24 @@ pub fn utilisation(
         rows.extend(own().filter(|_| shows_blocks).map(row));
     }
     let is_pooled = |block: &Block| pools.values().any(|range| range.contains(&block.cidr()));
-    rows.extend(live().filter(|block| shows_blocks && !is_pooled(block)).map(row));
+    rows.extend(
+        live()
+            .filter(|block| shows_blocks && !is_pooled(block))
+            .map(row),
+    );
     framed(&HEADER, &rows, 2)
 }
 
 /// The table of addresses that a node has from the block of another one, or of none.
 pub fn borrowed(blocks: &[Block]) -> String {
-    const HEADER: [&str; 6] =
-        ["IP", "BORROWING-NODE", "BLOCK", "BLOCK OWNER", "TYPE", "ALLOCATED-TO"];
+    const HEADER: [&str; 6] = [
+        "IP",
+        "BORROWING-NODE",
+        "BLOCK",
+        "BLOCK OWNER",
+        "TYPE",
+        "ALLOCATED-TO",
+    ];
     let mut rows = Vec::new();
     for block in blocks {
         let owner = block.node().unwrap_or_default();
@@ -109,8 +137,11 @@ pub fn borrowed(blocks: &[Block]) -> String {
                 continue;
             };
             let pod = of("pod").map(|pod| format!("{}/{pod}", of("namespace").unwrap_or_default()));
-            let kind =
-                if pod.is_some() { "pod".to_owned() } else { of("type").unwrap_or_default() };
+            let kind = if pod.is_some() {
+                "pod".to_owned()
+            } else {
+                of("type").unwrap_or_default()
+            };
             rows.push(vec![
                 address.to_string(),
                 node,
@@ -130,11 +161,16 @@ pub fn owner(attribute: &AllocationAttribute) -> String {
     if let Some(released) = &attribute.released_at {
         return format!("nobody since {released}: it rests");
     }
-    let node = of("node").map(|node| format!(" on node {node}")).unwrap_or_default();
+    let node = of("node")
+        .map(|node| format!(" on node {node}"))
+        .unwrap_or_default();
     match (of("namespace"), of("pod"), of("type")) {
         (Some(namespace), Some(pod), _) => format!("pod {namespace}/{pod}{node}"),
         (_, _, Some(kind)) => format!("{kind}{node}"),
-        _ => format!("handle {}{node}", attribute.handle_id.as_deref().unwrap_or("<none>")),
+        _ => format!(
+            "handle {}{node}",
+            attribute.handle_id.as_deref().unwrap_or("<none>")
+        ),
     }
 }
 
@@ -160,16 +196,35 @@ mod tests {
     fn reservations_and_addresses_are_counted_once() {
         let mut block = Block::new("10.0.0.0/28".parse().expect("a range"), "n1", String::new());
         for _ in 0..3 {
-            block.assign(&AllocationAttribute::default(), |_| false).expect("an address");
+            block
+                .assign(&AllocationAttribute::default(), |_| false)
+                .expect("an address");
         }
         let reserved = ["10.0.0.0/30", "10.0.0.2/32", "10.9.0.0/16"]
             .map(|text| text.parse().expect("a range"));
         let usage = Usage::of(block.cidr(), &reserved, std::iter::once(&block));
         assert_eq!(
             usage,
-            Usage { total: 16.0, in_use: 3.0, reserved: 4.0, both: 3.0, cooling: 0.0 }
+            Usage {
+                total: 16.0,
+                in_use: 3.0,
+                reserved: 4.0,
+                both: 3.0,
+                cooling: 0.0
+            }
         );
         let row = usage.row("Block", block.cidr());
-        assert_eq!(row, ["Block", "10.0.0.0/28", "16", "3 (19%)", "4 (25%)", "12 (75%)", "0 (0%)"]);
+        assert_eq!(
+            row,
+            [
+                "Block",
+                "10.0.0.0/28",
+                "16",
+                "3 (19%)",
+                "4 (25%)",
+                "12 (75%)",
+                "0 (0%)"
+            ]
+        );
     }
 }

@@ -13,7 +13,12 @@ use crate::objects::{Content, Objects};
 use crate::output::Finding;
 
 /// Kinds that only programs write.
-const OF_PROGRAMS: [&str; 4] = ["BlockAffinity", "ClusterInformation", "IPAMBlock", "IPAMHandle"];
+const OF_PROGRAMS: [&str; 4] = [
+    "BlockAffinity",
+    "ClusterInformation",
+    "IPAMBlock",
+    "IPAMHandle",
+];
 
 /// Objects out of files.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,7 +46,12 @@ pub struct DeleteArgs {
     /// Names.
     pub names: Vec<String>,
     /// File or folder of manifests that name the objects; - is standard input.
-    #[arg(short = 'f', long = "filename", value_name = "PATH", conflicts_with = "kind")]
+    #[arg(
+        short = 'f',
+        long = "filename",
+        value_name = "PATH",
+        conflicts_with = "kind"
+    )]
     pub files: Vec<String>,
     /// Namespace of the objects.
     #[arg(short, long, default_value = "default")]
@@ -134,7 +144,12 @@ pub fn run(verb: Verb, args: &FileArgs) -> Result<Finding> {
 }
 
 async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> Result<String> {
-    let Written { kind, namespace, name, object } = one;
+    let Written {
+        kind,
+        namespace,
+        name,
+        object,
+    } = one;
     let subject = format!("{} {name}", kind.kind);
     let found = cluster.find(kind, namespace.as_deref(), &name).await?;
     let done = match (verb, found) {
@@ -142,11 +157,17 @@ async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> R
         (Verb::Create, Some(_)) => bail!("{subject} exists already; use apply or replace"),
         (Verb::Replace, None) => return Err(missing(kind, namespace.as_deref(), &name)),
         (_, Some(found)) => {
-            cluster.replace(kind, &found, object).await.with_context(|| subject.clone())?;
+            cluster
+                .replace(kind, &found, object)
+                .await
+                .with_context(|| subject.clone())?;
             "replaced"
         }
         (_, None) => {
-            cluster.create(kind, object).await.with_context(|| subject.clone())?;
+            cluster
+                .create(kind, object)
+                .await
+                .with_context(|| subject.clone())?;
             "created"
         }
     };
@@ -159,7 +180,11 @@ pub fn delete(args: &DeleteArgs) -> Result<Finding> {
     if let Some(kind) = &args.kind {
         let kind = writable(kind::find(kind)?)?;
         let namespace = kind.namespaced.then(|| args.namespace.clone());
-        wanted.extend(args.names.iter().map(|name| (kind, namespace.clone(), name.clone())));
+        wanted.extend(
+            args.names
+                .iter()
+                .map(|name| (kind, namespace.clone(), name.clone())),
+        );
     }
     let named = objects_of(&args.files, &args.namespace)?.into_iter();
     wanted.extend(named.map(|one| (one.kind, one.namespace, one.name)));
@@ -188,8 +213,15 @@ pub fn delete(args: &DeleteArgs) -> Result<Finding> {
 pub fn patch(args: &PatchArgs) -> Result<Finding> {
     let patch: Value = serde_saphyr::from_str(&args.patch)
         .map_err(|error| anyhow!("--patch: neither JSON nor YAML: {error}"))?;
-    ensure!(patch.is_object(), "--patch: must be a map of the fields to change");
-    let place = (args.kind.as_str(), args.namespace.as_str(), args.name.as_str());
+    ensure!(
+        patch.is_object(),
+        "--patch: must be a map of the fields to change"
+    );
+    let place = (
+        args.kind.as_str(),
+        args.namespace.as_str(),
+        args.name.as_str(),
+    );
     change(&args.connection, place, |object| {
         merge(object, &patch);
         Ok(())
@@ -198,7 +230,11 @@ pub fn patch(args: &PatchArgs) -> Result<Finding> {
 
 /// Runs `label`.
 pub fn label(args: &LabelArgs) -> Result<Finding> {
-    let place = (args.kind.as_str(), args.namespace.as_str(), args.name.as_str());
+    let place = (
+        args.kind.as_str(),
+        args.namespace.as_str(),
+        args.name.as_str(),
+    );
     change(&args.connection, place, |object| {
         set_label(object, &args.label, args.overwrite, args.remove)
     })
@@ -224,7 +260,10 @@ fn change(
             return Ok(format!("{} {name}: nothing to change\n", kind.kind));
         }
         check(
-            &Origin { file: "the change".to_owned(), line: 0 },
+            &Origin {
+                file: "the change".to_owned(),
+                line: 0,
+            },
             &object,
             namespace.unwrap_or_default(),
         )?;
@@ -237,7 +276,11 @@ fn change(
 /// Reads objects that are to be written: each is one that would be enforced as it is.
 fn read(files: &[String], namespace: &str) -> Result<Vec<Written>> {
     let written = objects_of(files, namespace)?;
-    ensure!(!written.is_empty(), "{}: no objects of Calico's kinds", files.join(", "));
+    ensure!(
+        !written.is_empty(),
+        "{}: no objects of Calico's kinds",
+        files.join(", ")
+    );
     Ok(written)
 }
 
@@ -249,7 +292,11 @@ fn objects_of(files: &[String], namespace: &str) -> Result<Vec<Written>> {
             Err(bad) => errors.push(format!("{}: {}", bad.origin, bad.reason)),
         })?;
     }
-    ensure!(errors.is_empty(), "nothing is written:\n{}", errors.join("\n"));
+    ensure!(
+        errors.is_empty(),
+        "nothing is written:\n{}",
+        errors.join("\n")
+    );
     Ok(written)
 }
 
@@ -261,7 +308,9 @@ fn add(
     written: &mut Vec<Written>,
     errors: &mut Vec<String>,
 ) {
-    let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+    let is_list = value["kind"]
+        .as_str()
+        .is_some_and(|kind| kind.ends_with("List"));
     if let Some(Value::Array(items)) = value.get_mut("items").filter(|_| is_list) {
         for item in std::mem::take(items) {
             add(origin, item, namespace, written, errors);
@@ -281,8 +330,16 @@ fn one(origin: &Origin, mut object: Value, namespace: &str) -> Result<Written> {
         object["metadata"]["namespace"] = namespace.as_str().into();
     }
     check(origin, &object, namespace.as_deref().unwrap_or_default())?;
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    Ok(Written { kind, namespace, name, object })
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    Ok(Written {
+        kind,
+        namespace,
+        name,
+        object,
+    })
 }
 
 fn writable(kind: &'static Kind) -> Result<&'static Kind> {
@@ -301,12 +358,15 @@ fn check(origin: &Origin, object: &Value, namespace: &str) -> Result<()> {
     if let Some(bad) = objects.unreadable.first() {
         bail!("{}", bad.reason);
     }
-    let problems = objects.known.iter().filter_map(|(name, object)| match &object.content {
-        Content::Ingested(ingested) if !ingested.problems.is_empty() => {
-            Some(format!("{name}: {}", ingested.problems.join("\n  ")))
-        }
-        _ => None,
-    });
+    let problems = objects
+        .known
+        .iter()
+        .filter_map(|(name, object)| match &object.content {
+            Content::Ingested(ingested) if !ingested.problems.is_empty() => {
+                Some(format!("{name}: {}", ingested.problems.join("\n  ")))
+            }
+            _ => None,
+        });
     match problems.collect::<Vec<_>>().as_slice() {
         [] => Ok(()),
         problems => bail!("{}", problems.join("\n")),
@@ -325,7 +385,9 @@ fn merge(target: &mut Value, patch: &Value) {
     }
     for (field, value) in fields {
         if value.is_null() {
-            target.as_object_mut().and_then(|target| target.remove(field));
+            target
+                .as_object_mut()
+                .and_then(|target| target.remove(field));
         } else {
             merge(&mut target[field], value);
         }
@@ -337,9 +399,14 @@ fn set_label(object: &mut Value, label: &str, overwrites: bool, removes: bool) -
     if !metadata["labels"].is_object() {
         metadata["labels"] = Value::Object(Map::new());
     }
-    let labels = metadata["labels"].as_object_mut().context("metadata.labels: must be a map")?;
+    let labels = metadata["labels"]
+        .as_object_mut()
+        .context("metadata.labels: must be a map")?;
     if removes {
-        ensure!(labels.remove(label).is_some(), "{label:?}: the object has no such label");
+        ensure!(
+            labels.remove(label).is_some(),
+            "{label:?}: the object has no such label"
+        );
         return Ok(());
     }
     let Some((key, value)) = label.split_once('=') else {
@@ -368,17 +435,37 @@ mod tests {
         // RFC 7396, appendix A.
         let table = [
             (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
-            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
+            (
+                json!({"a": "b"}),
+                json!({"b": "c"}),
+                json!({"a": "b", "b": "c"}),
+            ),
+            (
+                json!({"a": "b", "b": "c"}),
+                json!({"a": null}),
+                json!({"b": "c"}),
+            ),
             (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
             (
                 json!({"a": {"b": "c"}}),
                 json!({"a": {"b": "d", "c": null}}),
                 json!({"a": {"b": "d"}}),
             ),
-            (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
-            (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
-            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
+            (
+                json!({"a": [{"b": "c"}]}),
+                json!({"a": [1]}),
+                json!({"a": [1]}),
+            ),
+            (
+                json!({"e": null}),
+                json!({"a": 1}),
+                json!({"e": null, "a": 1}),
+            ),
+            (
+                json!({}),
+                json!({"a": {"bb": {"ccc": null}}}),
+                json!({"a": {"bb": {}}}),
+            ),
         ];
         for (mut target, patch, wanted) in table {
             merge(&mut target, &patch);
@@ -391,10 +478,16 @@ mod tests {
         let mut object = json!({"metadata": {"name": "a"}});
         set_label(&mut object, "a=b", false, false).expect("a new label");
         set_label(&mut object, "a=b", false, false).expect("the same again");
-        assert!(set_label(&mut object, "a=c", false, false).is_err(), "another value");
+        assert!(
+            set_label(&mut object, "a=c", false, false).is_err(),
+            "another value"
+        );
         set_label(&mut object, "a=c", true, false).expect("overwritten");
         assert_eq!(object["metadata"]["labels"], json!({"a": "c"}));
-        assert!(set_label(&mut object, "b", false, true).is_err(), "no such label");
+        assert!(
+            set_label(&mut object, "b", false, true).is_err(),
+            "no such label"
+        );
         set_label(&mut object, "a", false, true).expect("removed");
         assert_eq!(object["metadata"]["labels"], json!({}));
         assert!(set_label(&mut object, "no value", false, false).is_err());

@@ -17,10 +17,14 @@ use crate::{Links, Records};
 /// The host endpoint of an interface, computed independently of the compiler.
 fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> {
     let hosts = || {
-        records.iter().filter_map(|(id, record)| match (id, record) {
-            (RecordId::HostEndpoint(name), Record::HostEndpoint(host)) => Some((name, &host.interfaces)),
-            _ => None,
-        })
+        records
+            .iter()
+            .filter_map(|(id, record)| match (id, record) {
+                (RecordId::HostEndpoint(name), Record::HostEndpoint(host)) => {
+                    Some((name, &host.interfaces))
+                }
+                _ => None,
+            })
     };
     let name = interface.as_str();
     if name == "lo" || name.starts_with("cali") {
@@ -29,9 +33,9 @@ fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> 
     let own = hosts().find(|(_, interfaces)| match interfaces {
         HostInterfaces::All => false,
         HostInterfaces::Named(wanted) => wanted == name,
-        HostInterfaces::WithAddress(wanted) => {
-            links.get(name).is_some_and(|own| own.iter().any(|address| wanted.contains(address)))
-        }
+        HostInterfaces::WithAddress(wanted) => links
+            .get(name)
+            .is_some_and(|own| own.iter().any(|address| wanted.contains(address))),
     });
     let other = || hosts().find(|(_, interfaces)| **interfaces == HostInterfaces::All);
     own.or_else(other).map(|(name, _)| name.clone())
@@ -51,8 +55,11 @@ impl Oracle<'_> {
     /// Whether it passes this stage.
     fn host(&mut self, stage: HostStage, direction: Direction) -> bool {
         let end = &self.ends[usize::from(direction == Direction::Egress)];
-        let (Some(host), false) = (end, self.accepted) else { return true };
-        let (action, reports) = sample::decides_at_host(self.view, host, stage, direction, self.packet);
+        let (Some(host), false) = (end, self.accepted) else {
+            return true;
+        };
+        let (action, reports) =
+            sample::decides_at_host(self.view, host, stage, direction, self.packet);
         self.reports.extend(reports);
         let goes_on = matches!(stage, HostStage::Untracked | HostStage::PreDnat);
         self.accepted = goes_on && action == Action::Allow;
@@ -60,7 +67,9 @@ impl Oracle<'_> {
     }
 
     fn pod(&mut self, address: IpAddr, direction: Direction) -> bool {
-        let Some(pod) = pod_of(address) else { return true };
+        let Some(pod) = pod_of(address) else {
+            return true;
+        };
         let (allowed, reports) = sample::decides(self.view, &pod, direction, self.packet);
         self.reports.extend(reports);
         allowed
@@ -68,11 +77,23 @@ impl Oracle<'_> {
 }
 
 /// Expected result of a packet by the records.
-pub(super) fn oracle(view: &Records, links: &Links, packet: &Packet, way: Way) -> (bool, Vec<String>) {
+pub(super) fn oracle(
+    view: &Records,
+    links: &Links,
+    packet: &Packet,
+    way: Way,
+) -> (bool, Vec<String>) {
     use Direction::{Egress, Ingress};
-    let owner = |interface: Option<IfName>| interface.and_then(|interface| owner(view, links, interface));
+    let owner =
+        |interface: Option<IfName>| interface.and_then(|interface| owner(view, links, interface));
     let ends = [owner(packet.input), owner(packet.output)];
-    let mut oracle = Oracle { view, packet, ends, accepted: false, reports: Vec::new() };
+    let mut oracle = Oracle {
+        view,
+        packet,
+        ends,
+        accepted: false,
+        reports: Vec::new(),
+    };
     let passed = match way {
         Way::ToHost => {
             oracle.host(HostStage::Untracked, Ingress)
@@ -87,7 +108,9 @@ pub(super) fn oracle(view: &Records, links: &Links, packet: &Packet, way: Way) -
                 && oracle.pod(packet.destination, Ingress)
                 && oracle.host(HostStage::Forward, Egress)
         }
-        Way::FromHost => oracle.host(HostStage::Untracked, Egress) && oracle.host(HostStage::Normal, Egress),
+        Way::FromHost => {
+            oracle.host(HostStage::Untracked, Egress) && oracle.host(HostStage::Normal, Egress)
+        }
     };
     (passed, oracle.reports)
 }
@@ -96,21 +119,42 @@ pub(super) fn oracle(view: &Records, links: &Links, packet: &Packet, way: Way) -
 /// destination is a pod.
 pub(super) fn packet() -> impl Strategy<Value = (Packet, Way)> {
     let outside = || select(vec!["eth0", "eth1", "eth2"]);
-    (sample::packet(), outside(), outside(), select(vec![Way::ToHost, Way::Forwarded, Way::FromHost]), any::<bool>())
+    (
+        sample::packet(),
+        outside(),
+        outside(),
+        select(vec![Way::ToHost, Way::Forwarded, Way::FromHost]),
+        any::<bool>(),
+    )
         .prop_map(|(packet, input, output, way, translated)| {
             let end = |address, outside: &str| match pod_of(address) {
                 Some(_) => sample::interface_of(address),
                 None => IfName::new(outside),
             };
             let packet = match way {
-                Way::ToHost => Packet { input: IfName::new(input), output: None, ..packet },
+                Way::ToHost => Packet {
+                    input: IfName::new(input),
+                    output: None,
+                    ..packet
+                },
                 Way::Forwarded => {
-                    let (input, output) = (end(packet.source, input), end(packet.destination, output));
-                    Packet { input, output, ..packet }
+                    let (input, output) =
+                        (end(packet.source, input), end(packet.destination, output));
+                    Packet {
+                        input,
+                        output,
+                        ..packet
+                    }
                 }
                 Way::FromHost => {
                     let output = end(packet.destination, output);
-                    Packet { input: None, output, translated, from_host: true, ..packet }
+                    Packet {
+                        input: None,
+                        output,
+                        translated,
+                        from_host: true,
+                        ..packet
+                    }
                 }
             };
             (packet, way)

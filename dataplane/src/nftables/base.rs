@@ -16,8 +16,9 @@ use crate::Links;
 use crate::links::ipvs_services;
 use crate::routes::plan::{has_vxlan, vxlan_device_name};
 use margay_nft::{
-    AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, Datum, Family, Field, FieldType, Hook,
-    IfName, Key, Masquerade, Match, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
+    AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, Datum, Family,
+    Field, FieldType, Hook, IfName, Key, Masquerade, Match, Proto, Rule, Selector, Set, SetKind,
+    SetName, Side, Statement, Transport, Verdict,
 };
 
 /// Set of the nodes' addresses, from which tunnel packets are accepted.
@@ -61,25 +62,42 @@ pub(super) struct Section {
 impl Inputs {
     /// Gathers the inputs from the view of node `own` and its interfaces.
     pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
-        let mut inputs = Self { services: ipvs_services(links), ..Self::default() };
+        let mut inputs = Self {
+            services: ipvs_services(links),
+            ..Self::default()
+        };
         for (id, record) in globals(records) {
             match (id, record) {
-                (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
+                (RecordId::Settings, Record::Settings(settings)) => {
+                    inputs.settings = settings.clone()
+                }
                 (RecordId::Pool(range), Record::Pool(pool)) => {
                     inputs.pools.insert(range.trunc(), pool.nat_outgoing);
                 }
                 (RecordId::Node(name), Record::Node(node)) => {
-                    inputs.nodes.extend(node.ipv4.map(|net| IpAddr::V4(net.addr())));
-                    inputs.nodes.extend(node.ipv6.map(|net| IpAddr::V6(net.addr())));
+                    inputs
+                        .nodes
+                        .extend(node.ipv4.map(|net| IpAddr::V4(net.addr())));
+                    inputs
+                        .nodes
+                        .extend(node.ipv6.map(|net| IpAddr::V6(net.addr())));
                     if name == own {
-                        inputs.tunnels.extend(node.vtep.map(|vtep| IpAddr::V4(vtep.address)));
-                        inputs.tunnels.extend(node.vtep6.map(|vtep| IpAddr::V6(vtep.address)));
+                        inputs
+                            .tunnels
+                            .extend(node.vtep.map(|vtep| IpAddr::V4(vtep.address)));
+                        inputs
+                            .tunnels
+                            .extend(node.vtep6.map(|vtep| IpAddr::V6(vtep.address)));
                     }
                 }
                 _ => {}
             }
         }
-        inputs.vxlan.extend(IpVersion::ALL.into_iter().filter(|version| has_vxlan(records, *version)));
+        inputs.vxlan.extend(
+            IpVersion::ALL
+                .into_iter()
+                .filter(|version| has_vxlan(records, *version)),
+        );
         inputs
     }
 
@@ -123,7 +141,10 @@ impl Inputs {
 
     /// Inbound and outbound failsafe ports.
     pub(super) fn failsafes(&self) -> (&[Failsafe], &[Failsafe]) {
-        (&self.settings.failsafe_inbound, &self.settings.failsafe_outbound)
+        (
+            &self.settings.failsafe_inbound,
+            &self.settings.failsafe_outbound,
+        )
     }
 
     /// Renders the base part. The compiler owns the maps [`names::SENDERS`] and
@@ -142,7 +163,12 @@ impl Inputs {
         let mut rules = vec![accept_not_from_workload()];
         for family in families {
             rules.push(
-                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods_set(*family))).accept(),
+                Rule::new()
+                    .when(Match::in_set(
+                        vec![Selector::Iifname, source(*family)],
+                        &pods_set(*family),
+                    ))
+                    .accept(),
             );
         }
         if families.contains(&Family::Ipv6) {
@@ -151,18 +177,33 @@ impl Inputs {
             let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
             let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
             rules.push(
-                Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery_types()).accept(),
+                Rule::new()
+                    .when(Match::is(Selector::Saddr6, link_local))
+                    .when(neighbour_discovery_types())
+                    .accept(),
             );
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation_types()).accept());
+            rules.push(
+                Rule::new()
+                    .when(Match::is(Selector::Saddr6, unspecified))
+                    .when(solicitation_types())
+                    .accept(),
+            );
         }
         rules.push(Rule::new().counter().drop());
-        section.add_chain(names::GUARD, base_chain(ChainType::Filter, Hook::Prerouting, RAW), rules);
+        section.add_chain(
+            names::GUARD,
+            base_chain(ChainType::Filter, Hook::Prerouting, RAW),
+            rules,
+        );
     }
 
     fn add_to_host(&self, families: &[Family], section: &mut Section) {
         let mut rules = Vec::new();
         if !self.vxlan.is_empty() {
-            let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
+            let port = Match::is(
+                Selector::Dport(Transport::Udp),
+                Datum::Port(self.settings.vxlan_port),
+            );
             for family in Family::ALL {
                 section.add_set(
                     &nodes_set(family),
@@ -170,7 +211,10 @@ impl Inputs {
                     self.node_addresses(family).map(Key::from),
                 );
                 rules.push(
-                    Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes_set(family))).accept(),
+                    Rule::new()
+                        .when(port.clone())
+                        .when(Match::in_set(source(family), &nodes_set(family)))
+                        .accept(),
                 );
             }
             rules.push(Rule::new().when(port).counter().drop());
@@ -178,15 +222,27 @@ impl Inputs {
         rules.push(accept_not_from_workload());
         rules.push(accept_tracked());
         rules.extend(self.drop_invalid());
-        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback_net())).counter().drop());
+        rules.push(
+            Rule::new()
+                .when(Match::is(Selector::Daddr4, loopback_net()))
+                .counter()
+                .drop(),
+        );
         if families.contains(&Family::Ipv6) {
             rules.push(Rule::new().when(neighbour_discovery_types()).accept());
         }
         rules.extend(self.drop_tunnels());
         rules.extend(self.accept_ipvs_services(families));
-        rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        rules.push(Rule::new().vmap(
+            vec![Selector::Nfproto, Selector::Iifname],
+            &names::set(names::SENDERS),
+        ));
         rules.push(Rule::new().counter().drop());
-        section.add_chain(names::TO_HOST, base_chain(ChainType::Filter, Hook::Input, 0), rules);
+        section.add_chain(
+            names::TO_HOST,
+            base_chain(ChainType::Filter, Hook::Input, 0),
+            rules,
+        );
         if self.drops_to_host() {
             // Reached by packets that egress policy has accepted.
             let mut rules = vec![accept_not_from_workload(), accept_tracked()];
@@ -195,7 +251,11 @@ impl Inputs {
             }
             rules.extend(self.accept_ipvs_services(families));
             rules.push(Rule::new().counter().drop());
-            section.add_chain("to-host-2", base_chain(ChainType::Filter, Hook::Input, 1), rules);
+            section.add_chain(
+                "to-host-2",
+                base_chain(ChainType::Filter, Hook::Input, 1),
+                rules,
+            );
         }
     }
 
@@ -203,25 +263,45 @@ impl Inputs {
         let mut from = vec![accept_tracked(), accept_not_from_workload()];
         from.extend(self.drop_invalid());
         from.extend(self.drop_tunnels());
-        from.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        from.push(Rule::new().vmap(
+            vec![Selector::Nfproto, Selector::Iifname],
+            &names::set(names::SENDERS),
+        ));
         from.push(Rule::new().counter().drop());
-        section.add_chain(names::FROM_WORKLOAD, base_chain(ChainType::Filter, Hook::Forward, 0), from);
+        section.add_chain(
+            names::FROM_WORKLOAD,
+            base_chain(ChainType::Filter, Hook::Forward, 0),
+            from,
+        );
 
         let elsewhere = Match::NamePrefix(Selector::Oifname, CmpOp::Ne, names::workload_prefix());
         let mut to = vec![accept_tracked(), Rule::new().when(elsewhere).accept()];
         to.extend(self.drop_invalid());
-        to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
+        to.push(Rule::new().vmap(
+            vec![Selector::Nfproto, Selector::Oifname],
+            &names::set(names::RECEIVERS),
+        ));
         to.push(Rule::new().counter().drop());
-        section.add_chain(names::TO_WORKLOAD, base_chain(ChainType::Filter, Hook::Forward, 1), to);
+        section.add_chain(
+            names::TO_WORKLOAD,
+            base_chain(ChainType::Filter, Hook::Forward, 1),
+            to,
+        );
     }
 
     fn add_masquerade(&self, families: &[Family], section: &mut Section) {
-        let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
+        let masquerade = Statement::Masquerade(Masquerade {
+            ports: None,
+            fully_random: true,
+        });
         let mut rules = Vec::new();
         for family in families {
             let ranges = |nat_only: bool| {
                 outermost_ranges(
-                    self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range),
+                    self.pools
+                        .iter()
+                        .filter(move |(_, nat)| **nat || !nat_only)
+                        .map(|(range, _)| *range),
                     *family,
                 )
             };
@@ -229,11 +309,25 @@ impl Inputs {
                 continue;
             }
             let kind = SetKind::of(family.address_type()).with_intervals();
-            section.add_set(&set_name(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
-            section.add_set(&set_name(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
+            section.add_set(
+                &set_name(NAT_POOLS, *family),
+                kind.clone(),
+                ranges(true).into_iter().map(Key::from),
+            );
+            section.add_set(
+                &set_name(POOLS, *family),
+                kind,
+                ranges(false).into_iter().map(Key::from),
+            );
             let mut rule = Rule::new()
-                .when(Match::in_set(source(*family), &set_name(NAT_POOLS, *family)))
-                .when(Match::not_in_set(destination(*family), &set_name(POOLS, *family)));
+                .when(Match::in_set(
+                    source(*family),
+                    &set_name(NAT_POOLS, *family),
+                ))
+                .when(Match::not_in_set(
+                    destination(*family),
+                    &set_name(POOLS, *family),
+                ));
             if self.settings.nat_exclude_hosts {
                 section.add_set(
                     &nodes_set(*family),
@@ -244,10 +338,15 @@ impl Inputs {
             }
             rules.push(rule.then(masquerade.clone()));
         }
-        for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&IpVersion::of(**address))) {
+        for address in self
+            .tunnels
+            .iter()
+            .filter(|address| self.vxlan.contains(&IpVersion::of(**address)))
+        {
             // If a process of the node chose another of its addresses, the reply would bypass the
             // tunnel and be dropped as spoofed.
-            let device = IfName::new(vxlan_device_name(IpVersion::of(*address))).expect("a constant name");
+            let device =
+                IfName::new(vxlan_device_name(IpVersion::of(*address))).expect("a constant name");
             let not_own = match address {
                 IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
                 IpAddr::V6(address) => Match::not(Selector::Saddr6, *address),
@@ -256,36 +355,71 @@ impl Inputs {
                 Rule::new()
                     .when(Match::is(Selector::Oifname, device))
                     .when(not_own)
-                    .when(Match::AddressType(Side::Source, CmpOp::Eq, AddressType::Local))
+                    .when(Match::AddressType(
+                        Side::Source,
+                        CmpOp::Eq,
+                        AddressType::Local,
+                    ))
                     .then(masquerade.clone()),
             );
         }
-        section.add_chain(names::MASQUERADE, base_chain(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
+        section.add_chain(
+            names::MASQUERADE,
+            base_chain(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY),
+            rules,
+        );
     }
 
     fn node_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> {
-        self.nodes.iter().copied().filter(move |address| elements::family(*address) == family)
+        self.nodes
+            .iter()
+            .copied()
+            .filter(move |address| elements::family(*address) == family)
     }
 
     /// Drops packets in conntrack state INVALID, unless configured otherwise.
     pub(super) fn drop_invalid(&self) -> Option<Rule> {
-        (!self.settings.allow_conntrack_invalid)
-            .then(|| Rule::new().when(Match::CtState(CmpOp::Eq, CtState::INVALID)).counter().drop())
+        (!self.settings.allow_conntrack_invalid).then(|| {
+            Rule::new()
+                .when(Match::CtState(CmpOp::Eq, CtState::INVALID))
+                .counter()
+                .drop()
+        })
     }
 
     /// Drops tunnel packets of workloads, which would hide their inner packets from policy.
     fn drop_tunnels(&self) -> [Rule; 2] {
-        let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
-        [Rule::new().when(Match::is(Selector::L4proto, IPIP)).counter().drop(), Rule::new().when(port).counter().drop()]
+        let port = Match::is(
+            Selector::Dport(Transport::Udp),
+            Datum::Port(self.settings.vxlan_port),
+        );
+        [
+            Rule::new()
+                .when(Match::is(Selector::L4proto, IPIP))
+                .counter()
+                .drop(),
+            Rule::new().when(port).counter().drop(),
+        ]
     }
 }
 
 impl Section {
     pub(super) fn add_chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
-        self.chains.insert(names::chain(name), Chain { base: Some(base), rules });
+        self.chains.insert(
+            names::chain(name),
+            Chain {
+                base: Some(base),
+                rules,
+            },
+        );
     }
 
-    pub(super) fn add_set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
+    pub(super) fn add_set(
+        &mut self,
+        name: &SetName,
+        kind: SetKind,
+        keys: impl Iterator<Item = Key>,
+    ) {
         self.sets.insert(name.clone(), Set::members(kind, keys));
     }
 }
@@ -321,17 +455,31 @@ fn set_name(name: &str, family: Family) -> SetName {
 
 /// Base chain with policy accept.
 pub(super) const fn base_chain(kind: ChainType, hook: Hook, priority: i32) -> Base {
-    Base { kind, hook, priority, policy: ChainPolicy::Accept }
+    Base {
+        kind,
+        hook,
+        priority,
+        policy: ChainPolicy::Accept,
+    }
 }
 
 pub(super) fn accept_not_from_workload() -> Rule {
-    Rule::new().when(Match::NamePrefix(Selector::Iifname, CmpOp::Ne, names::workload_prefix())).accept()
+    Rule::new()
+        .when(Match::NamePrefix(
+            Selector::Iifname,
+            CmpOp::Ne,
+            names::workload_prefix(),
+        ))
+        .accept()
 }
 
 /// Accepts packets of established and related connections.
 pub(super) fn accept_tracked() -> Rule {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
-    Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
+    Rule::new().inline_vmap(
+        Selector::CtState,
+        states.map(|state| (Key::from(state), Verdict::Accept)),
+    )
 }
 
 /// Loopback addresses. Pods' links route them (`route_localnet`), so that ports of the node can
@@ -344,14 +492,20 @@ fn loopback_net() -> Ipv4Net {
 /// neighbour solicitation and advertisement, never a router advertisement.
 pub(super) fn neighbour_discovery_types() -> Match {
     const KINDS: [u8; 3] = [133, 135, 136];
-    Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
+    Match::any_of(
+        Selector::Icmp6Type,
+        KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))),
+    )
 }
 
 /// ICMPv6 types that a pod may send from the unspecified address (RFC 4861): router and neighbour
 /// solicitation.
 fn solicitation_types() -> Match {
     const KINDS: [u8; 2] = [133, 135];
-    Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
+    Match::any_of(
+        Selector::Icmp6Type,
+        KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))),
+    )
 }
 
 /// Field of the source address.
@@ -371,5 +525,9 @@ pub(super) const fn destination(family: Family) -> Selector {
 }
 
 fn outermost_ranges(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
-    IpNet::aggregate(&ranges.filter(|range| elements::family(range.addr()) == family).collect())
+    IpNet::aggregate(
+        &ranges
+            .filter(|range| elements::family(range.addr()) == family)
+            .collect(),
+    )
 }

@@ -14,8 +14,9 @@ use super::rule::{self, Context, Origin};
 use super::stage::{Direction, Stage};
 use margay_nft::{Chain, ChainName, Family, Rule, Statement, Verdict};
 
-/// What the rules of one policy in one direction may list: more than a server lets through (`margay_api::limits`), and little enough that one policy
-/// keeps no node from programming the others.
+/// What the rules of one policy in one direction may list: more than a server lets through
+/// (`margay_api::limits`), and little enough that one policy keeps no node from programming the
+/// others.
 const MAX_SIZE: usize = 131_072;
 
 /// The policies of one tier, in order, and what follows them.
@@ -55,32 +56,56 @@ pub(super) struct Plan<'a> {
     pub(super) tiers: Vec<Vec<Traced<'a>>>,
     /// Unions that the rules name, with the sets that they are of.
     pub(super) unions: Unions,
-    /// Policies that are named and not there, or that name a set that is not there: what they apply to is denied.
+    /// Policies that are named and not there, or that name a set that is not there: what they apply
+    /// to is denied.
     pub(super) broken: BTreeMap<PolicyKey, String>,
 }
 
 impl Class {
     /// The class of an endpoint in a direction.
     pub fn of(endpoint: &EndpointRecord, direction: Direction) -> Self {
-        Self::new(Stage::Workload, direction, &endpoint.tiers, endpoint.unmatched)
+        Self::new(
+            Stage::Workload,
+            direction,
+            &endpoint.tiers,
+            endpoint.unmatched,
+        )
     }
 
     /// The class of these tiers at a stage. Before other stages the end of a tier decides nothing.
-    pub(super) fn new(stage: Stage, direction: Direction, tiers: &[TierBinding], unmatched: Action) -> Self {
+    pub(super) fn new(
+        stage: Stage,
+        direction: Direction,
+        tiers: &[TierBinding],
+        unmatched: Action,
+    ) -> Self {
         let tiers = tiers.iter().map(|tier| Tier {
             name: tier.name.clone(),
             policies: match direction {
                 Direction::Ingress => tier.ingress.clone(),
                 Direction::Egress => tier.egress.clone(),
             },
-            default_action: if stage.goes_on() { Action::Pass } else { tier.default_action },
+            default_action: if stage.goes_on() {
+                Action::Pass
+            } else {
+                tier.default_action
+            },
         });
-        Self { direction, stage, tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(), unmatched }
+        Self {
+            direction,
+            stage,
+            tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(),
+            unmatched,
+        }
     }
 
     /// Families for which it is compiled, on a node whose pods have these: a host has both.
     pub(super) fn families<'a>(&self, pods: &'a [Family]) -> &'a [Family] {
-        if self.stage == Stage::Workload { pods } else { &Family::ALL }
+        if self.stage == Stage::Workload {
+            pods
+        } else {
+            &Family::ALL
+        }
     }
 
     /// Every policy it names.
@@ -90,58 +115,98 @@ impl Class {
 
     /// What a packet of the class meets first: without tiers its fate is known.
     pub fn entry(&self, family: Family) -> Verdict {
-        if self.tiers.is_empty() { self.end() } else { Verdict::Goto(self.chain(family)) }
+        if self.tiers.is_empty() {
+            self.end()
+        } else {
+            Verdict::Goto(self.chain(family))
+        }
     }
 
     /// Name of its first chain: stands for the list of policies, not for their rules.
     pub(super) fn chain(&self, family: Family) -> ChainName {
-        let Self { direction, stage, tiers, unmatched } = self;
+        let Self {
+            direction,
+            stage,
+            tiers,
+            unmatched,
+        } = self;
         let (ingress, egress) = match stage {
             Stage::Workload => ("i", "e"),
             Stage::Host => ("hi", "he"),
             Stage::PreDnat => ("di", "de"),
             Stage::Untracked => ("ui", "ue"),
         };
-        let letters = if *direction == Direction::Ingress { ingress } else { egress };
+        let letters = if *direction == Direction::Ingress {
+            ingress
+        } else {
+            egress
+        };
         // The letters tell stages apart.
-        let text = format!("Class {{ direction: {direction:?}, tiers: {tiers:?}, unmatched: {unmatched:?} }}");
-        names::chain(&format!("{letters}{}-{}", names::digit(family), names::hash(text.as_bytes())))
+        let text = format!(
+            "Class {{ direction: {direction:?}, tiers: {tiers:?}, unmatched: {unmatched:?} }}"
+        );
+        names::chain(&format!(
+            "{letters}{}-{}",
+            names::digit(family),
+            names::hash(text.as_bytes())
+        ))
     }
 
     /// What happens to a packet that nothing decided.
     const fn end(&self) -> Verdict {
-        if self.stage.goes_on() { Verdict::Accept } else { default(self.unmatched) }
+        if self.stage.goes_on() {
+            Verdict::Accept
+        } else {
+            default(self.unmatched)
+        }
     }
 
     /// Gathers the rules of its policies.
-    pub(super) fn plan<'a>(&'a self, policies: &'a impl Policies, role: &impl Fn(&SetId) -> Role) -> Plan<'a> {
+    pub(super) fn plan<'a>(
+        &'a self,
+        policies: &'a impl Policies,
+        role: &impl Fn(&SetId) -> Role,
+    ) -> Plan<'a> {
         let mut plan = Plan::default();
         for (tier_index, tier) in self.tiers.iter().enumerate() {
             let mut items = Vec::new();
             for (policy_index, key) in tier.policies.iter().enumerate() {
                 let at = |rule| RuleRef::new(tier_index, policy_index, rule);
                 let Some(policy) = policies.policy(key) else {
-                    let reason = "it is not there: everything is denied where it applies".to_owned();
+                    let reason =
+                        "it is not there: everything is denied where it applies".to_owned();
                     plan.broken.insert(key.clone(), reason);
                     items.push((Item::Closed, at(None)));
                     continue;
                 };
                 let rules = self.rules(policy);
-                let size = rules.iter().map(size_of_rule).fold(0, usize::saturating_add);
+                let size = rules
+                    .iter()
+                    .map(size_of_rule)
+                    .fold(0, usize::saturating_add);
                 if size > MAX_SIZE {
                     let reason = format!(
-                        "its rules list {size} ranges, sets and ports, more than the {MAX_SIZE} that a node takes of one policy: \
-                         everything is denied where it applies"
+                        "its rules list {size} ranges, sets and ports, more than the {MAX_SIZE} \
+                         that a node takes of one policy: everything is denied where it applies"
                     );
                     plan.broken.insert(key.clone(), reason);
                     items.push((Item::Closed, at(None)));
                     continue;
                 }
-                if let Some(set) = rules.iter().flat_map(sets_of_rule).find(|set| role(set) == Role::Missing) {
-                    let reason = format!("set {set} is not there: what a rule would have to look up in it is denied");
+                if let Some(set) = rules
+                    .iter()
+                    .flat_map(sets_of_rule)
+                    .find(|set| role(set) == Role::Missing)
+                {
+                    let reason = format!(
+                        "set {set} is not there: what a rule would have to look up in it is denied"
+                    );
                     plan.broken.insert(key.clone(), reason);
                 }
-                let origin = Origin { tier: &tier.name, policy: key };
+                let origin = Origin {
+                    tier: &tier.name,
+                    policy: key,
+                };
                 items.extend(rules.iter().enumerate().map(|(index, rule)| {
                     let item = match rule.action {
                         Action::Log => Item::Report(rule, origin),
@@ -158,8 +223,13 @@ impl Class {
 
     /// Its chains for one family; none if it has no tiers.
     ///
-    /// A tier's rules stand in the chain of the class; only a tier with a Pass rule has a chain of its own, as Pass is `return` from there.
-    pub(super) fn compile(&self, plan: &Plan<'_>, context: &Context<'_>) -> BTreeMap<ChainName, TracedChain> {
+    /// A tier's rules stand in the chain of the class; only a tier with a Pass rule has a chain of
+    /// its own, as Pass is `return` from there.
+    pub(super) fn compile(
+        &self,
+        plan: &Plan<'_>,
+        context: &Context<'_>,
+    ) -> BTreeMap<ChainName, TracedChain> {
         let mut chains = BTreeMap::new();
         if self.tiers.is_empty() {
             return chains;
@@ -180,9 +250,13 @@ impl Class {
                     Item::Report(rule, origin) => context.report(rule, *origin),
                     Item::Closed => Compiled::drop(),
                 };
-                let (rules, more) = compiled.into_rules(&names::chain(&format!("{name}-{index}-{position}")));
+                let (rules, more) =
+                    compiled.into_rules(&names::chain(&format!("{name}-{index}-{position}")));
                 own.push(rules, number);
-                chains.extend(more.into_iter().map(|(name, chain)| (name, TracedChain::of(chain, number))));
+                chains.extend(
+                    more.into_iter()
+                        .map(|(name, chain)| (name, TracedChain::of(chain, number))),
+                );
             }
             let passes = own.chain.rules.iter().any(is_pass);
             open = tier.default_action == Action::Pass || passes;
@@ -213,13 +287,20 @@ impl Class {
         let tier = self.tiers.get(wide(at.tier)?)?;
         let policy = tier.policies.get(wide(at.policy)?)?;
         let rule = at.rule.and_then(wide);
-        Some(RuleOrigin { tier: tier.name.clone(), policy: policy.clone(), direction: self.direction, rule })
+        Some(RuleOrigin {
+            tier: tier.name.clone(),
+            policy: policy.clone(),
+            direction: self.direction,
+            rule,
+        })
     }
 
     /// Whether a rule of its policies reports.
     pub(super) fn reports(&self, policies: &impl Policies) -> bool {
         let known = self.policies().filter_map(|key| policies.policy(key));
-        known.flat_map(|policy| self.rules(policy)).any(|rule| rule.action == Action::Log)
+        known
+            .flat_map(|policy| self.rules(policy))
+            .any(|rule| rule.action == Action::Log)
     }
 
     fn rules<'a>(&self, policy: &'a PolicyRecord) -> &'a [RuleRecord] {
@@ -229,27 +310,46 @@ impl Class {
         }
     }
 
-    /// The class in its failed state: a chain that drops everything, for a class that the kernel refuses.
+    /// The class in its failed state: a chain that drops everything, for a class that the kernel
+    /// refuses.
     pub(super) fn closed(&self, family: Family) -> BTreeMap<ChainName, TracedChain> {
-        let chain = Chain { base: None, rules: vec![Rule::new().drop()] };
+        let chain = Chain {
+            base: None,
+            rules: vec![Rule::new().drop()],
+        };
         BTreeMap::from([(self.chain(family), TracedChain::of(chain, None))])
     }
 }
 
 /// Sets that a policy names.
 pub(super) fn sets_of(policy: &PolicyRecord) -> BTreeSet<&SetId> {
-    policy.ingress.iter().chain(&policy.egress).flat_map(sets_of_rule).collect()
+    policy
+        .ingress
+        .iter()
+        .chain(&policy.egress)
+        .flat_map(sets_of_rule)
+        .collect()
 }
 
 fn sets_of_rule(rule: &RuleRecord) -> impl Iterator<Item = &SetId> {
     rule::sets_of_side(&rule.source).chain(rule::sets_of_side(&rule.destination))
 }
 
-/// What a rule lists: the nftables rules, tests and elements that it takes are a small multiple of it.
+/// What a rule lists: the nftables rules, tests and elements that it takes are a small multiple of
+/// it.
 fn size_of_rule(rule: &RuleRecord) -> usize {
     let side = |side: &SideMatch| {
-        let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
-            side;
+        let SideMatch {
+            nets,
+            not_nets,
+            sets,
+            not_sets,
+            ports,
+            port_sets,
+            not_ports,
+            not_port_sets,
+            service_set,
+        } = side;
         nets.len()
             + not_nets.len()
             + sets.len()
@@ -264,7 +364,10 @@ fn size_of_rule(rule: &RuleRecord) -> usize {
 }
 
 fn is_pass(rule: &Rule) -> bool {
-    matches!(rule.statements.last(), Some(Statement::Verdict(Verdict::Return)))
+    matches!(
+        rule.statements.last(),
+        Some(Statement::Verdict(Verdict::Return))
+    )
 }
 
 const fn default(action: Action) -> Verdict {

@@ -33,7 +33,8 @@ use crate::{Attached, Dirty, Records};
 use delta::TableDelta;
 use hosts::HostEndpoints;
 use margay_nft::{
-    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value, Verdict,
+    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction,
+    TransactionOp, Value, Verdict,
 };
 
 /// Sets with more members than this are not merged into unions: the memory would cost more than the
@@ -141,7 +142,9 @@ impl Compiler {
 
     /// Whether the wanted table contains the policy of the interface's pod.
     pub fn has_policy(&self, interface: &str) -> bool {
-        self.attached.get(interface).is_some_and(|pod| self.classes_of(pod).is_some())
+        self.attached
+            .get(interface)
+            .is_some_and(|pod| self.classes_of(pod).is_some())
     }
 
     /// Classes of a pod. A record with another UID belongs to a former or later pod of the same
@@ -179,14 +182,26 @@ impl Compiler {
         // Sets first: classes are compiled with the shapes of the new members. Unions last: which
         // of them are used is known once all classes are compiled.
         self.update_sets(records, dirty, &mut delta, &mut stale);
-        let inputs = dirty.records.iter().any(is_input) && self.update_inputs(records, &mut delta, &mut stale);
+        let inputs = dirty.records.iter().any(is_input)
+            && self.update_inputs(records, &mut delta, &mut stale);
         let policies: BTreeSet<&PolicyKey> = dirty
             .records
             .iter()
-            .filter_map(|id| if let RecordId::Policy(key) = id { Some(key) } else { None })
+            .filter_map(|id| {
+                if let RecordId::Policy(key) = id {
+                    Some(key)
+                } else {
+                    None
+                }
+            })
             .collect();
         let names_one = |class: &&Arc<Class>| class.policies().any(|key| policies.contains(key));
-        for class in self.classes.keys().filter(|_| !policies.is_empty()).filter(names_one) {
+        for class in self
+            .classes
+            .keys()
+            .filter(|_| !policies.is_empty())
+            .filter(names_one)
+        {
             self.refused.remove(&TablePart::Class(Class::clone(class)));
             stale.insert(class.clone());
         }
@@ -208,7 +223,10 @@ impl Compiler {
     pub fn ruleset(&self, records: &Records) -> Ruleset {
         let mut ruleset = self.wanted.clone();
         let unions = self.unions.iter().map(|(id, union)| (id, &union.record));
-        for (id, record) in view_sets(records).chain(unions).filter(|(id, _)| self.shapes.contains_key(id)) {
+        for (id, record) in view_sets(records)
+            .chain(unions)
+            .filter(|(id, _)| self.shapes.contains_key(id))
+        {
             for (name, set) in elements::render(id, record) {
                 ruleset.put_set(name, set);
             }
@@ -219,23 +237,39 @@ impl Compiler {
     /// Records that are not enforced as written, with the reason.
     pub fn errors(&self) -> BTreeMap<RecordId, String> {
         let unassigned = self.hosts.unassigned();
-        let mut errors: BTreeMap<RecordId, String> =
-            unassigned.into_iter().map(|(name, reason)| (RecordId::HostEndpoint(name), reason)).collect();
+        let mut errors: BTreeMap<RecordId, String> = unassigned
+            .into_iter()
+            .map(|(name, reason)| (RecordId::HostEndpoint(name), reason))
+            .collect();
         for state in self.classes.values() {
-            errors.extend(state.broken.iter().map(|(key, reason)| (RecordId::Policy(key.clone()), reason.clone())));
+            errors.extend(
+                state
+                    .broken
+                    .iter()
+                    .map(|(key, reason)| (RecordId::Policy(key.clone()), reason.clone())),
+            );
         }
         for (part, reason) in &self.refused {
             match part {
                 TablePart::Set(id) if merge::is_union(id) => {
-                    let users = self.classes.iter().filter(|(_, state)| state.unions.contains_key(id));
+                    let users = self
+                        .classes
+                        .iter()
+                        .filter(|(_, state)| state.unions.contains_key(id));
                     let policies = users.flat_map(|(class, _)| class.policies());
-                    errors.extend(policies.map(|key| (RecordId::Policy(key.clone()), reason.clone())));
+                    errors.extend(
+                        policies.map(|key| (RecordId::Policy(key.clone()), reason.clone())),
+                    );
                 }
                 TablePart::Set(id) => {
                     errors.insert(RecordId::IpSet(id.clone()), reason.clone());
                 }
                 TablePart::Class(class) => {
-                    errors.extend(class.policies().map(|key| (RecordId::Policy(key.clone()), reason.clone())));
+                    errors.extend(
+                        class
+                            .policies()
+                            .map(|key| (RecordId::Policy(key.clone()), reason.clone())),
+                    );
                 }
             }
         }
@@ -247,12 +281,24 @@ impl Compiler {
     pub fn part_of(&self, operation: &TransactionOp) -> Option<TablePart> {
         use TransactionOp as Op;
         match operation {
-            Op::PutChain(name, _) | Op::FlushChain(name) | Op::DeleteChain(name) | Op::AppendRules(name, ..) => {
-                let owner = self.classes.iter().find(|(_, state)| state.chains.contains_key(name));
+            Op::PutChain(name, _)
+            | Op::FlushChain(name)
+            | Op::DeleteChain(name)
+            | Op::AppendRules(name, ..) => {
+                let owner = self
+                    .classes
+                    .iter()
+                    .find(|(_, state)| state.chains.contains_key(name));
                 owner.map(|(class, _)| TablePart::Class(Class::clone(class)))
             }
-            Op::CreateSet(name, _) | Op::DeleteSet(name) | Op::AddElements(name, _) | Op::DeleteElements(name, _) => {
-                let owner = self.shapes.iter().find(|(id, shape)| shape.sets(id).contains_key(name));
+            Op::CreateSet(name, _)
+            | Op::DeleteSet(name)
+            | Op::AddElements(name, _)
+            | Op::DeleteElements(name, _) => {
+                let owner = self
+                    .shapes
+                    .iter()
+                    .find(|(id, shape)| shape.sets(id).contains_key(name));
                 owner.map(|(id, _)| TablePart::Set(id.clone()))
             }
             Op::CreateTable | Op::DeleteTable => None,
@@ -267,7 +313,11 @@ impl Compiler {
     /// Why the interface's pod is cut off instead of under its policy, if so.
     pub fn refusal_of(&self, interface: &str) -> Option<String> {
         let classes = self.classes_of(self.attached.get(interface)?)?;
-        classes.iter().find_map(|bound| self.refused.get(&TablePart::Class(Class::clone(&bound.class))).cloned())
+        classes.iter().find_map(|bound| {
+            self.refused
+                .get(&TablePart::Class(Class::clone(&bound.class)))
+                .cloned()
+        })
     }
 
     /// Compiles the table without a part that the kernel refused: what depends on it is denied.
@@ -309,13 +359,21 @@ impl Compiler {
     }
 
     /// Updates the inputs of the base part and of host endpoints; returns whether they changed.
-    fn update_inputs(&mut self, records: &Records, delta: &mut TableDelta, stale: &mut Classes) -> bool {
+    fn update_inputs(
+        &mut self,
+        records: &Records,
+        delta: &mut TableDelta,
+        stale: &mut Classes,
+    ) -> bool {
         let inputs = Inputs::gather(&self.node, records, self.links());
         if inputs == self.inputs {
             return false;
         }
         if inputs.logging() != self.inputs.logging() {
-            let reporting = self.classes.iter().filter(|(class, _)| class.reports(&records));
+            let reporting = self
+                .classes
+                .iter()
+                .filter(|(class, _)| class.reports(&records));
             stale.extend(reporting.map(|(class, _)| class.clone()));
         }
         self.inputs = inputs;
@@ -328,7 +386,11 @@ impl Compiler {
     fn update_families(&mut self, records: &Records, delta: &mut TableDelta) {
         let mut addresses = self.attached.values().flat_map(|pod| &pod.addresses);
         let v6 = self.inputs.has_ipv6() || addresses.any(IpAddr::is_ipv6);
-        let families = if v6 { Family::ALL.to_vec() } else { vec![Family::Ipv4] };
+        let families = if v6 {
+            Family::ALL.to_vec()
+        } else {
+            vec![Family::Ipv4]
+        };
         if families != self.families {
             self.families = families;
             self.update_base(delta);
@@ -357,44 +419,83 @@ impl Compiler {
         has_set: impl Fn(&SetName) -> bool,
         delta: &mut TableDelta,
     ) {
-        let present = self.wanted.chains.iter().filter(|(name, chain)| has_chain(name, chain)).map(|(name, _)| name);
-        let chains: Vec<ChainName> = present.filter(|name| !section.chains.contains_key(*name)).cloned().collect();
+        let present = self
+            .wanted
+            .chains
+            .iter()
+            .filter(|(name, chain)| has_chain(name, chain))
+            .map(|(name, _)| name);
+        let chains: Vec<ChainName> = present
+            .filter(|name| !section.chains.contains_key(*name))
+            .cloned()
+            .collect();
         let present = self.wanted.sets.keys().filter(|name| has_set(name));
-        let sets: Vec<SetName> = present.filter(|name| !section.sets.contains_key(*name)).cloned().collect();
-        chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
-        sets.into_iter().for_each(|name| self.put_set(name, None, delta));
-        section.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
-        section.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
+        let sets: Vec<SetName> = present
+            .filter(|name| !section.sets.contains_key(*name))
+            .cloned()
+            .collect();
+        chains
+            .into_iter()
+            .for_each(|name| self.put_chain(name, None, delta));
+        sets.into_iter()
+            .for_each(|name| self.put_set(name, None, delta));
+        section
+            .chains
+            .into_iter()
+            .for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
+        section
+            .sets
+            .into_iter()
+            .for_each(|(name, set)| self.put_set(name, Some(set), delta));
     }
 
     /// Updates the maps from interface to class and the addresses from which each interface may
     /// send.
     fn update_dispatch(&mut self, delta: &mut TableDelta) {
-        let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
-        let mut pods: BTreeMap<Family, Set> =
-            self.families.iter().map(|family| (*family, Set::new(base::pods_kind(*family)))).collect();
+        let mut maps =
+            [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
+        let mut pods: BTreeMap<Family, Set> = self
+            .families
+            .iter()
+            .map(|family| (*family, Set::new(base::pods_kind(*family))))
+            .collect();
         let has_ipvs = self.inputs.services().is_some();
         let mut by_address: BTreeMap<IpAddr, [Verdict; 2]> = BTreeMap::new();
         for (interface, pod) in &self.attached {
-            let Some(interface) = IfName::new(interface) else { continue };
+            let Some(interface) = IfName::new(interface) else {
+                continue;
+            };
             if has_ipvs {
                 let egress = self.classes_of(pod).map(|[_, egress]| egress.entry.clone());
                 let egress = egress.unwrap_or([Verdict::Drop, Verdict::Drop]);
-                by_address.extend(pod.addresses.iter().map(|address| (*address, egress.clone())));
+                by_address.extend(
+                    pod.addresses
+                        .iter()
+                        .map(|address| (*address, egress.clone())),
+                );
             }
             for address in &pod.addresses {
                 if let Some(set) = pods.get_mut(&elements::family(*address)) {
                     set.elements.insert(
-                        Key::from([Field::from(interface), Field::from(margay_nft::Datum::from(*address))]),
+                        Key::from([
+                            Field::from(interface),
+                            Field::from(margay_nft::Datum::from(*address)),
+                        ]),
                         Value::Member,
                     );
                 }
             }
-            let Some(classes) = self.classes_of(pod) else { continue };
+            let Some(classes) = self.classes_of(pod) else {
+                continue;
+            };
             for (map, bound) in maps.iter_mut().zip(classes) {
                 let entries = Family::ALL.into_iter().zip(&bound.entry);
-                for (family, entry) in entries.filter(|(family, _)| self.families.contains(family)) {
-                    map.elements.insert(base::dispatch_key(family, interface), Value::Verdict(entry.clone()));
+                for (family, entry) in entries.filter(|(family, _)| self.families.contains(family))
+                {
+                    map.elements.insert(
+                        base::dispatch_key(family, interface),
+                        Value::Verdict(entry.clone()),
+                    );
                 }
             }
         }
@@ -411,7 +512,15 @@ impl Compiler {
 
     fn put_chain(&mut self, name: ChainName, chain: Option<Chain>, delta: &mut TableDelta) {
         let old = match chain {
-            Some(chain) if self.wanted.chains.get(&name).is_some_and(|old| **old == chain) => return,
+            Some(chain)
+                if self
+                    .wanted
+                    .chains
+                    .get(&name)
+                    .is_some_and(|old| **old == chain) =>
+            {
+                return;
+            }
             Some(chain) => {
                 let chain = Arc::new(chain);
                 delta.new.chains.insert(name.clone(), chain.clone());
@@ -449,7 +558,9 @@ impl Compiler {
 /// Whether [`Compiler::update_dispatch`] owns the set.
 fn is_dispatch_set(name: &SetName) -> bool {
     [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
-        || Family::ALL.iter().any(|family| [base::pods_set(*family), ipvs::senders_map_name(*family)].contains(name))
+        || Family::ALL
+            .iter()
+            .any(|family| [base::pods_set(*family), ipvs::senders_map_name(*family)].contains(name))
 }
 
 /// Looks up a set of the view.
@@ -462,15 +573,20 @@ fn view_set<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
 
 /// Iterates over the sets of the view.
 fn view_sets(records: &Records) -> impl Iterator<Item = (&SetId, &IpSetRecord)> {
-    records.iter().filter_map(|(id, record)| match (id, record) {
-        (RecordId::IpSet(id), Record::IpSet(record)) => Some((id, record)),
-        _ => None,
-    })
+    records
+        .iter()
+        .filter_map(|(id, record)| match (id, record) {
+            (RecordId::IpSet(id), Record::IpSet(record)) => Some((id, record)),
+            _ => None,
+        })
 }
 
 /// Whether the base part depends on the record.
 const fn is_input(id: &RecordId) -> bool {
-    matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_))
+    matches!(
+        id,
+        RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_)
+    )
 }
 
 #[cfg(test)]

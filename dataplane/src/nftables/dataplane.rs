@@ -57,7 +57,10 @@ impl Nftables {
     fn enqueue(&mut self, transaction: &Transaction) {
         // Before a resync there is nothing to add to: it computes the whole difference anyway.
         if !self.needs_resync {
-            transaction.ops().iter().for_each(|op| self.pending.push(op.clone()));
+            transaction
+                .ops()
+                .iter()
+                .for_each(|op| self.pending.push(op.clone()));
         }
     }
 
@@ -67,7 +70,10 @@ impl Nftables {
             self.resync(records, now)?
         } else {
             self.exec(&pending)?;
-            Committed { operations: pending.ops().len(), ..Committed::default() }
+            Committed {
+                operations: pending.ops().len(),
+                ..Committed::default()
+            }
         };
         if self.needs_resync {
             // Another program committed while our monitor was detached, so nobody knows what it
@@ -91,14 +97,26 @@ impl Nftables {
             match self.exec(&transaction) {
                 Ok(()) => {
                     let operations = transaction.ops().len();
-                    return Ok(Committed { operations, repairs: u64::from(operations > 0), is_unread: false });
+                    return Ok(Committed {
+                        operations,
+                        repairs: u64::from(operations > 0),
+                        is_unread: false,
+                    });
                 }
                 // The part is left out, and the loop compiles and diffs again: everything else must
                 // be enforced.
-                Err(ExecError::Refused { index: Some(index), operation, source, message })
-                    if self.refuse(&transaction, index, &source, records, now) =>
-                {
-                    tracing::error!(operation, %source, message, "the kernel refused a part of the table; what depends on it is denied");
+                Err(ExecError::Refused {
+                    index: Some(index),
+                    operation,
+                    source,
+                    message,
+                }) if self.refuse(&transaction, index, &source, records, now) => {
+                    tracing::error!(
+                        operation,
+                        %source,
+                        message,
+                        "the kernel refused a part of the table; what depends on it is denied",
+                    );
                 }
                 Err(error) if self.make_room(&transaction, &error, records, now) => {}
                 Err(error) => return Err(error),
@@ -115,7 +133,9 @@ impl Nftables {
                 result => return result.map_err(ExecError::Unanswered),
             }
         }
-        tracing::info!("nftables kept changing while our table was read; replacing the whole table");
+        tracing::info!(
+            "nftables kept changing while our table was read; replacing the whole table"
+        );
         Ok(Transaction::replace(wanted))
     }
 
@@ -129,7 +149,10 @@ impl Nftables {
                 committed.operations += transaction.ops().len();
             }
             Err(error) => {
-                tracing::debug!(%error, "the table could not be compared with the kernel; trying again later");
+                tracing::debug!(
+                    %error,
+                    "the table could not be compared with the kernel; trying again later",
+                );
                 committed.is_unread = true;
             }
         }
@@ -140,7 +163,8 @@ impl Nftables {
         if transaction.is_empty() {
             return Ok(());
         }
-        let _committing = tracing::info_span!("node.commit", operations = transaction.ops().len()).entered();
+        let _committing =
+            tracing::info_span!("node.commit", operations = transaction.ops().len()).entered();
         self.needs_resync |= self.kernel.exec(transaction)?;
         Ok(())
     }
@@ -148,11 +172,21 @@ impl Nftables {
     /// Leaves the largest parts out of a transaction that is too large for the kernel; returns
     /// whether to commit the rest at once. A transaction that is too long will never be accepted;
     /// where the kernel lacks memory, each attempt leaves out twice as many parts.
-    fn make_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
+    fn make_room(
+        &mut self,
+        transaction: &Transaction,
+        error: &ExecError,
+        records: &Records,
+        now: Instant,
+    ) -> bool {
         if error.is_oversized() {
             return self.refuse_largest(transaction, error, 1, records, now);
         }
-        if let Some(doublings) = self.attempts.checked_sub(ATTEMPTS_WITHOUT_ROOM).filter(|_| error.is_batch_error()) {
+        if let Some(doublings) = self
+            .attempts
+            .checked_sub(ATTEMPTS_WITHOUT_ROOM)
+            .filter(|_| error.is_batch_error())
+        {
             self.refuse_largest(transaction, error, 1 << doublings.min(16), records, now);
         }
         false
@@ -170,9 +204,16 @@ impl Nftables {
     ) -> bool {
         let parts = self.compiler.largest_parts(transaction, count);
         for part in &parts {
-            tracing::error!(?part, %error, "the table is too large for the kernel; its largest part is left out, and what depends on it is denied");
-            let reason =
-                format!("the table is too large for the kernel, and this is the largest part of what changes: {error}");
+            tracing::error!(
+                ?part,
+                %error,
+                "the table is too large for the kernel; its largest part is left out, and what \
+                 depends on it is denied",
+            );
+            let reason = format!(
+                "the table is too large for the kernel, and this is the largest part of what \
+                 changes: {error}"
+            );
             self.compiler.refuse(part.clone(), reason, records);
         }
         if !parts.is_empty() {
@@ -191,9 +232,15 @@ impl Nftables {
         records: &Records,
         now: Instant,
     ) -> bool {
-        let part = transaction.ops().get(index).and_then(|op| self.compiler.part_of(op));
-        let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else { return false };
-        self.compiler.refuse(part, format!("the kernel refused it: {source}"), records);
+        let part = transaction
+            .ops()
+            .get(index)
+            .and_then(|op| self.compiler.part_of(op));
+        let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else {
+            return false;
+        };
+        self.compiler
+            .refuse(part, format!("the kernel refused it: {source}"), records);
         self.retry_later(now);
         true
     }
@@ -259,7 +306,10 @@ impl Dataplane for Nftables {
                 // only reading back shows where to go on.
                 self.needs_resync = true;
                 self.attempts += 1;
-                Err(CommitError { reason: error.to_string(), attempts: self.attempts })
+                Err(CommitError {
+                    reason: error.to_string(),
+                    attempts: self.attempts,
+                })
             }
         }
     }
@@ -285,7 +335,11 @@ impl Dataplane for Nftables {
     }
 
     fn dump(&self, records: &Records) -> String {
-        format!("{}\n{}", self.compiler.ruleset(records), self.compiler.describe_origins())
+        format!(
+            "{}\n{}",
+            self.compiler.ruleset(records),
+            self.compiler.describe_origins()
+        )
     }
 }
 

@@ -44,13 +44,23 @@ pub(super) struct Demands {
 impl Compiled {
     /// A rule that drops everything.
     pub(super) fn drop() -> Self {
-        Self { alternatives: vec![Vec::new()], stages: Vec::new(), statements: vec![Statement::Verdict(Verdict::Drop)] }
+        Self {
+            alternatives: vec![Vec::new()],
+            stages: Vec::new(),
+            statements: vec![Statement::Verdict(Verdict::Drop)],
+        }
     }
 
     /// Renders nftables rules and the chains that they lead to, named by this name and a number.
     pub(super) fn into_rules(self, name: &ChainName) -> (Vec<Rule>, Vec<(ChainName, Chain)>) {
-        let Self { alternatives, mut stages, statements } = self;
-        let is_limited = statements.iter().any(|statement| matches!(statement, Statement::Limit(_)));
+        let Self {
+            alternatives,
+            mut stages,
+            statements,
+        } = self;
+        let is_limited = statements
+            .iter()
+            .any(|statement| matches!(statement, Statement::Limit(_)));
         if stages.is_empty() && (!is_limited || alternatives.len() < 2) {
             return (render_rules(alternatives, &statements), Vec::new());
         }
@@ -59,7 +69,10 @@ impl Compiled {
         let passes = matches!(statements.last(), Some(Statement::Verdict(Verdict::Return)));
         let ends = matches!(statements.last(), Some(Statement::Verdict(_)));
         let last = match (passes, ends, stages.pop()) {
-            (true, _, Some(ways)) => render_rules(ways, &[set_mark(PASSED), Statement::Verdict(Verdict::Return)]),
+            (true, _, Some(ways)) => render_rules(
+                ways,
+                &[set_mark(PASSED), Statement::Verdict(Verdict::Return)],
+            ),
             (false, true, Some(ways)) => render_rules(ways, &statements),
             // A shared chain: a limit must count the packets of all ways, and none may be logged
             // twice.
@@ -72,13 +85,29 @@ impl Compiled {
         let count = stages.len();
         for (number, ways) in stages.into_iter().enumerate() {
             let next = [Statement::Verdict(Verdict::Goto(chain(number + 1)))];
-            chains.push((chain(number), Chain { base: None, rules: render_rules(ways, &next) }));
+            chains.push((
+                chain(number),
+                Chain {
+                    base: None,
+                    rules: render_rules(ways, &next),
+                },
+            ));
         }
-        chains.push((chain(count), Chain { base: None, rules: last }));
+        chains.push((
+            chain(count),
+            Chain {
+                base: None,
+                rules: last,
+            },
+        ));
         let mut own = render_rules(alternatives, &jump);
         if passes {
             own.insert(0, Rule::new().then(set_mark(0)));
-            let passed = Rule::new().when(Match::MarkBits { mask: PASSED, op: CmpOp::Eq, value: PASSED });
+            let passed = Rule::new().when(Match::MarkBits {
+                mask: PASSED,
+                op: CmpOp::Eq,
+                value: PASSED,
+            });
             own.push(passed.then(set_mark(0)).verdict(Verdict::Return));
         }
         (own, chains)
@@ -86,7 +115,10 @@ impl Compiled {
 }
 
 fn set_mark(value: u32) -> Statement {
-    Statement::MarkSet(MarkSet { mask: PASSED, value })
+    Statement::MarkSet(MarkSet {
+        mask: PASSED,
+        value,
+    })
 }
 
 fn render_rules(ways: Vec<Tests>, then: &[Statement]) -> Vec<Rule> {
@@ -100,7 +132,10 @@ fn render_rules(ways: Vec<Tests>, then: &[Statement]) -> Vec<Rule> {
 impl Demands {
     /// No conditions. `exclusive`: no packet may match two of the rules.
     pub(super) const fn new(exclusive: bool) -> Self {
-        Self { exclusive, demands: Vec::new() }
+        Self {
+            exclusive,
+            demands: Vec::new(),
+        }
     }
 
     /// Adds a test that every packet must pass.
@@ -116,25 +151,47 @@ impl Demands {
     /// Compiles all combinations of ways without a chain of their own; cheap tests come first.
     pub(super) fn compile(mut self, statements: Vec<Statement>) -> Compiled {
         let stages = self.take_stages();
-        self.demands.sort_by_key(|ways| ways.iter().flatten().map(test_cost).max());
+        self.demands
+            .sort_by_key(|ways| ways.iter().flatten().map(test_cost).max());
         let mut alternatives: Vec<Tests> = vec![Vec::new()];
         for ways in self.demands {
-            let ways = if self.exclusive { make_exclusive(ways) } else { ways };
+            let ways = if self.exclusive {
+                make_exclusive(ways)
+            } else {
+                ways
+            };
             alternatives = alternatives
                 .iter()
-                .flat_map(|tests| ways.iter().map(|way| tests.iter().chain(way).cloned().collect()))
+                .flat_map(|tests| {
+                    ways.iter()
+                        .map(|way| tests.iter().chain(way).cloned().collect())
+                })
                 .collect();
         }
-        Compiled { alternatives, stages, statements }
+        Compiled {
+            alternatives,
+            stages,
+            statements,
+        }
     }
 
     /// Takes out the conditions with too many ways to be combined with the others.
     fn take_stages(&mut self) -> Vec<Vec<Tests>> {
         let mut stages = Vec::new();
         while stages.len() < MAX_STAGES {
-            let combined = self.demands.iter().map(Vec::len).fold(1, usize::saturating_mul);
-            let most = self.demands.iter().enumerate().max_by_key(|(_, ways)| ways.len());
-            let Some((place, most)) = most.map(|(place, ways)| (place, ways.len())) else { break };
+            let combined = self
+                .demands
+                .iter()
+                .map(Vec::len)
+                .fold(1, usize::saturating_mul);
+            let most = self
+                .demands
+                .iter()
+                .enumerate()
+                .max_by_key(|(_, ways)| ways.len());
+            let Some((place, most)) = most.map(|(place, ways)| (place, ways.len())) else {
+                break;
+            };
             let is_product = combined > MAX_COMBINATIONS && combined > most;
             if !(is_product || self.exclusive && most > MAX_EXCLUSIVE_WAYS) {
                 break;
@@ -152,8 +209,12 @@ fn make_exclusive(ways: Vec<Tests>) -> Vec<Tests> {
     let mut before: Vec<(Tests, Match)> = Vec::new();
     let mut exclusive = Vec::new();
     for way in ways {
-        let Some((last, guards)) = way.split_last() else { continue };
-        let negated = before.iter().filter(|(others, _)| others.iter().all(|guard| guards.contains(guard)));
+        let Some((last, guards)) = way.split_last() else {
+            continue;
+        };
+        let negated = before
+            .iter()
+            .filter(|(others, _)| others.iter().all(|guard| guards.contains(guard)));
         let negated: Vec<Match> = negated.map(|(_, negated)| negated.clone()).collect();
         before.extend(negate_test(last).map(|negated| (guards.to_vec(), negated)));
         exclusive.push(way.into_iter().chain(negated).collect());
@@ -172,7 +233,13 @@ fn test_cost(test: &Match) -> u8 {
 
 /// Negates a test of the kinds that occur as alternatives of a condition.
 fn negate_test(test: &Match) -> Option<Match> {
-    let flip = |op: &CmpOp| if *op == CmpOp::Eq { CmpOp::Ne } else { CmpOp::Eq };
+    let flip = |op: &CmpOp| {
+        if *op == CmpOp::Eq {
+            CmpOp::Ne
+        } else {
+            CmpOp::Eq
+        }
+    };
     match test {
         Match::In(key, op, set) => Some(Match::In(key.clone(), flip(op), set.clone())),
         Match::Is(selector, op, field) => Some(Match::Is(*selector, flip(op), *field)),

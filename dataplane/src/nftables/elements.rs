@@ -43,23 +43,34 @@ impl Shape {
     /// Shape of a set with these members.
     pub(super) fn of(record: &IpSetRecord) -> Self {
         let ranges = |v4: bool| {
-            record
-                .members
-                .iter()
-                .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
+            record.members.iter().any(|member| {
+                matches!(
+                    member,
+                    Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net),
+                )
+            })
         };
         match record.kind {
-            MemberKind::Net => Self::Net { ranges4: ranges(true), ranges6: ranges(false) },
+            MemberKind::Net => Self::Net {
+                ranges4: ranges(true),
+                ranges6: ranges(false),
+            },
             MemberKind::AddressPort => Self::AddressPort,
         }
     }
 
     /// Shape of a union of sets.
     pub(super) fn union<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
-        parts.fold(Self::Net { ranges4: false, ranges6: false }, |all, part| Self::Net {
-            ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
-            ranges6: all.has_ranges(Family::Ipv6) || part.has_ranges(Family::Ipv6),
-        })
+        parts.fold(
+            Self::Net {
+                ranges4: false,
+                ranges6: false,
+            },
+            |all, part| Self::Net {
+                ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
+                ranges6: all.has_ranges(Family::Ipv6) || part.has_ranges(Family::Ipv6),
+            },
+        )
     }
 
     /// Whether there are ranges of this family.
@@ -73,7 +84,10 @@ impl Shape {
 
     /// Names and kinds of the kernel sets.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
-        self.places().into_iter().map(|(place, kind)| (kernel_set_name(id, place), kind)).collect()
+        self.places()
+            .into_iter()
+            .map(|(place, kind)| (kernel_set_name(id, place), kind))
+            .collect()
     }
 
     fn places(self) -> BTreeMap<Place, SetKind> {
@@ -84,7 +98,10 @@ impl Shape {
                 Self::Net { .. } => {
                     places.insert((Holds::Addresses, family), SetKind::of(address));
                     if self.has_ranges(family) {
-                        places.insert((Holds::Ranges, family), SetKind::of(address).with_intervals());
+                        places.insert(
+                            (Holds::Ranges, family),
+                            SetKind::of(address).with_intervals(),
+                        );
                     }
                 }
                 Self::AddressPort => {
@@ -99,8 +116,11 @@ impl Shape {
 
 /// Renders the kernel sets of a set with all elements.
 pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set> {
-    let mut sets: BTreeMap<Place, Set> =
-        Shape::of(record).places().into_iter().map(|(place, kind)| (place, Set::new(kind))).collect();
+    let mut sets: BTreeMap<Place, Set> = Shape::of(record)
+        .places()
+        .into_iter()
+        .map(|(place, kind)| (place, Set::new(kind)))
+        .collect();
     for member in &record.members {
         if is_covered(member, &record.members) {
             continue;
@@ -109,12 +129,18 @@ pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set>
             set.elements.insert(element_key(member), Value::Member);
         }
     }
-    sets.into_iter().map(|(place, set)| (kernel_set_name(id, place), set)).collect()
+    sets.into_iter()
+        .map(|(place, set)| (kernel_set_name(id, place), set))
+        .collect()
 }
 
 /// Renders the change of the kernel sets when a set changed by `delta` and now has these members.
 /// The shape must be the same before and after.
-pub(super) fn change_elements(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
+pub(super) fn change_elements(
+    id: &SetId,
+    members: &BTreeSet<Member>,
+    delta: &MemberDelta,
+) -> Elements {
     let mut elements = Placed::new();
     let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
     for (side, wanted) in [(&delta.removed, false), (&delta.added, true)] {
@@ -122,10 +148,18 @@ pub(super) fn change_elements(id: &SetId, members: &BTreeSet<Member>, delta: &Me
             mark_element(&mut elements, member, wanted);
         }
     }
-    if delta.added.iter().chain(&delta.removed).any(|member| !plain(&member)) {
+    if delta
+        .added
+        .iter()
+        .chain(&delta.removed)
+        .any(|member| !plain(&member))
+    {
         change_ranges(members, delta, &mut elements);
     }
-    elements.into_iter().map(|(place, keys)| (kernel_set_name(id, place), keys)).collect()
+    elements
+        .into_iter()
+        .map(|(place, keys)| (kernel_set_name(id, place), keys))
+        .collect()
 }
 
 /// Adds ranges that were added, removed, covered by a wider one or uncovered.
@@ -136,13 +170,22 @@ fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut
     }
     before.extend(delta.removed.iter().cloned());
     let outermost = |all: &BTreeSet<Member>, touched: &Member| -> BTreeSet<Member> {
-        let Member::Net(net) = touched else { return BTreeSet::new() };
+        let Member::Net(net) = touched else {
+            return BTreeSet::new();
+        };
         let first = Member::Net(*net);
         let last = Member::Net(last_key(net));
         let inside = all.range((Bound::Included(first), Bound::Included(last)));
-        let inside =
-            inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
-        inside.filter(|member| !is_covered(member, all)).cloned().collect()
+        let inside = inside.filter(|member| {
+            matches!(
+                member,
+                Member::Net(inner) if net.contains(inner) && !is_single(inner),
+            )
+        });
+        inside
+            .filter(|member| !is_covered(member, all))
+            .cloned()
+            .collect()
     };
     let touched = delta.added.iter().chain(&delta.removed);
     for member in touched.filter(|member| matches!(member, Member::Net(net) if !is_single(net))) {
@@ -157,17 +200,24 @@ fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut
 }
 
 fn mark_element(elements: &mut Placed, member: &Member, wanted: bool) {
-    elements.entry(place_of(member)).or_default().insert(element_key(member), wanted);
+    elements
+        .entry(place_of(member))
+        .or_default()
+        .insert(element_key(member), wanted);
 }
 
 /// Whether the member is a range inside another range of the set.
 fn is_covered(member: &Member, members: &BTreeSet<Member>) -> bool {
-    let Member::Net(net) = member else { return false };
+    let Member::Net(net) = member else {
+        return false;
+    };
     if is_single(net) {
         return false;
     }
     (0..net.prefix_len()).any(|length| {
-        let outer = IpNet::new(net.addr(), length).expect("shorter than a valid length").trunc();
+        let outer = IpNet::new(net.addr(), length)
+            .expect("shorter than a valid length")
+            .trunc();
         members.contains(&Member::Net(outer))
     })
 }
@@ -219,21 +269,32 @@ mod tests {
 
     fn mk_members(nets: &[(u32, u8)]) -> BTreeSet<Member> {
         let net = |(bits, length): &(u32, u8)| {
-            IpNet::new(IpAddr::from(bits.to_be_bytes()), *length).expect("at most 32").trunc()
+            IpNet::new(IpAddr::from(bits.to_be_bytes()), *length)
+                .expect("at most 32")
+                .trunc()
         };
         nets.iter().map(|spec| Member::Net(net(spec))).collect()
     }
 
     fn record(members: BTreeSet<Member>) -> IpSetRecord {
-        IpSetRecord { kind: MemberKind::Net, members }
+        IpSetRecord {
+            kind: MemberKind::Net,
+            members,
+        }
     }
 
     proptest! {
         /// A change applied to the old elements yields the elements rendered from the new members.
         #[test]
         fn a_change_of_members_leads_from_one_rendering_to_the_next(
-            old in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
-            new in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
+            old in prop::collection::vec(
+                (any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32),
+                0..12,
+            ),
+            new in prop::collection::vec(
+                (any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32),
+                0..12,
+            ),
         ) {
             let id = SetId("s:a".to_owned());
             // One range stays, which keeps the shape the same.
@@ -250,9 +311,15 @@ mod tests {
                 let set = kernel.get_mut(&name).expect("the shape is the same");
                 for (key, wanted) in keys {
                     if wanted {
-                        prop_assert!(set.elements.insert(key, Value::Member).is_none(), "added twice");
+                        prop_assert!(
+                            set.elements.insert(key, Value::Member).is_none(),
+                            "added twice",
+                        );
                     } else {
-                        prop_assert!(set.elements.remove(&key).is_some(), "removed without being there");
+                        prop_assert!(
+                            set.elements.remove(&key).is_some(),
+                            "removed without being there",
+                        );
                     }
                 }
             }

@@ -24,8 +24,8 @@ use super::stage::{ACCEPTED, Direction, Stage};
 use crate::Links;
 use crate::links::is_workload;
 use margay_nft::{
-    ChainType, CmpOp, Datum, Family, Field, Hook, IfName, Key, MarkSet, Match, Proto, Rule, Selector, Set, SetKind,
-    Statement, Transport, Verdict,
+    ChainType, CmpOp, Datum, Family, Field, Hook, IfName, Key, MarkSet, Match, Proto, Rule,
+    Selector, Set, SetKind, Statement, Transport, Verdict,
 };
 
 /// Mark bit: sent by the host to a translated address, so decided where it leaves.
@@ -85,7 +85,9 @@ impl Point {
     /// Class of an endpoint at this hook.
     pub(super) fn class(self, endpoint: &HostEndpointRecord) -> Class {
         let (stage, tiers, unmatched) = match self {
-            Self::UntrackedIn | Self::UntrackedOut => (Stage::Untracked, &endpoint.untracked, Action::Pass),
+            Self::UntrackedIn | Self::UntrackedOut => {
+                (Stage::Untracked, &endpoint.untracked, Action::Pass)
+            }
             Self::PreDnat => (Stage::PreDnat, &endpoint.pre_dnat, Action::Pass),
             Self::ForwardIn | Self::ForwardOut => (Stage::Host, &endpoint.forward, Action::Allow),
             Self::In | Self::Out => (Stage::Host, &endpoint.normal, endpoint.unmatched),
@@ -149,9 +151,11 @@ pub(super) fn assign_interfaces<'a>(
         let candidates: Vec<&String> = match interfaces {
             HostInterfaces::All => {
                 match assignments.others {
-                    Some(first) => {
-                        drop(assignments.unassigned.insert(name, duplicate_reason("every interface", first)))
-                    }
+                    Some(first) => drop(
+                        assignments
+                            .unassigned
+                            .insert(name, duplicate_reason("every interface", first)),
+                    ),
                     None => assignments.others = Some(name),
                 }
                 continue;
@@ -159,22 +163,31 @@ pub(super) fn assign_interfaces<'a>(
             HostInterfaces::Named(interface) => vec![interface],
             HostInterfaces::WithAddress(wanted) => {
                 let has_one = |addresses: &BTreeSet<IpAddr>| !addresses.is_disjoint(wanted);
-                links.iter().filter(|(_, addresses)| has_one(addresses)).map(|(interface, _)| interface).collect()
+                links
+                    .iter()
+                    .filter(|(_, addresses)| has_one(addresses))
+                    .map(|(interface, _)| interface)
+                    .collect()
             }
         };
         let mut reason = Some(
-            "spec.expectedIPs: no interface of this node has one of these addresses; it is enforced once one has"
+            "spec.expectedIPs: no interface of this node has one of these addresses; it is \
+             enforced once one has"
                 .to_owned(),
         );
         for interface in candidates {
-            let Some(known) = IfName::new(interface).filter(|_| can_have_endpoint(interface)) else {
+            let Some(known) = IfName::new(interface).filter(|_| can_have_endpoint(interface))
+            else {
                 reason = Some(format!(
-                    "interface {interface}: a host endpoint cannot apply to lo or cali*; name an interface that leads out of the node"
+                    "interface {interface}: a host endpoint cannot apply to lo or cali*; name an \
+                     interface that leads out of the node"
                 ));
                 continue;
             };
             match assignments.interfaces.get(&known) {
-                Some(first) => reason = Some(duplicate_reason(&format!("interface {interface}"), first)),
+                Some(first) => {
+                    reason = Some(duplicate_reason(&format!("interface {interface}"), first))
+                }
                 None => {
                     assignments.interfaces.insert(known, name);
                     reason = None;
@@ -192,7 +205,8 @@ pub(super) fn assign_interfaces<'a>(
 
 fn duplicate_reason(what: &str, first: &str) -> String {
     format!(
-        "{what} already has host endpoint {first}, which is first by name, and only one is enforced; remove one of them"
+        "{what} already has host endpoint {first}, which is first by name, and only one is \
+         enforced; remove one of them"
     )
 }
 
@@ -231,8 +245,16 @@ impl Hooks<'_> {
         let leave = base::base_chain(ChainType::Filter, Hook::Postrouting, 0);
         section.add_chain("host-leave", leave, self.leave_rules());
         if self.assignments.others.is_none() && !self.inputs.allows_invalid() {
-            let keys = self.assignments.interfaces.keys().map(|interface| Key::from(Datum::Iface(*interface)));
-            section.add_set(&names::set(INTERFACES), SetKind::of(margay_nft::FieldType::Iface), keys);
+            let keys = self
+                .assignments
+                .interfaces
+                .keys()
+                .map(|interface| Key::from(Datum::Iface(*interface)));
+            section.add_set(
+                &names::set(INTERFACES),
+                SetKind::of(margay_nft::FieldType::Iface),
+                keys,
+            );
         }
         section
     }
@@ -241,14 +263,20 @@ impl Hooks<'_> {
         let mut map = Set::new(base::dispatch_kind());
         for (interface, name) in &self.assignments.interfaces {
             for (family, entry) in Family::ALL.into_iter().zip(self.entry_of(name, point)) {
-                map.elements.insert(base::dispatch_key(family, *interface), margay_nft::Value::Verdict(entry));
+                map.elements.insert(
+                    base::dispatch_key(family, *interface),
+                    margay_nft::Value::Verdict(entry),
+                );
             }
         }
         section.sets.insert(names::set(point.name()), map);
     }
 
     fn entry_of(&self, name: &str, point: Point) -> [Verdict; 2] {
-        let entry = self.entries.get(name).and_then(|entries| entries.get(&point));
+        let entry = self
+            .entries
+            .get(name)
+            .and_then(|entries| entries.get(&point));
         entry.cloned().unwrap_or([Verdict::Drop, Verdict::Drop])
     }
 
@@ -257,7 +285,11 @@ impl Hooks<'_> {
         match point {
             Point::UntrackedIn | Point::UntrackedOut => rules.push(clear_mark()),
             Point::PreDnat => {
-                rules.push(if self.has_policy_at(Point::UntrackedIn) { accept_marked() } else { clear_mark() });
+                rules.push(if self.has_policy_at(Point::UntrackedIn) {
+                    accept_marked()
+                } else {
+                    clear_mark()
+                });
                 rules.push(base::accept_tracked());
             }
             Point::ForwardIn | Point::ForwardOut | Point::In => {
@@ -274,7 +306,10 @@ impl Hooks<'_> {
             }
         }
         rules.extend(accept_local(point.interface()));
-        if !matches!(point, Point::UntrackedIn | Point::UntrackedOut | Point::PreDnat) {
+        if !matches!(
+            point,
+            Point::UntrackedIn | Point::UntrackedOut | Point::PreDnat
+        ) {
             rules.extend(self.drop_invalid(point.interface()));
         }
         if !matches!(point, Point::ForwardIn | Point::ForwardOut) {
@@ -289,7 +324,13 @@ impl Hooks<'_> {
     fn leave_rules(&self) -> Vec<Rule> {
         let mut rules = vec![
             Rule::new().when(Match::CtDnat(CmpOp::Ne)).accept(),
-            Rule::new().when(Match::MarkBits { mask: DEFERRED, op: CmpOp::Ne, value: DEFERRED }).accept(),
+            Rule::new()
+                .when(Match::MarkBits {
+                    mask: DEFERRED,
+                    op: CmpOp::Ne,
+                    value: DEFERRED,
+                })
+                .accept(),
             base::accept_tracked(),
         ];
         rules.extend(accept_local(Selector::Oifname));
@@ -309,8 +350,11 @@ impl Hooks<'_> {
             Some(_) => Rule::new(),
             None => Rule::new().when(Match::in_set(interface, &names::set(INTERFACES))),
         };
-        (!self.inputs.allows_invalid())
-            .then(|| rule.when(Match::CtState(CmpOp::Eq, margay_nft::CtState::INVALID)).counter().drop())
+        (!self.inputs.allows_invalid()).then(|| {
+            rule.when(Match::CtState(CmpOp::Eq, margay_nft::CtState::INVALID))
+                .counter()
+                .drop()
+        })
     }
 
     /// Accepts the traffic that no policy can deny.
@@ -320,11 +364,20 @@ impl Hooks<'_> {
             Direction::Egress => base::destination,
         };
         let kinds = LINK_ICMPV6_TYPES.map(|kind| Key::from(Datum::Icmp6Type(kind)));
-        let mut rules = vec![Rule::new().when(Match::any_of(Selector::Icmp6Type, kinds)).accept()];
+        let mut rules = vec![
+            Rule::new()
+                .when(Match::any_of(Selector::Icmp6Type, kinds))
+                .accept(),
+        ];
         if let Some(port) = self.inputs.tunnel_port() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(port));
             let from_node = |family| Match::in_set(peer(family), &base::nodes_set(family));
-            rules.extend(Family::ALL.map(|family| Rule::new().when(port.clone()).when(from_node(family)).accept()));
+            rules.extend(Family::ALL.map(|family| {
+                Rule::new()
+                    .when(port.clone())
+                    .when(from_node(family))
+                    .accept()
+            }));
         }
         let (inbound, outbound) = self.inputs.failsafes();
         let (asked, answered) = match point.direction() {
@@ -333,8 +386,13 @@ impl Hooks<'_> {
         };
         rules.extend(failsafe_rules(asked, Selector::Dport(Transport::Any), peer));
         if matches!(point, Point::UntrackedIn | Point::UntrackedOut) {
-            // Replies cannot be told by their connection yet.
-            rules.extend(failsafe_rules(answered, Selector::Sport(Transport::Any), peer));
+            // Replies cannot be recognised by their connection yet: connection tracking comes
+            // later.
+            rules.extend(failsafe_rules(
+                answered,
+                Selector::Sport(Transport::Any),
+                peer,
+            ));
         }
         rules
     }
@@ -345,7 +403,9 @@ impl Hooks<'_> {
         let mut rules = vec![Rule::new().vmap(key, &names::set(point.name()))];
         if let Some(name) = self.assignments.others {
             let entries = Family::ALL.into_iter().zip(self.entry_of(name, point));
-            let of = |family: Family| Rule::new().when(Match::is(Selector::Nfproto, Field::from(family)));
+            let of = |family: Family| {
+                Rule::new().when(Match::is(Selector::Nfproto, Field::from(family)))
+            };
             rules.extend(entries.map(|(family, entry)| of(family).verdict(entry)));
         }
         rules
@@ -357,29 +417,60 @@ fn accept_local(interface: Selector) -> [Rule; 2] {
     let loopback = IfName::new(LOOPBACK).expect("a constant name");
     [
         Rule::new().when(Match::is(interface, loopback)).accept(),
-        Rule::new().when(Match::NamePrefix(interface, CmpOp::Eq, names::workload_prefix())).accept(),
+        Rule::new()
+            .when(Match::NamePrefix(
+                interface,
+                CmpOp::Eq,
+                names::workload_prefix(),
+            ))
+            .accept(),
     ]
 }
 
 fn clear_mark() -> Rule {
-    Rule::new().then(Statement::MarkSet(MarkSet { mask: ACCEPTED, value: 0 }))
+    Rule::new().then(Statement::MarkSet(MarkSet {
+        mask: ACCEPTED,
+        value: 0,
+    }))
 }
 
 fn accept_marked() -> Rule {
-    Rule::new().when(Match::MarkBits { mask: ACCEPTED, op: CmpOp::Eq, value: ACCEPTED }).accept()
+    Rule::new()
+        .when(Match::MarkBits {
+            mask: ACCEPTED,
+            op: CmpOp::Eq,
+            value: ACCEPTED,
+        })
+        .accept()
 }
 
 fn mark_deferred() -> Rule {
-    let mark = Statement::MarkSet(MarkSet { mask: DEFERRED, value: DEFERRED });
-    Rule::new().when(Match::CtDnat(CmpOp::Eq)).then(mark).accept()
+    let mark = Statement::MarkSet(MarkSet {
+        mask: DEFERRED,
+        value: DEFERRED,
+    });
+    Rule::new()
+        .when(Match::CtDnat(CmpOp::Eq))
+        .then(mark)
+        .accept()
 }
 
 /// Accepts failsafe ports, with one rule per network of the peer.
-fn failsafe_rules(failsafes: &[Failsafe], port: Selector, peer: fn(Family) -> Selector) -> Vec<Rule> {
+fn failsafe_rules(
+    failsafes: &[Failsafe],
+    port: Selector,
+    peer: fn(Family) -> Selector,
+) -> Vec<Rule> {
     let mut by_net: BTreeMap<Option<IpNet>, BTreeSet<Key>> = BTreeMap::new();
     for failsafe in failsafes {
-        let key = [Field::from(Proto(failsafe.protocol.0)), Field::from(Datum::Port(failsafe.port))];
-        by_net.entry(failsafe.net).or_default().insert(Key::from(key));
+        let key = [
+            Field::from(Proto(failsafe.protocol.0)),
+            Field::from(Datum::Port(failsafe.port)),
+        ];
+        by_net
+            .entry(failsafe.net)
+            .or_default()
+            .insert(Key::from(key));
     }
     let rule = |(net, ports): (Option<IpNet>, BTreeSet<Key>)| {
         let rule = net.into_iter().fold(Rule::new(), |rule, net| {
@@ -389,7 +480,8 @@ fn failsafe_rules(failsafes: &[Failsafe], port: Selector, peer: fn(Family) -> Se
                 _ => Match::is(peer(family), net.trunc()),
             })
         });
-        rule.when(Match::any_of(vec![Selector::L4proto, port], ports)).accept()
+        rule.when(Match::any_of(vec![Selector::L4proto, port], ports))
+            .accept()
     };
     by_net.into_iter().map(rule).collect()
 }

@@ -34,7 +34,10 @@ pub struct Netfilter {
 impl Netfilter {
     /// Opens a netlink socket.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: NftSocket::open()?, pause: None })
+        Ok(Self {
+            socket: NftSocket::open()?,
+            pause: None,
+        })
     }
 
     /// Subscribes to changes of our table by other programs.
@@ -48,7 +51,9 @@ impl Netfilter {
 impl Kernel for Netfilter {
     fn exec(&mut self, transaction: &Transaction) -> Result<bool, ExecError> {
         match &self.pause {
-            Some(pause) if transaction.element_count() > UNMONITORED => pause.exec(&mut self.socket, transaction),
+            Some(pause) if transaction.element_count() > UNMONITORED => {
+                pause.exec(&mut self.socket, transaction)
+            }
             _ => self.socket.exec(transaction).map(|_| false),
         }
     }
@@ -69,7 +74,10 @@ impl TableWatch {
     /// Blocks until another program changes the table.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            match poll(
+                &mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::NONE,
+            ) {
                 Err(errno) if errno != Errno::EINTR => return Err(errno.into()),
                 _ => {}
             }

@@ -1,15 +1,17 @@
 //! Many rules that differ little become one lookup.
 //!
-//! Between two rules that say otherwise, the order of rules that say the same does not matter. So within such a run, rules that demand the same of a
-//! packet but for
+//! Between two rules that say otherwise, the order of rules that say the same does not matter. So
+//! within such a run, rules that demand the same of a packet but for
 //!
 //! 1. the destination's ports, demand any of them all;
 //! 2. the ranges of one side, demand any of them all;
 //! 3. one set of addresses, demand an address of the union of their sets;
-//! 4. one set of addresses and the ports, demand an address together with a port of a union that holds each set's addresses with its ports.
+//! 4. one set of addresses and the ports, demand an address together with a port of a union that
+//!    holds each set's addresses with its ports.
 //!
-//! A packet is looked up once and not once per policy. A union of many sets is kept in pieces, so that a policy more or less changes one of them.
-//! What is joined keeps references to the rules that it comes from.
+//! A packet is looked up once and not once per policy. A union of many sets is kept in pieces, so
+//! that a policy more or less changes one of them. What is joined keeps references to the rules
+//! that it comes from.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +26,8 @@ use super::origin::RuleRef;
 use super::rule::{Origin, sets_of_side};
 use margay_nft::Side;
 
-/// Fewer lookups than this are done one by one: a union costs memory, and an element more whenever a member comes or goes.
+/// Fewer lookups than this are done one by one: a union costs memory, and an element more whenever
+/// a member comes or goes.
 const WORTHWHILE: usize = 4;
 /// Sets in one piece of a union, on average, before it is split in two.
 const PIECE: usize = 64;
@@ -40,13 +43,15 @@ pub(super) enum Item<'a> {
     Report(&'a RuleRecord, Origin<'a>),
     /// A rule that several were joined into.
     Joined(Box<RuleRecord>),
-    /// The same, which also demands that the address of a side together with the protocol and the destination's port is in a union.
+    /// The same, which also demands that the address of a side together with the protocol and the
+    /// destination's port is in a union.
     Crossed(Box<RuleRecord>, Side, SetId),
     /// A policy that is not there: nothing gets past this place.
     Closed,
 }
 
-/// Item with the rules of policies that it comes from, in order: each rule of a tier is in one item's.
+/// Item with the rules of policies that it comes from, in order: each rule of a tier is in one
+/// item's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Traced<'a> {
     pub(super) item: Item<'a>,
@@ -101,8 +106,16 @@ type SideKey<'a> = (
 );
 
 /// Everything that a rule demands, without what is free.
-type RuleKey<'a> =
-    (Free, Option<IpVersion>, Option<Protocol>, Option<Protocol>, Option<Icmp>, Option<Icmp>, SideKey<'a>, SideKey<'a>);
+type RuleKey<'a> = (
+    Free,
+    Option<IpVersion>,
+    Option<Protocol>,
+    Option<Protocol>,
+    Option<Icmp>,
+    Option<Icmp>,
+    SideKey<'a>,
+    SideKey<'a>,
+);
 
 /// A rule, or what several became, at the place of the first.
 struct Entry<'a> {
@@ -122,14 +135,20 @@ pub(super) fn merge<'a>(
     while let Some((first, _)) = rest.first() {
         let action = joinable(first, role);
         let length = match action {
-            Some(_) => rest.iter().take_while(|(item, _)| joinable(item, role) == action).count(),
+            Some(_) => rest
+                .iter()
+                .take_while(|(item, _)| joinable(item, role) == action)
+                .count(),
             None => 1,
         };
         let (run, after) = rest.split_at(length);
         if length > 1 {
             join(run, role, unions, &mut merged);
         } else {
-            merged.extend(run.iter().map(|(item, origin)| Traced::new(item.clone(), vec![*origin])));
+            merged.extend(
+                run.iter()
+                    .map(|(item, origin)| Traced::new(item.clone(), vec![*origin])),
+            );
         }
         rest = after;
     }
@@ -139,8 +158,10 @@ pub(super) fn merge<'a>(
 /// What the item says, if its place among others that say the same does not matter.
 fn joinable(item: &Item<'_>, role: &impl Fn(&SetId) -> Role) -> Option<Action> {
     let Item::Rule(rule) = item else { return None };
-    let complete =
-        [&rule.source, &rule.destination].into_iter().flat_map(sets_of_side).all(|id| role(id) != Role::Missing);
+    let complete = [&rule.source, &rule.destination]
+        .into_iter()
+        .flat_map(sets_of_side)
+        .all(|id| role(id) != Role::Missing);
     complete.then_some(rule.action)
 }
 
@@ -150,23 +171,47 @@ fn join<'a>(
     unions: &mut Unions,
     merged: &mut Vec<Traced<'a>>,
 ) {
-    let rules =
-        run.iter().filter_map(|(item, origin)| if let Item::Rule(rule) = item { Some((*rule, *origin)) } else { None });
-    let entry = |(place, (rule, origin))| Entry { place, rule: Cow::Borrowed(rule), origins: vec![origin] };
+    let rules = run.iter().filter_map(|(item, origin)| {
+        if let Item::Rule(rule) = item {
+            Some((*rule, *origin))
+        } else {
+            None
+        }
+    });
+    let entry = |(place, (rule, origin))| Entry {
+        place,
+        rule: Cow::Borrowed(rule),
+        origins: vec![origin],
+    };
     let entries = rules.enumerate().map(entry).collect();
-    let ports = |rule: &RuleRecord| Free { ports: has_plain_ports(rule), ..Free::default() };
+    let ports = |rule: &RuleRecord| Free {
+        ports: has_plain_ports(rule),
+        ..Free::default()
+    };
     let entries = fold(entries, ports, |all, more| {
-        let mut ports: Vec<PortRange> = all.destination.ports.iter().chain(&*more.destination.ports).copied().collect();
+        let mut ports: Vec<PortRange> = all
+            .destination
+            .ports
+            .iter()
+            .chain(&*more.destination.ports)
+            .copied()
+            .collect();
         ports.sort_unstable();
         ports.dedup();
         all.destination.ports = ports.into();
     });
     let nets = |rule: &RuleRecord| {
         let has_nets = |side: &Side| !of(rule, *side).nets.is_empty();
-        Free { nets: [Side::Source, Side::Destination].into_iter().find(has_nets), ..Free::default() }
+        Free {
+            nets: [Side::Source, Side::Destination].into_iter().find(has_nets),
+            ..Free::default()
+        }
     };
     let entries = fold(entries, nets, |all, more| {
-        for (all, more) in [(&mut all.source, &more.source), (&mut all.destination, &more.destination)] {
+        for (all, more) in [
+            (&mut all.source, &more.source),
+            (&mut all.destination, &more.destination),
+        ] {
             all.nets.extend(&more.nets);
             all.nets.sort_unstable();
             all.nets.dedup();
@@ -182,9 +227,15 @@ fn join<'a>(
 fn groups(entries: &[Entry<'_>], free: impl Fn(&RuleRecord) -> Free) -> Vec<(Free, Vec<usize>)> {
     let mut groups: BTreeMap<RuleKey<'_>, Vec<usize>> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        groups.entry(key(&entry.rule, free(&entry.rule))).or_default().push(index);
+        groups
+            .entry(key(&entry.rule, free(&entry.rule)))
+            .or_default()
+            .push(index);
     }
-    groups.into_iter().map(|((free, ..), members)| (free, members)).collect()
+    groups
+        .into_iter()
+        .map(|((free, ..), members)| (free, members))
+        .collect()
 }
 
 /// Makes one rule of each group.
@@ -197,14 +248,22 @@ fn fold<'a>(
     let fold = |(_, members): (Free, Vec<usize>)| {
         let Entry { place, rule, .. } = &entries[members[0]];
         let mut rule = rule.clone();
-        let origins = members.iter().flat_map(|member| &entries[*member].origins).copied().collect();
+        let origins = members
+            .iter()
+            .flat_map(|member| &entries[*member].origins)
+            .copied()
+            .collect();
         for other in &members[1..] {
             let other = &entries[*other].rule;
             if *other != rule {
                 absorb(rule.to_mut(), other);
             }
         }
-        Entry { place: *place, rule, origins }
+        Entry {
+            place: *place,
+            rule,
+            origins,
+        }
     };
     let mut folded: Vec<Entry<'a>> = groups.into_iter().map(fold).collect();
     folded.sort_by_key(|entry| entry.place);
@@ -223,20 +282,34 @@ fn cross<'a>(
 ) -> Vec<Entry<'a>> {
     let free = |rule: &RuleRecord| {
         let set = side_of_set(rule, |id| role(id) == Role::Exact).filter(|_| has_few_ports(rule));
-        Free { ports: set.is_some(), protocol: set.is_some(), nets: None, set }
+        Free {
+            ports: set.is_some(),
+            protocol: set.is_some(),
+            nets: None,
+            set,
+        }
     };
     let mut crossed = BTreeSet::new();
     for (Free { set, .. }, members) in groups(&entries, free) {
         let Some(side) = set else { continue };
         let joined = || members.iter().map(|index| &entries[*index]);
-        let ports: BTreeSet<_> = joined().map(|entry| (entry.rule.protocol, &entry.rule.destination.ports)).collect();
+        let ports: BTreeSet<_> = joined()
+            .map(|entry| (entry.rule.protocol, &entry.rule.destination.ports))
+            .collect();
         if ports.len() < WORTHWHILE {
             continue;
         }
         let mut parts = PortsBySet::new();
         for Entry { rule, origins, .. } in joined() {
-            let ports = rule.destination.ports.iter().flat_map(|range| range.first..=range.last);
-            let ports = rule.protocol.into_iter().flat_map(|protocol| ports.clone().map(move |port| (protocol, port)));
+            let ports = rule
+                .destination
+                .ports
+                .iter()
+                .flat_map(|range| range.first..=range.last);
+            let ports = rule
+                .protocol
+                .into_iter()
+                .flat_map(|protocol| ports.clone().map(move |port| (protocol, port)));
             let (all, from) = parts.entry(of(rule, side).sets[0].clone()).or_default();
             all.extend(ports);
             from.extend(origins);
@@ -257,11 +330,21 @@ fn cross<'a>(
             unions.insert(id.clone(), parts);
             Traced::new(Item::Crossed(Box::new(rest.clone()), side, id), origins)
         };
-        places.insert(entries[members[0]].place, pieces(parts).into_iter().map(union).collect());
+        places.insert(
+            entries[members[0]].place,
+            pieces(parts).into_iter().map(union).collect(),
+        );
         crossed.extend(members);
     }
     let mut index = 0..;
-    entries.into_iter().filter(|_| index.next().is_some_and(|index: usize| !crossed.contains(&index))).collect()
+    entries
+        .into_iter()
+        .filter(|_| {
+            index
+                .next()
+                .is_some_and(|index: usize| !crossed.contains(&index))
+        })
+        .collect()
 }
 
 /// Joins rules that differ in one set.
@@ -272,18 +355,27 @@ fn unite<'a>(
     places: &mut BTreeMap<usize, Vec<Traced<'a>>>,
 ) {
     let is_part = |id: &SetId| matches!(role(id), Role::Part | Role::Exact);
-    let free = |rule: &RuleRecord| Free { set: side_of_set(rule, is_part), ..Free::default() };
+    let free = |rule: &RuleRecord| Free {
+        set: side_of_set(rule, is_part),
+        ..Free::default()
+    };
     let groups = groups(&entries, free);
     let mut entries: Vec<Option<Entry<'a>>> = entries.into_iter().map(Some).collect();
     for (Free { set, .. }, members) in groups {
-        let mut members = members.into_iter().filter_map(|index| entries[index].take()).peekable();
-        let Some(place) = members.peek().map(|entry| entry.place) else { continue };
+        let mut members = members
+            .into_iter()
+            .filter_map(|index| entries[index].take())
+            .peekable();
+        let Some(place) = members.peek().map(|entry| entry.place) else {
+            continue;
+        };
         let items = match set {
             // Two rules that are the same became one before.
             None => members.map(Entry::into_traced).collect(),
             Some(side) => {
-                let by_set: BTreeMap<SetId, Entry<'a>> =
-                    members.map(|entry| (of(&entry.rule, side).sets[0].clone(), entry)).collect();
+                let by_set: BTreeMap<SetId, Entry<'a>> = members
+                    .map(|entry| (of(&entry.rule, side).sets[0].clone(), entry))
+                    .collect();
                 united(by_set, side, unions)
             }
         };
@@ -292,13 +384,21 @@ fn unite<'a>(
 }
 
 /// Rules that differ in their set only.
-fn united<'a>(by_set: BTreeMap<SetId, Entry<'a>>, side: Side, unions: &mut Unions) -> Vec<Traced<'a>> {
+fn united<'a>(
+    by_set: BTreeMap<SetId, Entry<'a>>,
+    side: Side,
+    unions: &mut Unions,
+) -> Vec<Traced<'a>> {
     if by_set.len() < WORTHWHILE {
         return by_set.into_values().map(Entry::into_traced).collect();
     }
     let union = |piece: BTreeMap<SetId, Entry<'a>>| {
         let parts = Parts::Addresses(piece.keys().cloned().collect());
-        let origins = piece.values().flat_map(|entry| &entry.origins).copied().collect();
+        let origins = piece
+            .values()
+            .flat_map(|entry| &entry.origins)
+            .copied()
+            .collect();
         let mut rule = piece.into_values().next()?.rule.into_owned();
         let id = parts.id();
         of_mut(&mut rule, side).sets = vec![id.clone()];
@@ -308,7 +408,8 @@ fn united<'a>(by_set: BTreeMap<SetId, Entry<'a>>, side: Side, unions: &mut Union
     pieces(by_set).into_iter().filter_map(union).collect()
 }
 
-/// Splits what a union is of into pieces by a hash of each set: a set more or less is one in one piece, until there are twice as many.
+/// Splits what a union is of into pieces by a hash of each set: a set more or less is one in one
+/// piece, until there are twice as many.
 fn pieces<T>(parts: BTreeMap<SetId, T>) -> Vec<BTreeMap<SetId, T>> {
     let count = parts.len().div_ceil(PIECE).next_power_of_two();
     if count == 1 {
@@ -316,7 +417,10 @@ fn pieces<T>(parts: BTreeMap<SetId, T>) -> Vec<BTreeMap<SetId, T>> {
     }
     let mut pieces: BTreeMap<usize, BTreeMap<SetId, T>> = BTreeMap::new();
     for (id, part) in parts {
-        pieces.entry(names::spread(id.0.as_bytes()) % count).or_default().insert(id, part);
+        pieces
+            .entry(names::spread(id.0.as_bytes()) % count)
+            .or_default()
+            .insert(id, part);
     }
     pieces.into_values().collect()
 }
@@ -342,7 +446,10 @@ impl Parts {
     /// Identity of the union: what it is of.
     fn id(&self) -> SetId {
         let text: String = match self {
-            Self::Addresses(sets) => sets.iter().flat_map(|part| [part.0.as_str(), "\n"]).collect(),
+            Self::Addresses(sets) => sets
+                .iter()
+                .flat_map(|part| [part.0.as_str(), "\n"])
+                .collect(),
             Self::Ports(sets) => format!("{sets:?}"),
         };
         SetId(format!("u:{}", names::hash(text.as_bytes())))
@@ -409,9 +516,21 @@ fn key(rule: &RuleRecord, free: Free) -> RuleKey<'_> {
 }
 
 fn side_key(side: &SideMatch, which: Side, free: Free) -> SideKey<'_> {
-    let nets = if free.nets == Some(which) { &[] } else { side.nets.as_slice() };
-    let sets = if free.set == Some(which) { &[] } else { side.sets.as_slice() };
-    let ports: &[PortRange] = if free.ports && which == Side::Destination { &[] } else { &side.ports };
+    let nets = if free.nets == Some(which) {
+        &[]
+    } else {
+        side.nets.as_slice()
+    };
+    let sets = if free.set == Some(which) {
+        &[]
+    } else {
+        side.sets.as_slice()
+    };
+    let ports: &[PortRange] = if free.ports && which == Side::Destination {
+        &[]
+    } else {
+        &side.ports
+    };
     (
         nets,
         &side.not_nets,

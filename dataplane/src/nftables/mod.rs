@@ -18,7 +18,7 @@
 //!  forward    -1, 2  host-forward-in/out  applyOnForward policy of input and output interface
 //!  output     -300   host-untracked-out   doNotTrack policy
 //!  output     0      host-out             policy of packets from the host
-//!  postrouting 0     host-leave           the same for translated packets, whose interface is known here
+//!  postrouting 0     host-leave           the same for translated packets, by their interface
 //! ```
 //!
 //! and, where kube-proxy is in IPVS mode, those of `ipvs.rs`.

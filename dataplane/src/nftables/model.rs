@@ -7,7 +7,9 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::nftables::kernel::Kernel;
-use margay_nft::{Chain, ExecError, Ruleset, Set, TableName, Transaction, TransactionOp as Op, diff};
+use margay_nft::{
+    Chain, ExecError, Ruleset, Set, TableName, Transaction, TransactionOp as Op, diff,
+};
 
 /// Fault injection: decides whether an operation fails.
 pub type FaultInjection = Box<dyn Fn(&Op) -> bool + Send>;
@@ -25,7 +27,7 @@ pub struct Inner {
     /// Number of requests that fail before they are read.
     pub outages: usize,
     /// The next transaction loses a chain to another program, without a notification.
-    pub unheard: bool,
+    pub unreported: bool,
     /// Number of reads that other programs interrupt.
     pub interruptions: usize,
     /// Number of reads.
@@ -42,7 +44,7 @@ impl Model {
             commits: 0,
             refuses,
             outages: 0,
-            unheard: false,
+            unreported: false,
             interruptions: 0,
             readings: 0,
             room: (usize::MAX, 0),
@@ -113,11 +115,11 @@ impl Kernel for Model {
         }
         inner.table = table;
         inner.commits += 1;
-        let unheard = std::mem::take(&mut inner.unheard);
-        if unheard && let Some(table) = &mut inner.table {
+        let unreported = std::mem::take(&mut inner.unreported);
+        if unreported && let Some(table) = &mut inner.table {
             table.chains.pop_last();
         }
-        Ok(unheard)
+        Ok(unreported)
     }
 
     fn is_programmed(&mut self, _: &TableName) -> io::Result<bool> {
@@ -132,7 +134,10 @@ impl Kernel for Model {
             inner.interruptions = left;
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let present = inner.table.clone().unwrap_or_else(|| Ruleset::new(wanted.table.clone()));
+        let present = inner
+            .table
+            .clone()
+            .unwrap_or_else(|| Ruleset::new(wanted.table.clone()));
         Ok(diff(&present, wanted))
     }
 }
@@ -150,9 +155,17 @@ fn step(table: &mut Option<Ruleset>, name: &TableName, op: &Op) -> Result<(), St
         Op::PutChain(name, base) => match table.chains.get_mut(name).map(Arc::make_mut) {
             Some(chain) if base.is_some() => chain.base = *base,
             Some(_) => return Err("the chain exists".to_owned()),
-            None => table.put_chain(name.clone(), Chain { base: *base, rules: Vec::new() }),
+            None => table.put_chain(
+                name.clone(),
+                Chain {
+                    base: *base,
+                    rules: Vec::new(),
+                },
+            ),
         },
-        Op::FlushChain(name) => Arc::make_mut(table.chains.get_mut(name).ok_or("no chain")?).rules.clear(),
+        Op::FlushChain(name) => Arc::make_mut(table.chains.get_mut(name).ok_or("no chain")?)
+            .rules
+            .clear(),
         Op::DeleteChain(name) => {
             let chain = table.chains.remove(name).ok_or("no chain")?;
             if !chain.rules.is_empty() {
@@ -160,7 +173,11 @@ fn step(table: &mut Option<Ruleset>, name: &TableName, op: &Op) -> Result<(), St
             }
         }
         Op::CreateSet(name, kind) => {
-            if table.sets.insert(name.clone(), Arc::new(Set::new(kind.clone()))).is_some() {
+            if table
+                .sets
+                .insert(name.clone(), Arc::new(Set::new(kind.clone())))
+                .is_some()
+            {
                 return Err("the set exists".to_owned());
             }
         }
@@ -171,7 +188,11 @@ fn step(table: &mut Option<Ruleset>, name: &TableName, op: &Op) -> Result<(), St
                 return Err("the set is of another kind".to_owned());
             }
             for (key, value) in &elements.elements {
-                if set.elements.insert(key.clone(), value.clone()).is_some_and(|old| old != *value) {
+                if set
+                    .elements
+                    .insert(key.clone(), value.clone())
+                    .is_some_and(|old| old != *value)
+                {
                     return Err(format!("{key} has another value"));
                 }
             }
@@ -179,11 +200,15 @@ fn step(table: &mut Option<Ruleset>, name: &TableName, op: &Op) -> Result<(), St
         Op::DeleteElements(name, elements) => {
             let set = Arc::make_mut(table.sets.get_mut(name).ok_or("no set")?);
             for key in elements.elements.keys() {
-                set.elements.remove(key).ok_or_else(|| format!("no element {key}"))?;
+                set.elements
+                    .remove(key)
+                    .ok_or_else(|| format!("no element {key}"))?;
             }
         }
         Op::AppendRules(name, chain, from) => {
-            Arc::make_mut(table.chains.get_mut(name).ok_or("no chain")?).rules.extend_from_slice(&chain.rules[*from..]);
+            Arc::make_mut(table.chains.get_mut(name).ok_or("no chain")?)
+                .rules
+                .extend_from_slice(&chain.rules[*from..]);
         }
         Op::CreateTable | Op::DeleteTable => {}
     }

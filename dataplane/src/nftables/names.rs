@@ -69,7 +69,11 @@ pub(super) fn ip_set(id: &SetId, holds: Holds, family: Family) -> SetName {
         Holds::Ranges => 'n',
         Holds::Ports => 'p',
     };
-    set(&format!("{letter}{}-{}", digit(family), hash(id.0.as_bytes())))
+    set(&format!(
+        "{letter}{}-{}",
+        digit(family),
+        hash(id.0.as_bytes())
+    ))
 }
 
 /// Hash as 20 hexadecimal digits: a collision is likely only among 2^40 names.

@@ -1,8 +1,9 @@
 //! Where the rules of chains come from.
 //!
-//! Joined rules (`merge.rs`) stand for rules of several policies, and a chain does not tell which. The compiler keeps
-//! that beside each class: for every rule of a chain the item that it was made of, and for every item the rules of
-//! policies that it joins. Nothing of this reaches the kernel, and it takes a few bytes per rule.
+//! Merged rules (`merge.rs`) stand for rules of several policies, and a chain does not show which.
+//! The compiler keeps that beside each class: for every rule of a chain the item that it was made
+//! of, and for every item the rules of policies that it joins. Nothing of this reaches the kernel,
+//! and it takes a few bytes per rule.
 
 use margay_api::policy::PolicyKey;
 
@@ -18,12 +19,13 @@ pub struct RuleOrigin {
     pub policy: PolicyKey,
     /// Direction that the rule is for.
     pub direction: Direction,
-    /// Position among the policy's rules of that direction, from 0; none: the policy as a whole, which cannot be
-    /// enforced and denies everything.
+    /// Position among the policy's rules of that direction, from 0; none: the policy as a whole,
+    /// which cannot be enforced and denies everything.
     pub rule: Option<usize>,
 }
 
-/// Position of a rule in a class: that of its tier, of its policy in the tier, and its own in the policy.
+/// Position of a rule in a class: that of its tier, of its policy in the tier, and its own in the
+/// policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RuleRef {
     pub(super) tier: u32,
@@ -44,7 +46,11 @@ impl RuleRef {
     /// Reference by positions, which limits keep far below what 32 bits hold.
     pub(super) fn new(tier: usize, policy: usize, rule: Option<usize>) -> Self {
         let narrow = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
-        Self { tier: narrow(tier), policy: narrow(policy), rule: rule.map(narrow) }
+        Self {
+            tier: narrow(tier),
+            policy: narrow(policy),
+            rule: rule.map(narrow),
+        }
     }
 }
 

@@ -17,12 +17,17 @@ use super::elements::{self, Shape};
 use super::names::{self, Holds};
 use super::stage::Stage;
 use margay_nft::{
-    CmpOp, Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Proto, RateUnit, Selector, Set, SetKind, SetRef,
-    Side, Statement, Transport, Value, Verdict,
+    CmpOp, Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Proto, RateUnit, Selector, Set,
+    SetKind, SetRef, Side, Statement, Transport, Value, Verdict,
 };
 
 /// Protocols whose first four bytes are source and destination port.
-const PORTED: [Protocol; 4] = [Protocol::TCP, Protocol::UDP, Protocol::UDPLITE, Protocol::SCTP];
+const PORTED: [Protocol; 4] = [
+    Protocol::TCP,
+    Protocol::UDP,
+    Protocol::UDPLITE,
+    Protocol::SCTP,
+];
 /// Syslog severity of logged packets: notice, as in Calico.
 const LOG_LEVEL: u8 = 5;
 /// Longest log prefix (`NF_LOG_PREFIXLEN` - 1 in `linux/netfilter/nf_log.h`).
@@ -72,7 +77,10 @@ impl Logging {
             burst: settings.log_burst.into(),
             over: false,
         };
-        Self { prefix: settings.log_prefix.clone(), limit: settings.log_rate.map(limit) }
+        Self {
+            prefix: settings.log_prefix.clone(),
+            limit: settings.log_rate.map(limit),
+        }
     }
 
     /// Expands the log prefix: characters that the kernel does not accept are removed, and what is
@@ -81,15 +89,26 @@ impl Logging {
         const END: &str = ": ";
         let printable = |c: &char| c.is_ascii() && !c.is_ascii_control() && *c != '"' && *c != '\\';
         let text = settings::log_prefix(&self.prefix, origin.tier, origin.policy);
-        let mut kept: String = text.chars().filter(printable).take(LOG_PREFIX_MAX - END.len()).collect();
+        let mut kept: String = text
+            .chars()
+            .filter(printable)
+            .take(LOG_PREFIX_MAX - END.len())
+            .collect();
         kept += END;
         kept
     }
 
     /// Statements that log a packet.
     fn statements(&self, origin: Origin<'_>) -> Vec<Statement> {
-        let log = Log { prefix: self.prefix(origin), target: LogTarget::Syslog(LOG_LEVEL) };
-        self.limit.map(Statement::Limit).into_iter().chain([Statement::Log(log)]).collect()
+        let log = Log {
+            prefix: self.prefix(origin),
+            target: LogTarget::Syslog(LOG_LEVEL),
+        };
+        self.limit
+            .map(Statement::Limit)
+            .into_iter()
+            .chain([Statement::Log(log)])
+            .collect()
     }
 }
 
@@ -133,11 +152,20 @@ impl Context<'_> {
 
     /// Compiles a rule; empty if no packet of the family can match. Packets that would have to be
     /// looked up in a missing set are dropped.
-    fn compile(&self, rule: &RuleRecord, crossed: Option<(Side, &SetId)>, statements: Vec<Statement>) -> Compiled {
+    fn compile(
+        &self,
+        rule: &RuleRecord,
+        crossed: Option<(Side, &SetId)>,
+        statements: Vec<Statement>,
+    ) -> Compiled {
         let mut demands = Demands::new(rule.action == Action::Log);
         let mut applicability = self.add_demands(rule, &mut demands);
         if let (Applicability::Possible, Some((side, set))) = (&applicability, crossed) {
-            let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
+            let key = vec![
+                address(self.family, side),
+                Selector::L4proto,
+                port(Side::Destination),
+            ];
             match (self.shape)(set) {
                 Some(_) => demands.must(Match::In(
                     key,
@@ -158,14 +186,21 @@ impl Context<'_> {
     /// Adds the conditions of a rule: header, then source, then destination, so that a missing set
     /// denies no packet that the conditions before it exclude.
     fn add_demands(&self, rule: &RuleRecord, all: &mut Demands) -> Applicability {
-        let own = if self.family == Family::Ipv4 { IpVersion::V4 } else { IpVersion::V6 };
+        let own = if self.family == Family::Ipv4 {
+            IpVersion::V4
+        } else {
+            IpVersion::V6
+        };
         if rule.ip_version.is_some_and(|version| version != own)
             || !add_protocol(rule, all)
             || !add_icmp(rule, own, all)
         {
             return Applicability::Impossible;
         }
-        for (which, side) in [(Side::Source, &rule.source), (Side::Destination, &rule.destination)] {
+        for (which, side) in [
+            (Side::Source, &rule.source),
+            (Side::Destination, &rule.destination),
+        ] {
             if sets_of_side(side).any(|id| (self.shape)(id).is_none()) {
                 return Applicability::Unknown;
             }
@@ -177,18 +212,36 @@ impl Context<'_> {
     }
 
     /// Adds the port conditions of one side, by number and by named port set.
-    fn add_ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
-        let ported = rule.protocol.is_some_and(|protocol| PORTED.contains(&protocol));
+    fn add_ports(
+        &self,
+        rule: &RuleRecord,
+        side: &SideMatch,
+        which: Side,
+        all: &mut Demands,
+    ) -> bool {
+        let ported = rule
+            .protocol
+            .is_some_and(|protocol| PORTED.contains(&protocol));
         let possible = rule.protocol.is_none() || ported;
         let guard = || if ported { None } else { Some(has_ports()) };
         let port = port(which);
         if !side.ports.is_empty() || !side.port_sets.is_empty() {
             let mut ways = Vec::new();
             if !side.ports.is_empty() {
-                ways.push(guard().into_iter().chain([ranges(port, CmpOp::Eq, &side.ports)]).collect());
+                ways.push(
+                    guard()
+                        .into_iter()
+                        .chain([ranges(port, CmpOp::Eq, &side.ports)])
+                        .collect(),
+                );
             }
             for set in side.port_sets.iter() {
-                ways.push(guard().into_iter().chain([self.in_port_set(set, which, CmpOp::Eq)]).collect());
+                ways.push(
+                    guard()
+                        .into_iter()
+                        .chain([self.in_port_set(set, which, CmpOp::Eq)])
+                        .collect(),
+                );
             }
             all.any_of(ways);
             if !possible {
@@ -223,14 +276,20 @@ impl Context<'_> {
 
     fn in_port_set(&self, id: &SetId, side: Side, op: CmpOp) -> Match {
         let key = vec![address(self.family, side), Selector::L4proto, port(side)];
-        Match::In(key, op, SetRef::Named(names::ip_set(id, Holds::Ports, self.family)))
+        Match::In(
+            key,
+            op,
+            SetRef::Named(names::ip_set(id, Holds::Ports, self.family)),
+        )
     }
 
     /// Adds the address conditions of one side, by range and by selector.
     fn add_addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let address = address(self.family, which);
         if !side.nets.is_empty() {
-            let Some(keys) = self.outermost_ranges(&side.nets) else { return false };
+            let Some(keys) = self.outermost_ranges(&side.nets) else {
+                return false;
+            };
             if !keys.iter().any(is_everything) {
                 all.must(nets(address, CmpOp::Eq, keys));
             }
@@ -242,10 +301,15 @@ impl Context<'_> {
             all.must(nets(address, CmpOp::Ne, keys));
         }
         for id in &side.not_sets {
-            self.net_sets(id).into_iter().for_each(|set| all.must(Match::In(vec![address], CmpOp::Ne, set)));
+            self.net_sets(id)
+                .into_iter()
+                .for_each(|set| all.must(Match::In(vec![address], CmpOp::Ne, set)));
         }
         for id in &side.sets {
-            let ways = self.net_sets(id).into_iter().map(|set| vec![Match::In(vec![address], CmpOp::Eq, set)]);
+            let ways = self
+                .net_sets(id)
+                .into_iter()
+                .map(|set| vec![Match::In(vec![address], CmpOp::Eq, set)]);
             all.any_of(ways.collect());
         }
         true
@@ -253,7 +317,11 @@ impl Context<'_> {
 
     /// Kernel sets of a set of addresses.
     fn net_sets(&self, id: &SetId) -> Vec<SetRef> {
-        let mut sets = vec![SetRef::Named(names::ip_set(id, Holds::Addresses, self.family))];
+        let mut sets = vec![SetRef::Named(names::ip_set(
+            id,
+            Holds::Addresses,
+            self.family,
+        ))];
         if (self.shape)(id).is_some_and(|shape| shape.has_ranges(self.family)) {
             sets.push(SetRef::Named(names::ip_set(id, Holds::Ranges, self.family)));
         }
@@ -262,8 +330,11 @@ impl Context<'_> {
 
     /// Outermost ranges of this family; `None` if there are none.
     fn outermost_ranges(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
-        let mut own: Vec<IpNet> =
-            nets.iter().map(IpNet::trunc).filter(|net| elements::family(net.addr()) == self.family).collect();
+        let mut own: Vec<IpNet> = nets
+            .iter()
+            .map(IpNet::trunc)
+            .filter(|net| elements::family(net.addr()) == self.family)
+            .collect();
         own.sort_unstable();
         // Ranges nest or are disjoint, and of those that begin at one address the widest comes
         // first: whatever is inside another range is inside the last one kept.
@@ -294,7 +365,13 @@ fn add_icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
             return false;
         }
         let (kind, code) = icmp_tests(own, icmp, CmpOp::Eq);
-        all.any_of(vec![[is_protocol(own)].into_iter().chain(kind).chain(code).collect()]);
+        all.any_of(vec![
+            [is_protocol(own)]
+                .into_iter()
+                .chain(kind)
+                .chain(code)
+                .collect(),
+        ]);
     }
     if let Some(icmp) = rule.not_icmp.filter(|_| possible) {
         let (same_kind, _) = icmp_tests(own, icmp, CmpOp::Eq);
@@ -302,7 +379,9 @@ fn add_icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
         let guard = is_protocol(own);
         let mut ways = vec![vec![Match::not(Selector::L4proto, Proto(own.0))]];
         ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
-        ways.extend(other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()));
+        ways.extend(
+            other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()),
+        );
         all.any_of(ways);
     }
     true
@@ -311,17 +390,34 @@ fn add_icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
 fn icmp_tests(protocol: Protocol, icmp: Icmp, op: CmpOp) -> (Option<Match>, Option<Match>) {
     let test = |selector, value: Datum| Match::Is(selector, op, value.into());
     if protocol == Protocol::ICMP {
-        let kind = icmp.kind.map(|kind| test(Selector::IcmpType, Datum::IcmpType(kind)));
-        (kind, icmp.code.map(|code| test(Selector::IcmpCode, Datum::IcmpCode(code))))
+        let kind = icmp
+            .kind
+            .map(|kind| test(Selector::IcmpType, Datum::IcmpType(kind)));
+        (
+            kind,
+            icmp.code
+                .map(|code| test(Selector::IcmpCode, Datum::IcmpCode(code))),
+        )
     } else {
-        let kind = icmp.kind.map(|kind| test(Selector::Icmp6Type, Datum::Icmp6Type(kind)));
-        (kind, icmp.code.map(|code| test(Selector::Icmp6Code, Datum::Icmp6Code(code))))
+        let kind = icmp
+            .kind
+            .map(|kind| test(Selector::Icmp6Type, Datum::Icmp6Type(kind)));
+        (
+            kind,
+            icmp.code
+                .map(|code| test(Selector::Icmp6Code, Datum::Icmp6Code(code))),
+        )
     }
 }
 
 /// Sets named by one side of a rule.
 pub(super) fn sets_of_side(side: &SideMatch) -> impl Iterator<Item = &SetId> {
-    let lists: [&[SetId]; 4] = [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets];
+    let lists: [&[SetId]; 4] = [
+        &side.sets,
+        &side.not_sets,
+        &side.port_sets,
+        &side.not_port_sets,
+    ];
     lists.into_iter().flatten().chain(&side.service_set)
 }
 
@@ -368,11 +464,20 @@ fn ranges(selector: Selector, op: CmpOp, ports: &[PortRange]) -> Match {
     let mut merged: Vec<PortRange> = Vec::new();
     for range in sorted {
         match merged.last_mut() {
-            Some(last) if range.first <= last.last.saturating_add(1) => last.last = last.last.max(range.last),
+            Some(last) if range.first <= last.last.saturating_add(1) => {
+                last.last = last.last.max(range.last)
+            }
             _ => merged.push(range),
         }
     }
-    members(selector, op, merged.into_iter().map(|range| Field::from(range.first..=range.last)).collect())
+    members(
+        selector,
+        op,
+        merged
+            .into_iter()
+            .map(|range| Field::from(range.first..=range.last))
+            .collect(),
+    )
 }
 
 fn members(selector: Selector, op: CmpOp, fields: Vec<Field>) -> Match {
@@ -380,7 +485,18 @@ fn members(selector: Selector, op: CmpOp, fields: Vec<Field>) -> Match {
         return Match::Is(selector, op, *field);
     }
     let kind = SetKind::of(selector.field_type());
-    let kind = if fields.iter().all(Field::is_single) { kind } else { kind.with_intervals() };
-    let elements = fields.into_iter().map(|field| (Key::from(field), Value::Member)).collect();
-    Match::In(vec![selector], op, SetRef::Anonymous(Arc::new(Set { kind, elements })))
+    let kind = if fields.iter().all(Field::is_single) {
+        kind
+    } else {
+        kind.with_intervals()
+    };
+    let elements = fields
+        .into_iter()
+        .map(|field| (Key::from(field), Value::Member))
+        .collect();
+    Match::In(
+        vec![selector],
+        op,
+        SetRef::Anonymous(Arc::new(Set { kind, elements })),
+    )
 }

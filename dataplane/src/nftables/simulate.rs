@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use margay_nft::{
-    AddressType, Chain, ChainPolicy, CmpOp, CtState, Datum, Family, Field, Hook, IfName, Key, Match, Proto, Rule,
-    Ruleset, Selector, Set, SetRef, Side, Statement, Value, Verdict,
+    AddressType, Chain, ChainPolicy, CmpOp, CtState, Datum, Family, Field, Hook, IfName, Key,
+    Match, Proto, Rule, Ruleset, Selector, Set, SetRef, Side, Statement, Value, Verdict,
 };
 
 /// A packet at a hook.
@@ -63,14 +63,27 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
         .filter(|chain| chain.base.is_some_and(|base| base.hook == hook))
         .collect();
     chains.sort_by_key(|chain| chain.base.map(|base| base.priority));
-    let mut fate =
-        Fate { passed: true, logged: Vec::new(), masqueraded: false, mark: packet.mark, untracked: false, rules: 0 };
+    let mut fate = Fate {
+        passed: true,
+        logged: Vec::new(),
+        masqueraded: false,
+        mark: packet.mark,
+        untracked: false,
+        rules: 0,
+    };
     for chain in chains {
-        let end = Machine { ruleset, packet, fate: &mut fate }.run_chain(chain);
+        let end = Machine {
+            ruleset,
+            packet,
+            fate: &mut fate,
+        }
+        .run_chain(chain);
         let accepted = match end {
             Some(Verdict::Drop) => false,
             Some(Verdict::Accept) => true,
-            _ => chain.base.is_none_or(|base| base.policy == ChainPolicy::Accept),
+            _ => chain
+                .base
+                .is_none_or(|base| base.policy == ChainPolicy::Accept),
         };
         if !accepted {
             fate.passed = false;
@@ -85,7 +98,10 @@ pub fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<St
     let (mut packet, mut logged) = (packet.clone(), Vec::new());
     for hook in way {
         let there = match hook {
-            Hook::Prerouting | Hook::Input => Packet { output: None, ..packet.clone() },
+            Hook::Prerouting | Hook::Input => Packet {
+                output: None,
+                ..packet.clone()
+            },
             _ => packet.clone(),
         };
         let fate = run(ruleset, *hook, &there);
@@ -152,7 +168,9 @@ impl Machine<'_> {
                 }
                 // Packets of a test are so few that no limit is reached.
                 Statement::Limit(limit) if limit.over => return None,
-                Statement::MarkSet(set) => self.fate.mark = (self.fate.mark & !set.mask) | set.value,
+                Statement::MarkSet(set) => {
+                    self.fate.mark = (self.fate.mark & !set.mask) | set.value
+                }
                 Statement::Notrack => self.fate.untracked = true,
                 Statement::Counter | Statement::Limit(_) => {}
                 other => unreachable!("the compiler does not emit {other:?}"),
@@ -164,43 +182,63 @@ impl Machine<'_> {
     fn matches(&self, test: &Match) -> bool {
         let is = |op: &CmpOp, holds: bool| holds == (*op == CmpOp::Eq);
         match test {
-            Match::Is(selector, op, field) => {
-                self.field_value(*selector).is_some_and(|value| is(op, field.contains(value)))
-            }
+            Match::Is(selector, op, field) => self
+                .field_value(*selector)
+                .is_some_and(|value| is(op, field.contains(value))),
             Match::NamePrefix(selector, op, prefix) => match self.field_value(*selector) {
                 Some(Datum::Iface(name)) => is(op, name.as_str().starts_with(prefix.as_str())),
                 // The kernel reads a missing interface name as an empty one.
                 _ => is(op, false),
             },
-            Match::In(key, op, set) => self.look_up(key, set).is_some_and(|found| is(op, found.is_some())),
+            Match::In(key, op, set) => self
+                .look_up(key, set)
+                .is_some_and(|found| is(op, found.is_some())),
             Match::CtState(op, states) => is(op, states.0 & self.packet.state.0 != 0),
             Match::MarkBits { mask, op, value } => is(op, self.fate.mark & mask == *value),
             Match::CtDnat(op) => is(op, self.packet.translated),
-            Match::AddressType(Side::Source, op, AddressType::Local) => is(op, self.packet.from_host),
+            Match::AddressType(Side::Source, op, AddressType::Local) => {
+                is(op, self.packet.from_host)
+            }
             other => unreachable!("the compiler does not emit {other:?}"),
         }
     }
 
     /// `None` if the packet lacks one of the fields, else the lookup's result.
     fn look_up(&self, key: &[Selector], set: &SetRef) -> Option<Option<Value>> {
-        let values: Option<Vec<Datum>> = key.iter().map(|selector| self.field_value(*selector)).collect();
+        let values: Option<Vec<Datum>> = key
+            .iter()
+            .map(|selector| self.field_value(*selector))
+            .collect();
         let values = values?;
         let set: &Set = match set {
             SetRef::Named(name) => &self.ruleset.sets[name],
             SetRef::Anonymous(set) => set,
         };
-        let holds = |fields: &[Field]| fields.iter().zip(&values).all(|(field, value)| field.contains(*value));
+        let holds = |fields: &[Field]| {
+            fields
+                .iter()
+                .zip(&values)
+                .all(|(field, value)| field.contains(*value))
+        };
         if !set.kind.interval {
             let key = Key::concat(values.iter().map(|value| Field::from(*value)));
             return Some(set.elements.get(&key).cloned());
         }
-        Some(set.elements.iter().find(|(key, _)| holds(key.fields())).map(|(_, value)| value.clone()))
+        Some(
+            set.elements
+                .iter()
+                .find(|(key, _)| holds(key.fields()))
+                .map(|(_, value)| value.clone()),
+        )
     }
 
     fn field_value(&self, selector: Selector) -> Option<Datum> {
         let packet = self.packet;
-        let address =
-            if matches!(selector, Selector::Daddr4 | Selector::Daddr6) { packet.destination } else { packet.source };
+        let address = if matches!(selector, Selector::Daddr4 | Selector::Daddr6) {
+            packet.destination
+        } else {
+            packet.source
+        };
         let (v4, v6) = match address {
             IpAddr::V4(address) => (Some(Datum::Ipv4(address)), None),
             IpAddr::V6(address) => (None, Some(Datum::Ipv6(address))),
@@ -209,23 +247,35 @@ impl Machine<'_> {
         // packet.
         let icmp = |protocol: u8| {
             let own = if packet.source.is_ipv4() { 1 } else { 58 };
-            packet.icmp.filter(|_| packet.protocol == protocol && protocol == own)
+            packet
+                .icmp
+                .filter(|_| packet.protocol == protocol && protocol == own)
         };
         match selector {
             Selector::Iifname => packet.input.map(Datum::Iface),
             Selector::Oifname => packet.output.map(Datum::Iface),
             Selector::L4proto => Some(Datum::Proto(Proto(packet.protocol))),
-            Selector::Nfproto => Some(Datum::Family(if packet.source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 })),
+            Selector::Nfproto => Some(Datum::Family(if packet.source.is_ipv4() {
+                Family::Ipv4
+            } else {
+                Family::Ipv6
+            })),
             Selector::Saddr4 | Selector::Daddr4 => v4,
             Selector::Saddr6 | Selector::Daddr6 => v6,
-            Selector::Sport(transport) => ports_of(packet, transport).map(|(source, _)| Datum::Port(source)),
-            Selector::Dport(transport) => ports_of(packet, transport).map(|(_, destination)| Datum::Port(destination)),
+            Selector::Sport(transport) => {
+                ports_of(packet, transport).map(|(source, _)| Datum::Port(source))
+            }
+            Selector::Dport(transport) => {
+                ports_of(packet, transport).map(|(_, destination)| Datum::Port(destination))
+            }
             Selector::CtState => Some(Datum::CtState(packet.state)),
             Selector::IcmpType => icmp(1).map(|(kind, _)| Datum::IcmpType(kind)),
             Selector::IcmpCode => icmp(1).map(|(_, code)| Datum::IcmpCode(code)),
             Selector::Icmp6Type => icmp(58).map(|(kind, _)| Datum::Icmp6Type(kind)),
             Selector::Icmp6Code => icmp(58).map(|(_, code)| Datum::Icmp6Code(code)),
-            Selector::Mark | Selector::EtherSaddr => unreachable!("the compiler does not look at {selector:?}"),
+            Selector::Mark | Selector::EtherSaddr => {
+                unreachable!("the compiler does not look at {selector:?}")
+            }
         }
     }
 }

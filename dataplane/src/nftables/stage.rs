@@ -14,16 +14,19 @@ pub enum Direction {
     Egress,
 }
 
-/// What a class stands before, which is what its `Allow` means and where packets go that it does not decide.
+/// What a class stands before, which is what its `Allow` means and where packets go that it does
+/// not decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Packets of a pod.
     Workload,
     /// Packets of the host, or that it forwards.
     Host,
-    /// Packets whose destination is not translated yet. `Allow` spares them the host's own policies, and what is undecided goes on.
+    /// Packets whose destination is not translated yet. `Allow` spares them the host's own
+    /// policies, and what is undecided goes on.
     PreDnat,
-    /// Packets whose connection is not known yet. As [`Stage::PreDnat`], and `Allow` keeps them from being tracked.
+    /// Packets whose connection is not known yet. As [`Stage::PreDnat`], and `Allow` keeps them
+    /// from being tracked.
     Untracked,
 }
 
@@ -35,12 +38,18 @@ impl Stage {
 
     /// What is done with a packet that a rule allows.
     pub(super) fn grant(self) -> Vec<Statement> {
-        let mark = Statement::MarkSet(MarkSet { mask: ACCEPTED, value: ACCEPTED });
+        let mark = Statement::MarkSet(MarkSet {
+            mask: ACCEPTED,
+            value: ACCEPTED,
+        });
         let before = match self {
             Self::Workload | Self::Host => Vec::new(),
             Self::PreDnat => vec![mark],
             Self::Untracked => vec![mark, Statement::Notrack],
         };
-        before.into_iter().chain([Statement::Verdict(Verdict::Accept)]).collect()
+        before
+            .into_iter()
+            .chain([Statement::Verdict(Verdict::Accept)])
+            .collect()
     }
 }

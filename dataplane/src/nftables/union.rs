@@ -35,8 +35,11 @@ fn with_ports<'a>(
     ports: impl IntoIterator<Item = &'a (Protocol, u16)>,
 ) -> impl Iterator<Item = Member> {
     let single = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
-    let address =
-        if let Member::Net(net) = member { Some(net).filter(|net| single(net)).map(IpNet::addr) } else { None };
+    let address = if let Member::Net(net) = member {
+        Some(net).filter(|net| single(net)).map(IpNet::addr)
+    } else {
+        None
+    };
     let ports = ports.into_iter();
     ports.filter_map(move |(protocol, port)| Some(Member::AddressPort(address?, *protocol, *port)))
 }
@@ -46,13 +49,27 @@ impl Union {
     pub(super) fn new(parts: Parts, records: &Records) -> Self {
         let record = match &parts {
             Parts::Addresses(sets) => {
-                let all = sets.iter().filter_map(|id| set_members(records, id)).flatten().cloned();
-                IpSetRecord { kind: SetKind::Net, members: all.collect() }
+                let all = sets
+                    .iter()
+                    .filter_map(|id| set_members(records, id))
+                    .flatten()
+                    .cloned();
+                IpSetRecord {
+                    kind: SetKind::Net,
+                    members: all.collect(),
+                }
             }
             Parts::Ports(sets) => {
-                let all = sets.iter().filter_map(|(id, ports)| Some((set_members(records, id)?, ports)));
-                let all = all.flat_map(|(members, ports)| members.iter().flat_map(move |one| with_ports(one, ports)));
-                IpSetRecord { kind: SetKind::AddressPort, members: all.collect() }
+                let all = sets
+                    .iter()
+                    .filter_map(|(id, ports)| Some((set_members(records, id)?, ports)));
+                let all = all.flat_map(|(members, ports)| {
+                    members.iter().flat_map(move |one| with_ports(one, ports))
+                });
+                IpSetRecord {
+                    kind: SetKind::AddressPort,
+                    members: all.collect(),
+                }
             }
         };
         Self { parts, record }
@@ -65,10 +82,18 @@ impl Union {
 
     /// Applies a member change of one part, already in the records; returns the change of the
     /// union.
-    pub(super) fn apply_change(&mut self, id: &SetId, delta: &MemberDelta, records: &Records) -> MemberDelta {
+    pub(super) fn apply_change(
+        &mut self,
+        id: &SetId,
+        delta: &MemberDelta,
+        records: &Records,
+    ) -> MemberDelta {
         let mut own = MemberDelta::default();
         let wanted = |members: &BTreeSet<Member>| -> Vec<Member> {
-            members.iter().flat_map(|member| self.union_members(id, member)).collect()
+            members
+                .iter()
+                .flat_map(|member| self.union_members(id, member))
+                .collect()
         };
         let (removed, added) = (wanted(&delta.removed), wanted(&delta.added));
         for member in removed {
@@ -94,13 +119,15 @@ impl Union {
 
     /// Whether another part still has this member.
     fn is_in_other_part(&self, member: &Member, records: &Records) -> bool {
-        let has =
-            |id: &SetId, member: &Member| set_members(records, id).is_some_and(|members| members.contains(member));
+        let has = |id: &SetId, member: &Member| {
+            set_members(records, id).is_some_and(|members| members.contains(member))
+        };
         match (&self.parts, member) {
             (Parts::Addresses(sets), _) => sets.iter().any(|id| has(id, member)),
             (Parts::Ports(sets), Member::AddressPort(address, protocol, port)) => {
                 let single = Member::Net(IpNet::from(*address));
-                sets.iter().any(|(id, ports)| ports.contains(&(*protocol, *port)) && has(id, &single))
+                sets.iter()
+                    .any(|(id, ports)| ports.contains(&(*protocol, *port)) && has(id, &single))
             }
             (Parts::Ports(_), Member::Net(_)) => false,
         }

@@ -26,13 +26,19 @@ pub struct AddressWatch {
 impl AddressWatch {
     /// Subscribes to changes.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { subscription: Subscription::open(GROUPS)?, socket: RouteSocket::open()? })
+        Ok(Self {
+            subscription: Subscription::open(GROUPS)?,
+            socket: RouteSocket::open()?,
+        })
     }
 
     /// Reads the current state. Later changes end the next [`AddressWatch::wait`].
     pub fn read(&mut self) -> Result<Links, NetlinkError> {
         let links = present::list_links(&mut self.socket)?;
-        let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
+        let names: BTreeMap<u32, String> = links
+            .into_iter()
+            .map(|(name, link)| (link.index, name))
+            .collect();
         let outer = names.values().filter(|name| !is_workload(name));
         let mut known: Links = outer.map(|name| (name.clone(), BTreeSet::new())).collect();
         for (index, net) in present::list_addresses(&mut self.socket)? {
@@ -46,18 +52,26 @@ impl AddressWatch {
 
     /// Blocks until addresses may have changed.
     pub fn wait(&mut self) -> Result<(), NetlinkError> {
-        self.subscription
-            .wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if concerns_node(message)))
+        self.subscription.wait(|payload| {
+            matches!(
+                payload,
+                NetlinkPayload::InnerMessage(message) if concerns_node(message),
+            )
+        })
     }
 }
 
 /// Whether a notification concerns interfaces other than pods': a new pod must cost nothing here.
 pub(super) fn concerns_node(message: &RouteNetlinkMessage) -> bool {
     match message {
-        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, AddressAttribute::Address(address) if !is_of_link(*address))),
+        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
+            message.attributes.iter().any(|attribute| {
+                matches!(
+                    attribute,
+                    AddressAttribute::Address(address) if !is_of_link(*address),
+                )
+            })
+        }
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
             .attributes
             .iter()

@@ -17,7 +17,8 @@ pub enum RouteOp {
     CreateVxlan(IpVersion, VxlanDevice),
     /// Change what a tunnel device allows while in use: MTU, address, up.
     AdjustVxlan(IpVersion, VxlanDevice),
-    /// Bring the host side of a pod's link up and give it the pods' IPv6 gateway.
+    /// Bring the host side of a pod's link up, with the MAC address and the IPv6 gateway that pods
+    /// know.
     SetPod(String),
     /// Set the neighbour and forwarding entry of a peer.
     SetPeer(IpAddr, Peer),
@@ -36,9 +37,16 @@ pub enum RouteOp {
 pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
     let mut ops = Vec::new();
     let rebuilt = diff_tunnels(present, wanted, &mut ops);
-    ops.extend(wanted.pods.difference(&present.pods).cloned().map(RouteOp::SetPod));
+    ops.extend(
+        wanted
+            .pods
+            .difference(&present.pods)
+            .cloned()
+            .map(RouteOp::SetPod),
+    );
     let goes_with_device = |destination: &IpNet, target: &Target| {
-        matches!(target, Target::Vxlan { .. }) && rebuilt.contains(&IpVersion::of(destination.addr()))
+        matches!(target, Target::Vxlan { .. })
+            && rebuilt.contains(&IpVersion::of(destination.addr()))
     };
     for (address, peer) in &wanted.peers {
         if rebuilt.contains(&IpVersion::of(*address)) || present.peers.get(address) != Some(peer) {
@@ -46,7 +54,8 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
         }
     }
     for (destination, target) in &wanted.routes {
-        if goes_with_device(destination, target) || present.routes.get(destination) != Some(target) {
+        if goes_with_device(destination, target) || present.routes.get(destination) != Some(target)
+        {
             ops.push(RouteOp::SetRoute(*destination, target.clone()));
         }
     }
@@ -96,7 +105,8 @@ fn diff_tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<RouteOp>) -> BTreeS
             (None, None) => {}
             (Some(present), Some(wanted)) if present.can_become(wanted) => {
                 let adjustable = |device: &VxlanDevice| (device.address, device.mtu, device.up);
-                if adjustable(present) != adjustable(wanted) || present.offloads && !wanted.offloads {
+                if adjustable(present) != adjustable(wanted) || present.offloads && !wanted.offloads
+                {
                     ops.push(RouteOp::AdjustVxlan(version, wanted.clone()));
                 }
             }
@@ -120,16 +130,31 @@ mod tests {
     /// Executes an operation, asserting that what it needs exists.
     fn exec(kernel: &mut Plan, op: RouteOp) {
         match &op {
-            RouteOp::CreateVxlan(version, _) => assert!(!kernel.tunnels.contains_key(version), "there is a device"),
-            RouteOp::AdjustVxlan(version, device) => {
-                assert!(kernel.tunnels[version].can_become(device), "changed in place what cannot be");
+            RouteOp::CreateVxlan(version, _) => {
+                assert!(!kernel.tunnels.contains_key(version), "there is a device")
             }
-            RouteOp::SetPeer(address, _) => assert!(kernel.tunnels.contains_key(&IpVersion::of(*address)), "no device"),
+            RouteOp::AdjustVxlan(version, device) => {
+                assert!(
+                    kernel.tunnels[version].can_become(device),
+                    "changed in place what cannot be"
+                );
+            }
+            RouteOp::SetPeer(address, _) => assert!(
+                kernel.tunnels.contains_key(&IpVersion::of(*address)),
+                "no device"
+            ),
             RouteOp::RemovePeer(address, _) => assert!(kernel.peers.contains_key(address)),
             RouteOp::SetRoute(destination, Target::Vxlan { .. }) => {
-                assert!(kernel.tunnels.contains_key(&IpVersion::of(destination.addr())), "route without its device");
+                assert!(
+                    kernel
+                        .tunnels
+                        .contains_key(&IpVersion::of(destination.addr())),
+                    "route without its device"
+                );
             }
-            RouteOp::RemoveRoute(destination, _) => assert!(kernel.routes.contains_key(destination)),
+            RouteOp::RemoveRoute(destination, _) => {
+                assert!(kernel.routes.contains_key(destination))
+            }
             RouteOp::RemoveVxlan(_) | RouteOp::SetPod(_) | RouteOp::SetRoute(..) => {}
         }
         kernel.apply_op(op);
@@ -143,55 +168,71 @@ mod tests {
     }
 
     fn target(version: IpVersion, tunnel: bool) -> BoxedStrategy<Target> {
-        let vxlan = (0u8..4).prop_map(move |n| Target::Vxlan { via: address(version, n) }).boxed();
+        let vxlan = (0u8..4)
+            .prop_map(move |n| Target::Vxlan {
+                via: address(version, n),
+            })
+            .boxed();
         let plain = prop_oneof![
-            (0u8..3).prop_map(|n| Target::Pod { interface: format!("cali{n}") }),
+            (0u8..3).prop_map(|n| Target::Pod {
+                interface: format!("cali{n}")
+            }),
             Just(Target::Blackhole),
-            (20u8..24).prop_map(move |n| Target::Gateway { via: address(version, n) }),
+            (20u8..24).prop_map(move |n| Target::Gateway {
+                via: address(version, n)
+            }),
         ];
-        if tunnel { prop_oneof![plain, vxlan].boxed() } else { plain.boxed() }
+        if tunnel {
+            prop_oneof![plain, vxlan].boxed()
+        } else {
+            plain.boxed()
+        }
     }
 
     /// Part of a plan for one IP version.
     fn half(version: IpVersion) -> impl Strategy<Value = Plan> {
-        proptest::option::of((0u8..2, 4789u16..4791, 0u32..2, 3u32..5)).prop_flat_map(move |device| {
-            let tunnel = device.is_some();
-            let range = move |n: u8| match version {
-                IpVersion::V4 => format!("10.1.{n}.0/26"),
-                IpVersion::V6 => format!("fd00:1:{n}::/122"),
-            };
-            let routes = proptest::collection::btree_map(
-                (0u8..6).prop_map(move |n| range(n).parse().expect("a range")),
-                target(version, tunnel),
-                0..6,
-            );
-            let peers = proptest::collection::btree_map(
-                (0u8..4).prop_map(move |n| address(version, n)),
-                (0u8..3)
-                    .prop_map(move |n| Peer { mac: Mac([0x66, 0, 0, 0, 0, n]), underlay: address(version, 30 + n) }),
-                0..4,
-            );
-            (routes, peers).prop_map(move |(routes, peers)| Plan {
-                routes,
-                tunnels: device
-                    .map(|(n, port, mtu, underlay)| VxlanDevice {
-                        address: address(version, 40 + n),
-                        mac: Mac([0x66; 6]),
-                        local: address(version, 50),
-                        vni: 4096,
-                        port,
-                        mtu,
-                        underlay: Some(underlay),
-                        up: true,
-                        offloads: n == 0,
-                    })
-                    .map(|device| (version, device))
-                    .into_iter()
-                    .collect(),
-                peers: if tunnel { peers } else { BTreeMap::new() },
-                ..Plan::default()
-            })
-        })
+        proptest::option::of((0u8..2, 4789u16..4791, 0u32..2, 3u32..5)).prop_flat_map(
+            move |device| {
+                let tunnel = device.is_some();
+                let range = move |n: u8| match version {
+                    IpVersion::V4 => format!("10.1.{n}.0/26"),
+                    IpVersion::V6 => format!("fd00:1:{n}::/122"),
+                };
+                let routes = proptest::collection::btree_map(
+                    (0u8..6).prop_map(move |n| range(n).parse().expect("a range")),
+                    target(version, tunnel),
+                    0..6,
+                );
+                let peers = proptest::collection::btree_map(
+                    (0u8..4).prop_map(move |n| address(version, n)),
+                    (0u8..3).prop_map(move |n| Peer {
+                        mac: Mac([0x66, 0, 0, 0, 0, n]),
+                        underlay: address(version, 30 + n),
+                    }),
+                    0..4,
+                );
+                (routes, peers).prop_map(move |(routes, peers)| Plan {
+                    routes,
+                    tunnels: device
+                        .map(|(n, port, mtu, underlay)| VxlanDevice {
+                            address: address(version, 40 + n),
+                            mac: Mac([0x66; 6]),
+                            local: address(version, 50),
+                            vni: 4096,
+                            port,
+                            mtu,
+                            underlay: Some(underlay),
+                            up: true,
+                            offloads: n == 0,
+                        })
+                        .map(|device| (version, device))
+                        .into_iter()
+                        .collect(),
+                    peers: if tunnel { peers } else { BTreeMap::new() },
+                    ..Plan::default()
+                })
+            },
+        )
     }
 
     fn any_plan() -> impl Strategy<Value = Plan> {
@@ -202,9 +243,13 @@ mod tests {
             plan.pods = plan
                 .routes
                 .values()
-                .filter_map(
-                    |target| if let Target::Pod { interface } = target { Some(interface.clone()) } else { None },
-                )
+                .filter_map(|target| {
+                    if let Target::Pod { interface } = target {
+                        Some(interface.clone())
+                    } else {
+                        None
+                    }
+                })
                 .collect();
             plan
         })
@@ -212,7 +257,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn applying_the_difference_reaches_the_wanted_plan(plans in proptest::collection::vec(any_plan(), 1..6)) {
+        fn applying_the_difference_reaches_the_wanted_plan(
+            plans in proptest::collection::vec(any_plan(), 1..6),
+        ) {
             let mut kernel = Plan::default();
             for wanted in plans {
                 for op in diff(&kernel, &wanted) {
@@ -229,7 +276,9 @@ mod tests {
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
                 // Changes of devices by other programs.
-                kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu, device.offloads) = (false, 9, true));
+                kernel.tunnels.values_mut().for_each(
+                    |device| (device.up, device.mtu, device.offloads) = (false, 9, true),
+                );
                 kernel.pods.clear();
             }
         }

@@ -77,7 +77,12 @@ pub struct Driver {
 impl Driver {
     /// Opens a driver in the calling thread's network namespace; it changes nothing yet.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: RouteSocket::open()?, links: LinksByName::new(), present: None, missing: BTreeSet::new() })
+        Ok(Self {
+            socket: RouteSocket::open()?,
+            links: LinksByName::new(),
+            present: None,
+            missing: BTreeSet::new(),
+        })
     }
 
     /// Discards the cached kernel state; the next apply reads it back.
@@ -92,18 +97,34 @@ impl Driver {
 
     /// Applies a plan of which only these routes to the node's own pods have changed. While the
     /// kernel's state is cached, the cost depends on these pods only.
-    pub fn apply_pods(&mut self, wanted: &Plan, changed: &BTreeSet<IpNet>) -> Result<ApplyOutcome, NetlinkError> {
+    pub fn apply_pods(
+        &mut self,
+        wanted: &Plan,
+        changed: &BTreeSet<IpNet>,
+    ) -> Result<ApplyOutcome, NetlinkError> {
         let is_forwarding = |known: &Plan| wanted.forwards.is_subset(&known.forwards);
-        let Some(mut present) = self.present.take_if(|known| is_forwarding(known)) else { return self.apply(wanted) };
+        let Some(mut present) = self.present.take_if(|known| is_forwarding(known)) else {
+            return self.apply(wanted);
+        };
         self.links = present::list_links(&mut self.socket)?;
         let waiting: BTreeSet<IpNet> = wanted.pods_on_links(&self.missing).collect();
-        self.missing = wanted.pods.iter().filter(|name| !self.links.contains_key(*name)).cloned().collect();
+        self.missing = wanted
+            .pods
+            .iter()
+            .filter(|name| !self.links.contains_key(*name))
+            .cloned()
+            .collect();
         present.pods = wanted.pods.difference(&self.missing).cloned().collect();
         let mut outcome = ApplyOutcome::default();
         for destination in changed.union(&waiting) {
-            let target = wanted.routes.get(destination).filter(|target| self.has_link(target));
+            let target = wanted
+                .routes
+                .get(destination)
+                .filter(|target| self.has_link(target));
             let op = match (present.routes.get(destination), target) {
-                (old, Some(target)) if old != Some(target) => RouteOp::SetRoute(*destination, target.clone()),
+                (old, Some(target)) if old != Some(target) => {
+                    RouteOp::SetRoute(*destination, target.clone())
+                }
                 (Some(old), None) => RouteOp::RemoveRoute(*destination, old.clone()),
                 _ => continue,
             };
@@ -144,13 +165,18 @@ impl Driver {
         }
         let mut present = match self.present.take() {
             // A new link of a pod is as ADD has just set it up.
-            Some(known) => Plan { pods: wanted.pods.clone(), ..known },
+            Some(known) => Plan {
+                pods: wanted.pods.clone(),
+                ..known
+            },
             None => {
                 let (differed, failed) = parameters::set_link_parameters(&wanted);
                 outcome.done += differed;
-                outcome
-                    .failed
-                    .extend(failed.into_iter().map(|(link, error)| (RoutingPart::Link(link), error.to_string())));
+                outcome.failed.extend(
+                    failed
+                        .into_iter()
+                        .map(|(link, error)| (RoutingPart::Link(link), error.to_string())),
+                );
                 present::read_plan(&mut self.socket, &self.links)?
             }
         };
@@ -159,10 +185,12 @@ impl Driver {
             self.exec_into(op, &mut present, &mut outcome);
         }
         // After a failure on a link its state is unknown, so the next apply reads back.
-        let is_known = outcome
-            .failed
-            .keys()
-            .all(|part| matches!(part, RoutingPart::Peer(_) | RoutingPart::Route(_) | RoutingPart::Forwarding(_)));
+        let is_known = outcome.failed.keys().all(|part| {
+            matches!(
+                part,
+                RoutingPart::Peer(_) | RoutingPart::Route(_) | RoutingPart::Forwarding(_)
+            )
+        });
         self.present = is_known.then_some(present);
         Ok(outcome)
     }
@@ -180,19 +208,35 @@ impl Driver {
 
     /// The node's address with the prefix length of its subnet.
     pub fn find_subnet(&mut self, own: IpAddr) -> Result<Option<IpNet>, NetlinkError> {
-        Ok(present::list_addresses(&mut self.socket)?.into_iter().map(|(_, net)| net).find(|net| net.addr() == own))
+        Ok(present::list_addresses(&mut self.socket)?
+            .into_iter()
+            .map(|(_, net)| net)
+            .find(|net| net.addr() == own))
     }
 
     /// First IPv6 address that others can reach, with its prefix length, on the link with this
     /// address.
     pub fn find_ipv6_beside(&mut self, own: IpAddr) -> Result<Option<Ipv6Net>, NetlinkError> {
         let present = present::list_addresses(&mut self.socket)?;
-        let link = present.iter().find(|(_, net)| net.addr() == own).map(|(index, _)| *index);
-        let beside = present.into_iter().filter(|(index, _)| Some(*index) == link);
-        Ok(beside.filter_map(|(_, net)| if let IpNet::V6(net) = net { Some(net) } else { None }).find(|net| {
-            let address = net.addr();
-            !address.is_unicast_link_local() && !address.is_loopback()
-        }))
+        let link = present
+            .iter()
+            .find(|(_, net)| net.addr() == own)
+            .map(|(index, _)| *index);
+        let beside = present
+            .into_iter()
+            .filter(|(index, _)| Some(*index) == link);
+        Ok(beside
+            .filter_map(|(_, net)| {
+                if let IpNet::V6(net) = net {
+                    Some(net)
+                } else {
+                    None
+                }
+            })
+            .find(|net| {
+                let address = net.addr();
+                !address.is_unicast_link_local() && !address.is_loopback()
+            }))
     }
 
     fn find_underlay(&mut self, own: IpAddr) -> Result<Option<&Link>, NetlinkError> {
@@ -208,15 +252,25 @@ impl Driver {
     fn resolve(&mut self, wanted: &Plan) -> Result<Plan, NetlinkError> {
         let mut wanted = wanted.clone();
         (wanted.unreachable, wanted.base) = Default::default();
-        self.missing = wanted.pods.iter().filter(|name| !self.links.contains_key(*name)).cloned().collect();
+        self.missing = wanted
+            .pods
+            .iter()
+            .filter(|name| !self.links.contains_key(*name))
+            .cloned()
+            .collect();
         if !self.missing.is_empty() {
             wanted.pods.retain(|name| self.links.contains_key(name));
             wanted.routes.retain(|_, target| self.has_link(target));
         }
         for (version, device) in &mut wanted.tunnels {
-            let underlay = self.find_underlay(device.local)?.map(|link| (link.index, link.mtu));
+            let underlay = self
+                .find_underlay(device.local)?
+                .map(|link| (link.index, link.mtu));
             device.underlay = underlay.map(|(index, _)| index);
-            let present = self.links.get(vxlan_device_name(*version)).map(|link| link.mtu);
+            let present = self
+                .links
+                .get(vxlan_device_name(*version))
+                .map(|link| link.mtu);
             device.mtu = tunnel_mtu(*version, device.mtu, underlay.map(|(_, mtu)| mtu), present);
         }
         Ok(wanted)
@@ -229,36 +283,52 @@ impl Driver {
                 self.exec_removal(message::delete_link(name), || format!("delete {name}"))
             }
             RouteOp::CreateVxlan(version, device) => self.create_vxlan(*version, device),
-            RouteOp::AdjustVxlan(version, device) => self.adjust_vxlan(vxlan_device_name(*version), device),
+            RouteOp::AdjustVxlan(version, device) => {
+                self.adjust_vxlan(vxlan_device_name(*version), device)
+            }
             RouteOp::SetPod(name) => {
                 let index = self.link_index(name)?;
-                pod::bring_up(&mut self.socket, name, index)
+                pod::restore(&mut self.socket, name, index)
             }
             RouteOp::SetPeer(address, peer) => self.set_peer(*address, peer),
             RouteOp::RemovePeer(address, peer) => self.remove_peer(*address, peer),
             RouteOp::SetRoute(destination, target) => self.set_route(*destination, target),
-            RouteOp::RemoveRoute(destination, target) => match self.resolve_route(*destination, target) {
-                Ok(route) => self.exec_removal(RouteNetlinkMessage::DelRoute(route.message()), || {
-                    format!("delete route {destination}")
-                }),
-                Err(gone) if gone.is_missing() => Ok(()),
-                Err(error) => Err(error),
-            },
+            RouteOp::RemoveRoute(destination, target) => {
+                match self.resolve_route(*destination, target) {
+                    Ok(route) => self
+                        .exec_removal(RouteNetlinkMessage::DelRoute(route.message()), || {
+                            format!("delete route {destination}")
+                        }),
+                    Err(gone) if gone.is_missing() => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
         }
     }
 
     fn set_route(&mut self, destination: IpNet, target: &Target) -> Result<(), NetlinkError> {
         let route = self.resolve_route(destination, target)?;
         let replace = |socket: &mut RouteSocket| {
-            socket.exec(RouteNetlinkMessage::NewRoute(route.message()), RequestMode::Replace, || {
-                format!("route {destination}")
-            })
+            socket.exec(
+                RouteNetlinkMessage::NewRoute(route.message()),
+                RequestMode::Replace,
+                || format!("route {destination}"),
+            )
         };
         match replace(&mut self.socket) {
             // The kernel validates the gateway by a lookup in the table, where it finds the very
             // route that is to be replaced. Delete that route first.
-            Err(NetlinkError::Refused { errno: Errno::EINVAL, .. }) if route.onlink && destination.addr().is_ipv6() => {
-                let old = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
+            Err(NetlinkError::Refused {
+                errno: Errno::EINVAL,
+                ..
+            }) if route.onlink && destination.addr().is_ipv6() => {
+                let old = Route {
+                    destination,
+                    link: None,
+                    gateway: None,
+                    onlink: false,
+                    blackhole: false,
+                };
                 let request = RouteNetlinkMessage::DelRoute(old.message_of_anybody());
                 self.exec_removal(request, || format!("delete route {destination}"))?;
                 replace(&mut self.socket)
@@ -279,32 +349,66 @@ impl Driver {
     }
 
     fn resolve_route(&self, destination: IpNet, target: &Target) -> Result<Route, NetlinkError> {
-        let blank = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
+        let blank = Route {
+            destination,
+            link: None,
+            gateway: None,
+            onlink: false,
+            blackhole: false,
+        };
         Ok(match target {
-            Target::Blackhole => Route { blackhole: true, ..blank },
-            Target::Gateway { via } => Route { gateway: Some(*via), ..blank },
+            Target::Blackhole => Route {
+                blackhole: true,
+                ..blank
+            },
+            Target::Gateway { via } => Route {
+                gateway: Some(*via),
+                ..blank
+            },
             Target::Vxlan { via } => {
                 let link = self.link_index(vxlan_device_name(IpVersion::of(*via)))?;
-                Route { link: Some(link), gateway: Some(*via), onlink: true, ..blank }
+                Route {
+                    link: Some(link),
+                    gateway: Some(*via),
+                    onlink: true,
+                    ..blank
+                }
             }
             Target::Pod { interface } => Route::direct(destination, self.link_index(interface)?),
         })
     }
 
     fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
-        let missing = || NetlinkError::Refused { what: format!("link {name}"), errno: Errno::ENODEV };
-        self.links.get(name).map(|link| link.index).ok_or_else(missing)
+        let missing = || NetlinkError::Refused {
+            what: format!("link {name}"),
+            errno: Errno::ENODEV,
+        };
+        self.links
+            .get(name)
+            .map(|link| link.index)
+            .ok_or_else(missing)
     }
 
-    fn create_vxlan(&mut self, version: IpVersion, device: &VxlanDevice) -> Result<(), NetlinkError> {
+    fn create_vxlan(
+        &mut self,
+        version: IpVersion,
+        device: &VxlanDevice,
+    ) -> Result<(), NetlinkError> {
         let name = vxlan_device_name(version);
         let underlay = device.underlay.ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("no link has the node's address {}; correct NODE_IP", device.local),
+                format!(
+                    "no link has the node's address {}; correct NODE_IP",
+                    device.local
+                ),
             )
         })?;
-        self.socket.exec(message::new_vxlan(device, underlay), RequestMode::Create, || format!("create {name}"))?;
+        self.socket.exec(
+            message::new_vxlan(device, underlay),
+            RequestMode::Create,
+            || format!("create {name}"),
+        )?;
         self.links = present::list_links(&mut self.socket)?;
         parameters::set_tunnel_parameters(version)?;
         self.bring_up_vxlan(name, device)
@@ -312,7 +416,11 @@ impl Driver {
 
     fn adjust_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
         let index = self.link_index(name)?;
-        self.socket.exec(message::set_mtu(index, device.mtu), RequestMode::Change, || format!("MTU of {name}"))?;
+        self.socket.exec(
+            message::set_mtu(index, device.mtu),
+            RequestMode::Change,
+            || format!("MTU of {name}"),
+        )?;
         self.bring_up_vxlan(name, device)
     }
 
@@ -321,36 +429,56 @@ impl Driver {
         if !device.offloads {
             ethtool::turn_checksum_offload_off(name)?;
         }
-        match self.socket.exec(message::set_up(index), RequestMode::Change, || format!("bring {name} up")) {
-            Err(NetlinkError::Refused { errno: Errno::EADDRINUSE, .. }) => {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, port_in_use(name, device)).into());
+        match self
+            .socket
+            .exec(message::set_up(index), RequestMode::Change, || {
+                format!("bring {name} up")
+            }) {
+            Err(NetlinkError::Refused {
+                errno: Errno::EADDRINUSE,
+                ..
+            }) => {
+                return Err(
+                    io::Error::new(io::ErrorKind::AddrInUse, port_in_use(name, device)).into(),
+                );
             }
             result => result?,
         }
         // After bringing it up: an IPv6 address set on a link that is down is lost when the link
         // comes up.
-        self.socket.exec(message::new_host_address(index, device.address), RequestMode::Replace, || {
-            format!("address of {name}")
-        })
+        self.socket.exec(
+            message::new_host_address(index, device.address),
+            RequestMode::Replace,
+            || format!("address of {name}"),
+        )
     }
 
     fn set_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
         let index = self.link_index(vxlan_device_name(IpVersion::of(address)))?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
-        self.socket.exec(RouteNetlinkMessage::NewNeighbour(entry), RequestMode::Replace, || {
-            format!("forwarding entry of {address}")
-        })?;
+        self.socket.exec(
+            RouteNetlinkMessage::NewNeighbour(entry),
+            RequestMode::Replace,
+            || format!("forwarding entry of {address}"),
+        )?;
         let neighbour = message::neighbour(index, address, peer.mac);
-        self.socket
-            .exec(RouteNetlinkMessage::NewNeighbour(neighbour), RequestMode::Replace, || format!("neighbour {address}"))
+        self.socket.exec(
+            RouteNetlinkMessage::NewNeighbour(neighbour),
+            RequestMode::Replace,
+            || format!("neighbour {address}"),
+        )
     }
 
     fn remove_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
         let index = self.link_index(vxlan_device_name(IpVersion::of(address)))?;
         let neighbour = message::neighbour(index, address, peer.mac);
-        self.exec_removal(RouteNetlinkMessage::DelNeighbour(neighbour), || format!("delete neighbour {address}"))?;
+        self.exec_removal(RouteNetlinkMessage::DelNeighbour(neighbour), || {
+            format!("delete neighbour {address}")
+        })?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
-        self.exec_removal(RouteNetlinkMessage::DelNeighbour(entry), || format!("delete forwarding entry of {address}"))
+        self.exec_removal(RouteNetlinkMessage::DelNeighbour(entry), || {
+            format!("delete forwarding entry of {address}")
+        })
     }
 }
 
@@ -365,7 +493,12 @@ impl ApplyOutcome {
 
 /// MTU of a tunnel: at most that of its underlay less the overhead, whatever is configured, as the
 /// kernel accepts no more. While the underlay is unknown it stays as it is.
-pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, present: Option<u32>) -> u32 {
+pub fn tunnel_mtu(
+    version: IpVersion,
+    configured: u32,
+    underlay: Option<u32>,
+    present: Option<u32>,
+) -> u32 {
     let fits = underlay.map(|mtu| mtu.saturating_sub(vxlan_overhead(version)));
     match (configured, fits) {
         (0, Some(fits)) => fits,
@@ -377,20 +510,24 @@ pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, pr
 
 fn port_in_use(name: &str, device: &VxlanDevice) -> String {
     format!(
-        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove that device, or set another vxlanPort in \
-         FelixConfiguration",
+        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove \
+         that device, or set another vxlanPort in FelixConfiguration",
         device.port
     )
 }
 
 fn part_of(op: &RouteOp) -> RoutingPart {
     match op {
-        RouteOp::RemoveVxlan(version) | RouteOp::CreateVxlan(version, _) | RouteOp::AdjustVxlan(version, _) => {
-            RoutingPart::Tunnel(*version)
-        }
+        RouteOp::RemoveVxlan(version)
+        | RouteOp::CreateVxlan(version, _)
+        | RouteOp::AdjustVxlan(version, _) => RoutingPart::Tunnel(*version),
         RouteOp::SetPod(name) => RoutingPart::Link(name.clone()),
-        RouteOp::SetPeer(address, _) | RouteOp::RemovePeer(address, _) => RoutingPart::Peer(*address),
-        RouteOp::SetRoute(destination, _) | RouteOp::RemoveRoute(destination, _) => RoutingPart::Route(*destination),
+        RouteOp::SetPeer(address, _) | RouteOp::RemovePeer(address, _) => {
+            RoutingPart::Peer(*address)
+        }
+        RouteOp::SetRoute(destination, _) | RouteOp::RemoveRoute(destination, _) => {
+            RoutingPart::Route(*destination)
+        }
     }
 }
 

@@ -22,7 +22,13 @@ struct Value {
 
 /// Whether checksum offload is on. A link that is gone, or of a kind without the setting, has none.
 pub(super) fn has_checksum_offload(link: &str) -> io::Result<bool> {
-    match ethtool_ioctl(link, Value { command: GET, data: 0 }) {
+    match ethtool_ioctl(
+        link,
+        Value {
+            command: GET,
+            data: 0,
+        },
+    ) {
         Err(Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(false),
         result => Ok(result? != 0),
     }
@@ -30,14 +36,33 @@ pub(super) fn has_checksum_offload(link: &str) -> io::Result<bool> {
 
 /// Turns checksum offload off, as `ethtool -K LINK tx off` does.
 pub(super) fn turn_checksum_offload_off(link: &str) -> io::Result<()> {
-    let set = ethtool_ioctl(link, Value { command: SET, data: 0 });
-    set.map_err(|errno| io::Error::new(io::Error::from(errno).kind(), format!("checksum offload of {link}: {errno}")))?;
+    let set = ethtool_ioctl(
+        link,
+        Value {
+            command: SET,
+            data: 0,
+        },
+    );
+    set.map_err(|errno| {
+        io::Error::new(
+            io::Error::from(errno).kind(),
+            format!("checksum offload of {link}: {errno}"),
+        )
+    })?;
     Ok(())
 }
 
-#[expect(unsafe_code, reason = "the request holds a pointer to the value, which outlives the call")]
+#[expect(
+    unsafe_code,
+    reason = "the request holds a pointer to the value, which outlives the call"
+)]
 fn ethtool_ioctl(link: &str, mut value: Value) -> Result<u32, Errno> {
-    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     // SAFETY: all zeroes are a valid value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let room = request.ifr_name.len() - 1;
@@ -50,6 +75,12 @@ fn ethtool_ioctl(link: &str, mut value: Value) -> Result<u32, Errno> {
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
     // SAFETY: the kernel reads and writes the request and the value behind it, both of which
     // outlive the call.
-    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL, std::ptr::from_mut(&mut request)) })?;
+    Errno::result(unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            SIOCETHTOOL,
+            std::ptr::from_mut(&mut request),
+        )
+    })?;
     Ok(value.data)
 }

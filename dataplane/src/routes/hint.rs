@@ -30,7 +30,8 @@ pub enum Hint {
     AddressAdded(IpAddr),
     /// A pod's link was created.
     PodAdded(String),
-    /// A pod's link is down or was removed, or lost an address.
+    /// A pod's link is down or was removed, lost an address, or has another MAC address or
+    /// controller.
     PodRemoved(String),
     /// A tunnel device changed.
     Tunnel(IpVersion),
@@ -61,7 +62,12 @@ impl HintFilter<'_> {
     pub fn needs_resync(&self, hints: &BTreeSet<Hint>) -> bool {
         let is_forwarding = |hint: &Hint| matches!(hint, Hint::Forwarding(..));
         let macs: BTreeMap<Mac, IpAddr> = match hints.iter().any(is_forwarding) {
-            true => self.plan.peers.values().map(|peer| (peer.mac, peer.underlay)).collect(),
+            true => self
+                .plan
+                .peers
+                .values()
+                .map(|peer| (peer.mac, peer.underlay))
+                .collect(),
             false => BTreeMap::new(),
         };
         hints.iter().any(|hint| self.concerns_plan(hint, &macs))
@@ -78,10 +84,14 @@ impl HintFilter<'_> {
             Hint::PodRemoved(name) => plan.pods.contains(name) && !self.missing.contains(name),
             Hint::Tunnel(version) => plan.tunnels.contains_key(version),
             Hint::Neighbour(address, mac) => {
-                plan.peers.get(address).is_some_and(|peer| Some(peer.mac) != *mac)
+                plan.peers
+                    .get(address)
+                    .is_some_and(|peer| Some(peer.mac) != *mac)
                     && plan.tunnels.contains_key(&IpVersion::of(*address))
             }
-            Hint::Forwarding(mac, leads_to) => macs.get(mac).is_some_and(|underlay| Some(*underlay) != *leads_to),
+            Hint::Forwarding(mac, leads_to) => macs
+                .get(mac)
+                .is_some_and(|underlay| Some(*underlay) != *leads_to),
             Hint::Route(destination) => plan.routes.contains_key(destination),
         }
     }
@@ -125,12 +135,29 @@ mod tests {
         };
         Plan {
             routes: [
-                (net("10.1.2.0/26"), Target::Vxlan { via: ip("10.1.2.0") }),
-                (net("10.1.1.5/32"), Target::Pod { interface: "cali1".to_owned() }),
+                (
+                    net("10.1.2.0/26"),
+                    Target::Vxlan {
+                        via: ip("10.1.2.0"),
+                    },
+                ),
+                (
+                    net("10.1.1.5/32"),
+                    Target::Pod {
+                        interface: "cali1".to_owned(),
+                    },
+                ),
             ]
             .into(),
             tunnels: [(IpVersion::V4, device)].into(),
-            peers: [(ip("10.1.2.0"), Peer { mac: MAC, underlay: ip("172.30.0.2") })].into(),
+            peers: [(
+                ip("10.1.2.0"),
+                Peer {
+                    mac: MAC,
+                    underlay: ip("172.30.0.2"),
+                },
+            )]
+            .into(),
             pods: ["cali1", "cali2"].map(str::to_owned).into(),
             ..Plan::default()
         }
@@ -166,8 +193,16 @@ mod tests {
             (Hint::Route(net("10.1.1.9/32")), false, false),
         ] {
             for (is_failing, expected) in [(false, when_fine), (true, when_failing)] {
-                let filter = HintFilter { plan: &plan, missing: &missing, is_failing };
-                assert_eq!(filter.needs_resync(&[hint.clone()].into()), expected, "{hint:?}, failing: {is_failing}");
+                let filter = HintFilter {
+                    plan: &plan,
+                    missing: &missing,
+                    is_failing,
+                };
+                assert_eq!(
+                    filter.needs_resync(&[hint.clone()].into()),
+                    expected,
+                    "{hint:?}, failing: {is_failing}"
+                );
             }
         }
     }
@@ -176,7 +211,10 @@ mod tests {
     fn too_many_hints_become_one() {
         let mut waiting = BTreeSet::new();
         for number in 0..=MAX_HINTS {
-            merge_hints(&mut waiting, [Hint::PodRemoved(format!("cali{number}"))].into());
+            merge_hints(
+                &mut waiting,
+                [Hint::PodRemoved(format!("cali{number}"))].into(),
+            );
         }
         assert_eq!(waiting, [Hint::Lost].into());
     }

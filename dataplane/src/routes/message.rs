@@ -6,9 +6,12 @@ use std::os::fd::RawFd;
 use ipnet::IpNet;
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -93,6 +96,17 @@ pub fn set_up(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(link)
 }
 
+/// Sets the MAC address of a link, and takes it from the link that it is a port of.
+pub fn set_alone(index: u32, mac: Mac) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = vec![
+        LinkAttribute::Controller(0),
+        LinkAttribute::Address(mac.0.to_vec()),
+    ];
+    RouteNetlinkMessage::SetLink(link)
+}
+
 /// Sets the MTU of a link.
 pub fn set_mtu(index: u32, mtu: u32) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
@@ -164,8 +178,10 @@ pub fn get_links() -> RouteNetlinkMessage {
 /// Requests one link by name.
 pub fn get_link(name: &str) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
-    link.attributes =
-        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+    ];
     RouteNetlinkMessage::GetLink(link)
 }
 
@@ -190,7 +206,10 @@ fn new_address(index: u32, net: IpNet, scope: AddressScope) -> RouteNetlinkMessa
     if net.addr().is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
     }
-    message.attributes = vec![AddressAttribute::Local(net.addr()), AddressAttribute::Address(net.addr())];
+    message.attributes = vec![
+        AddressAttribute::Local(net.addr()),
+        AddressAttribute::Address(net.addr()),
+    ];
     RouteNetlinkMessage::NewAddress(message)
 }
 
@@ -216,7 +235,13 @@ pub struct Route {
 impl Route {
     /// A route to a destination directly on a link.
     pub fn direct(destination: IpNet, link: u32) -> Self {
-        Self { destination, link: Some(link), gateway: None, onlink: false, blackhole: false }
+        Self {
+            destination,
+            link: Some(link),
+            gateway: None,
+            onlink: false,
+            blackhole: false,
+        }
     }
 
     /// Message body of a new, delete or get request.
@@ -226,17 +251,33 @@ impl Route {
         message.header.destination_prefix_length = self.destination.prefix_len();
         message.header.table = 254;
         message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-        message.header.scope =
-            if self.gateway.is_none() && !self.blackhole { RouteScope::Link } else { RouteScope::Universe };
-        message.header.kind = if self.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
+        message.header.scope = if self.gateway.is_none() && !self.blackhole {
+            RouteScope::Link
+        } else {
+            RouteScope::Universe
+        };
+        message.header.kind = if self.blackhole {
+            RouteType::BlackHole
+        } else {
+            RouteType::Unicast
+        };
         if self.onlink {
             message.header.flags = RouteFlags::Onlink;
         }
         if self.destination.prefix_len() > 0 {
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::from(self.destination.addr())));
+            message
+                .attributes
+                .push(RouteAttribute::Destination(RouteAddress::from(
+                    self.destination.addr(),
+                )));
         }
-        message.attributes.extend(self.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
-        message.attributes.extend(self.link.map(RouteAttribute::Oif));
+        message.attributes.extend(
+            self.gateway
+                .map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
+        );
+        message
+            .attributes
+            .extend(self.link.map(RouteAttribute::Oif));
         message
     }
 
@@ -295,7 +336,8 @@ pub fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
         NeighbourAddress::Inet6(address) => Some(IpAddr::V6(*address)),
         NeighbourAddress::Other(bytes) => {
             let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
-            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)).ok()
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+                .ok()
         }
         _ => None,
     }
@@ -309,5 +351,9 @@ pub fn get_neighbours(family: AddressFamily) -> RouteNetlinkMessage {
 }
 
 fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }

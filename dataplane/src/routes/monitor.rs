@@ -17,7 +17,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hint::Hint;
-use super::plan::{ROUTE_PROTOCOL, vxlan_device_name};
+use super::plan::{HOST_MAC, ROUTE_PROTOCOL, vxlan_device_name};
 use super::{message, netconf};
 use crate::links::is_workload;
 
@@ -35,6 +35,10 @@ struct SeenLink {
     /// Administratively up, and operational (`IFF_UP`, `IFF_LOWER_UP`).
     up: (bool, bool),
     mtu: u32,
+    /// Whether it has the MAC address that pods know, and is no port of another link. Of other
+    /// links than those of pods it says nothing: the addresses of bridges change with each
+    /// container.
+    takes_packets: bool,
 }
 
 /// Links by index.
@@ -51,14 +55,24 @@ impl Monitor {
     /// Subscribes and reads the links.
     pub fn open() -> Result<Self, NetlinkError> {
         let (subscription, socket) = (Subscription::open(GROUPS)?, RouteSocket::open()?);
-        let mut monitor = Self { subscription, socket, links: SeenLinks::new() };
+        let mut monitor = Self {
+            subscription,
+            socket,
+            links: SeenLinks::new(),
+        };
         monitor.read_links()?;
         Ok(monitor)
     }
 
     fn read_links(&mut self) -> Result<(), NetlinkError> {
         let found = self.socket.dump(message::get_links())?;
-        let seen = |message| if let RouteNetlinkMessage::NewLink(link) = message { parse_link(&link) } else { None };
+        let seen = |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                parse_link(&link)
+            } else {
+                None
+            }
+        };
         self.links = found.into_iter().filter_map(seen).collect();
         Ok(())
     }
@@ -67,7 +81,11 @@ impl Monitor {
     /// can tell them apart, by its plan.
     pub fn wait(&mut self) -> Result<BTreeSet<Hint>, NetlinkError> {
         loop {
-            let Self { subscription, links, .. } = self;
+            let Self {
+                subscription,
+                links,
+                ..
+            } = self;
             let Some(bytes) = subscription.read()? else {
                 self.read_links()?;
                 return Ok([Hint::Lost].into());
@@ -86,7 +104,8 @@ fn parse_hints(links: &mut SeenLinks, bytes: &[u8]) -> BTreeSet<Hint> {
     for message in messages(bytes) {
         if message.header.kind == netconf::RTM_NEWNETCONF {
             let name = |index| links.get(&index).map(|seen| seen.name.as_str());
-            hints.extend(netconf::is_wrong_parameter(message.body, name).then_some(Hint::Parameter));
+            hints
+                .extend(netconf::is_wrong_parameter(message.body, name).then_some(Hint::Parameter));
         } else if let Ok(message) = NetlinkMessage::deserialize(message.bytes)
             && let NetlinkPayload::InnerMessage(message) = message.payload
         {
@@ -98,12 +117,16 @@ fn parse_hints(links: &mut SeenLinks, bytes: &[u8]) -> BTreeSet<Hint> {
 
 fn parse_hint(links: &mut SeenLinks, message: &RouteNetlinkMessage) -> Option<Hint> {
     match message {
-        RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+        RouteNetlinkMessage::NewLink(link)
+            if link.header.interface_family == AddressFamily::Unspec =>
+        {
             let (index, now) = parse_link(link)?;
             let before = links.insert(index, now.clone());
             link_change_hint(before.as_ref(), &now)
         }
-        RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+        RouteNetlinkMessage::DelLink(link)
+            if link.header.interface_family == AddressFamily::Unspec =>
+        {
             let gone = links.remove(&link.header.index)?;
             Some(link_hint(&gone.name, Hint::Underlay))
         }
@@ -118,7 +141,9 @@ fn parse_hint(links: &mut SeenLinks, message: &RouteNetlinkMessage) -> Option<Hi
 }
 
 fn tunnel_version(name: &str) -> Option<IpVersion> {
-    IpVersion::ALL.into_iter().find(|version| vxlan_device_name(*version) == name)
+    IpVersion::ALL
+        .into_iter()
+        .find(|version| vxlan_device_name(*version) == name)
 }
 
 /// Hint for a change of a link: that of our kind of link, else `otherwise`.
@@ -131,16 +156,31 @@ fn link_hint(name: &str, otherwise: Hint) -> Hint {
 }
 
 fn parse_link(link: &LinkMessage) -> Option<(u32, SeenLink)> {
-    let (mut name, mut mtu) = (None, 0);
+    let (mut name, mut mtu, mut has_mac, mut is_port) = (None, 0, false, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::Mtu(value) => mtu = *value,
+            LinkAttribute::Address(value) => has_mac = *value == HOST_MAC.0,
+            LinkAttribute::Controller(index) => is_port = *index != 0,
             _ => {}
         }
     }
-    let up = (link.header.flags.contains(LinkFlags::Up), link.header.flags.contains(LinkFlags::LowerUp));
-    Some((link.header.index, SeenLink { name: name?, up, mtu }))
+    let name: String = name?;
+    let takes_packets = !is_workload(&name) || has_mac && !is_port;
+    let up = (
+        link.header.flags.contains(LinkFlags::Up),
+        link.header.flags.contains(LinkFlags::LowerUp),
+    );
+    Some((
+        link.header.index,
+        SeenLink {
+            name,
+            up,
+            mtu,
+            takes_packets,
+        },
+    ))
 }
 
 /// Hint for a new or changed link. A tunnel device has settings that are not compared here, so any
@@ -153,7 +193,8 @@ fn link_change_hint(before: Option<&SeenLink>, now: &SeenLink) -> Option<Hint> {
         None if is_workload(&now.name) => Some(Hint::PodAdded(now.name.clone())),
         Some(before) if before.name != now.name => Some(link_hint(&before.name, Hint::Underlay)),
         Some(before) if is_workload(&now.name) => {
-            (before.up.0 && !now.up.0).then(|| Hint::PodRemoved(now.name.clone()))
+            let is_worse = before.up.0 && !now.up.0 || before.takes_packets && !now.takes_packets;
+            is_worse.then(|| Hint::PodRemoved(now.name.clone()))
         }
         Some(before) if before != now => Some(Hint::Underlay),
         _ => None,
@@ -162,10 +203,13 @@ fn link_change_hint(before: Option<&SeenLink>, now: &SeenLink) -> Option<Hint> {
 
 fn address_hint(links: &SeenLinks, message: &AddressMessage, is_new: bool) -> Option<Hint> {
     let name = &links.get(&message.header.index)?.name;
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) | AddressAttribute::Address(address) => Some(*address),
-        _ => None,
-    })?;
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) | AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })?;
     match is_new {
         true if is_workload(name) => None,
         true => Some(link_hint(name, Hint::AddressAdded(address))),
@@ -200,15 +244,20 @@ fn route_hint(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
         return None;
     }
     let length = message.header.destination_prefix_length;
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
-            Ipv4Net::new(*ip, length).ok().map(IpNet::V4).map(Hint::Route)
-        }
-        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
-            Ipv6Net::new(*ip, length).ok().map(IpNet::V6).map(Hint::Route)
-        }
-        _ => None,
-    })
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Ipv4Net::new(*ip, length)
+                .ok()
+                .map(IpNet::V4)
+                .map(Hint::Route),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Ipv6Net::new(*ip, length)
+                .ok()
+                .map(IpNet::V6)
+                .map(Hint::Route),
+            _ => None,
+        })
 }
 
 #[cfg(test)]
@@ -221,12 +270,18 @@ mod tests {
     fn mk_link(index: u32, name: &str, flags: LinkFlags, mtu: u32) -> LinkMessage {
         let mut link = LinkMessage::default();
         (link.header.index, link.header.flags) = (index, flags);
-        link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(mtu),
+        ];
         link
     }
 
     fn message(links: &mut SeenLinks, message: RouteNetlinkMessage) -> Vec<Hint> {
-        let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
+        let mut message = NetlinkMessage::new(
+            NetlinkHeader::default(),
+            NetlinkPayload::InnerMessage(message),
+        );
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
@@ -234,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_about_a_link_is_told_and_what_does_not_is_not() {
+    fn a_change_of_a_link_is_reported_and_an_unchanged_link_is_not() {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
         let mut links = SeenLinks::new();
         let pod = |name: &str| name.to_owned();
@@ -242,21 +297,54 @@ mod tests {
             (mk_link(2, "eth0", up, 1500), vec![]),
             (mk_link(2, "eth0", up, 1500), vec![]),
             (mk_link(2, "eth0", up, 1400), vec![Hint::Underlay]),
-            (mk_link(2, "eth0", LinkFlags::empty(), 1400), vec![Hint::Underlay]),
-            (mk_link(3, "cali1", LinkFlags::empty(), 1450), vec![Hint::PodAdded(pod("cali1"))]),
+            (
+                mk_link(2, "eth0", LinkFlags::empty(), 1400),
+                vec![Hint::Underlay],
+            ),
+            (
+                mk_link(3, "cali1", LinkFlags::empty(), 1450),
+                vec![Hint::PodAdded(pod("cali1"))],
+            ),
             (mk_link(3, "cali1", up, 1450), vec![]),
             (mk_link(3, "cali1", up, 1400), vec![]),
-            (mk_link(3, "cali1", LinkFlags::empty(), 1400), vec![Hint::PodRemoved(pod("cali1"))]),
-            (mk_link(3, "other", up, 1400), vec![Hint::PodRemoved(pod("cali1"))]),
-            (mk_link(4, "vxlan.calico", up, 1450), vec![Hint::Tunnel(IpVersion::V4)]),
-            (mk_link(4, "vxlan.calico", up, 1450), vec![Hint::Tunnel(IpVersion::V4)]),
-            (mk_link(5, "vxlan-v6.calico", up, 1430), vec![Hint::Tunnel(IpVersion::V6)]),
+            (
+                mk_link(3, "cali1", LinkFlags::empty(), 1400),
+                vec![Hint::PodRemoved(pod("cali1"))],
+            ),
+            (
+                mk_link(3, "other", up, 1400),
+                vec![Hint::PodRemoved(pod("cali1"))],
+            ),
+            (
+                mk_link(4, "vxlan.calico", up, 1450),
+                vec![Hint::Tunnel(IpVersion::V4)],
+            ),
+            (
+                mk_link(4, "vxlan.calico", up, 1450),
+                vec![Hint::Tunnel(IpVersion::V4)],
+            ),
+            (
+                mk_link(5, "vxlan-v6.calico", up, 1430),
+                vec![Hint::Tunnel(IpVersion::V6)],
+            ),
         ] {
-            assert_eq!(message(&mut links, RouteNetlinkMessage::NewLink(link.clone())), expected, "{link:?}");
+            assert_eq!(
+                message(&mut links, RouteNetlinkMessage::NewLink(link.clone())),
+                expected,
+                "{link:?}"
+            );
         }
-        for (index, expected) in [(4, vec![Hint::Tunnel(IpVersion::V4)]), (2, vec![Hint::Underlay]), (9, vec![])] {
+        for (index, expected) in [
+            (4, vec![Hint::Tunnel(IpVersion::V4)]),
+            (2, vec![Hint::Underlay]),
+            (9, vec![]),
+        ] {
             let link = mk_link(index, "", LinkFlags::empty(), 0);
-            assert_eq!(message(&mut links, RouteNetlinkMessage::DelLink(link)), expected, "{index}");
+            assert_eq!(
+                message(&mut links, RouteNetlinkMessage::DelLink(link)),
+                expected,
+                "{index}"
+            );
         }
     }
 
@@ -277,8 +365,14 @@ mod tests {
             (other, 100, vec![], vec![]),
         ] {
             let links = &mut SeenLinks::new();
-            assert_eq!(message(links, RouteNetlinkMessage::NewRoute(route(protocol, table))), when_new);
-            assert_eq!(message(links, RouteNetlinkMessage::DelRoute(route(protocol, table))), when_gone);
+            assert_eq!(
+                message(links, RouteNetlinkMessage::NewRoute(route(protocol, table))),
+                when_new
+            );
+            assert_eq!(
+                message(links, RouteNetlinkMessage::DelRoute(route(protocol, table))),
+                when_gone
+            );
         }
     }
 
@@ -297,7 +391,11 @@ mod tests {
                 vec![Hint::Neighbour(address, Some(mac))],
                 vec![Hint::Neighbour(address, None)],
             ),
-            (passing, vec![Hint::Neighbour(address, None)], vec![Hint::Neighbour(address, None)]),
+            (
+                passing,
+                vec![Hint::Neighbour(address, None)],
+                vec![Hint::Neighbour(address, None)],
+            ),
             (message::neighbour(2, address, mac), vec![], vec![]),
             (
                 message::forwarding(4, mac, underlay),
@@ -305,8 +403,17 @@ mod tests {
                 vec![Hint::Forwarding(mac, None)],
             ),
         ] {
-            assert_eq!(message(&mut links, RouteNetlinkMessage::NewNeighbour(neighbour.clone())), when_new);
-            assert_eq!(message(&mut links, RouteNetlinkMessage::DelNeighbour(neighbour)), when_gone);
+            assert_eq!(
+                message(
+                    &mut links,
+                    RouteNetlinkMessage::NewNeighbour(neighbour.clone())
+                ),
+                when_new
+            );
+            assert_eq!(
+                message(&mut links, RouteNetlinkMessage::DelNeighbour(neighbour)),
+                when_gone
+            );
         }
     }
 }

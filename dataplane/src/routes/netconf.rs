@@ -26,8 +26,12 @@ const HEADER: usize = 4;
 /// Whether the message shows a wrong parameter of the node or of one of our links. A message with
 /// several parameters belongs to a new link, whose creator sets it up.
 pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
-    let version = body.first().and_then(|family| FAMILIES.into_iter().find(|(known, _)| known == family));
-    let Some((_, version)) = version else { return false };
+    let version = body
+        .first()
+        .and_then(|family| FAMILIES.into_iter().find(|(known, _)| known == family));
+    let Some((_, version)) = version else {
+        return false;
+    };
     let (mut index, mut values) = (None, Vec::new());
     for (kind, value) in parse_numbers(body.get(HEADER..).unwrap_or_default()) {
         match kind {
@@ -35,7 +39,9 @@ pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>
             kind => values.push((kind, value)),
         }
     }
-    let (Some(index), [(kind, value)]) = (index, values.as_slice()) else { return false };
+    let (Some(index), [(kind, value)]) = (index, values.as_slice()) else {
+        return false;
+    };
     let what = match *kind {
         FORWARDING => Notified::Forwarding,
         RP_FILTER => Notified::RpFilter,
@@ -45,8 +51,12 @@ pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>
     if index == ALL {
         return what == Notified::Forwarding && *value == 0;
     }
-    let Some(name) = u32::try_from(index).ok().and_then(name) else { return false };
-    let is_tunnel = IpVersion::ALL.into_iter().any(|of| of == version && vxlan_device_name(of) == name);
+    let Some(name) = u32::try_from(index).ok().and_then(name) else {
+        return false;
+    };
+    let is_tunnel = IpVersion::ALL
+        .into_iter()
+        .any(|of| of == version && vxlan_device_name(of) == name);
     (is_tunnel || is_workload(name))
         && expected_value(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }
@@ -73,7 +83,11 @@ mod tests {
 
     #[test]
     fn only_a_value_that_is_not_wanted_of_a_link_of_ours_counts() {
-        let name = |index| [(3, "eth0"), (4, "cali1"), (5, "vxlan.calico")].into_iter().find(|(of, _)| *of == index);
+        let name = |index| {
+            [(3, "eth0"), (4, "cali1"), (5, "vxlan.calico")]
+                .into_iter()
+                .find(|(of, _)| *of == index)
+        };
         for (family, numbers, expected) in [
             (2, vec![(INDEX, ALL), (FORWARDING, 0)], true),
             (2, vec![(INDEX, ALL), (FORWARDING, 1)], false),
@@ -90,11 +104,22 @@ mod tests {
             (2, vec![(INDEX, 5), (RP_FILTER, 1)], true),
             (10, vec![(INDEX, 5), (FORWARDING, 0)], false),
             (2, vec![(INDEX, 9), (FORWARDING, 0)], false),
-            (2, vec![(INDEX, 4), (FORWARDING, 0), (RP_FILTER, 0), (PROXY_NEIGH, 0)], false),
+            (
+                2,
+                vec![
+                    (INDEX, 4),
+                    (FORWARDING, 0),
+                    (RP_FILTER, 0),
+                    (PROXY_NEIGH, 0),
+                ],
+                false,
+            ),
             (7, vec![(INDEX, ALL), (FORWARDING, 0)], false),
             (2, vec![], false),
         ] {
-            let found = is_wrong_parameter(&mk_message(family, &numbers), |index| name(index).map(|(_, name)| name));
+            let found = is_wrong_parameter(&mk_message(family, &numbers), |index| {
+                name(index).map(|(_, name)| name)
+            });
             assert_eq!(found, expected, "{family} {numbers:?}");
         }
     }
@@ -103,7 +128,10 @@ mod tests {
     fn pieces_of_messages_mean_nothing() {
         let whole = mk_message(2, &[(INDEX, ALL), (FORWARDING, 0)]);
         for length in 0..whole.len() {
-            assert!(!is_wrong_parameter(&whole[..length], |_| None), "{length} bytes");
+            assert!(
+                !is_wrong_parameter(&whole[..length], |_| None),
+                "{length} bytes"
+            );
         }
     }
 }

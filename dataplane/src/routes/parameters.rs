@@ -43,7 +43,11 @@ const FORWARDING_POD_V6: [(&str, &str); 1] = [("conf/{}/forwarding", "1")];
 
 /// Parameters of the IPv4 tunnel device under `ipv4/`. Tunnel packets are accepted from nodes only,
 /// so it needs no reverse path filter.
-const TUNNEL: [(&str, &str); 3] = [("conf/{}/forwarding", "1"), ("conf/{}/proxy_arp", "0"), ("conf/{}/rp_filter", "0")];
+const TUNNEL: [(&str, &str); 3] = [
+    ("conf/{}/forwarding", "1"),
+    ("conf/{}/proxy_arp", "0"),
+    ("conf/{}/rp_filter", "0"),
+];
 
 /// Parameters of the IPv6 tunnel device under `ipv6/`.
 const TUNNEL_V6: [(&str, &str); 2] = [("conf/{}/disable_ipv6", "0"), ("conf/{}/accept_ra", "0")];
@@ -71,7 +75,10 @@ pub fn set_tunnel_parameters(version: IpVersion) -> io::Result<bool> {
 fn set_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
     let mut differed = false;
     for (parameter, value) in parameters {
-        differed |= sysctl::set_value(&format!("{family}/{}", parameter.replace("{}", link)), value)?;
+        differed |= sysctl::set_value(
+            &format!("{family}/{}", parameter.replace("{}", link)),
+            value,
+        )?;
     }
     Ok(differed)
 }
@@ -92,16 +99,21 @@ pub fn any_differs(plan: &Plan) -> bool {
     });
     let is_pods = |link: &String| -> io::Result<bool> {
         let is_forwarding = || -> io::Result<bool> {
-            Ok(!plan.forwards.contains(&IpVersion::V6) || has_parameters(link, "ipv6", &FORWARDING_POD_V6)?)
+            Ok(!plan.forwards.contains(&IpVersion::V6)
+                || has_parameters(link, "ipv6", &FORWARDING_POD_V6)?)
         };
-        let is_v6 = || -> io::Result<bool> { Ok(has_parameters(link, "ipv6", &POD_V6)? && is_forwarding()?) };
+        let is_v6 = || -> io::Result<bool> {
+            Ok(has_parameters(link, "ipv6", &POD_V6)? && is_forwarding()?)
+        };
         Ok(has_parameters(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
     };
     let are_tunnels = |version: &IpVersion| match version {
         IpVersion::V4 => has_parameters(vxlan_device_name(*version), "ipv4", &TUNNEL),
         IpVersion::V6 => has_parameters(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
     };
-    let mut all = forwarding.chain(plan.pods.iter().map(is_pods)).chain(plan.tunnels.keys().map(are_tunnels));
+    let mut all = forwarding
+        .chain(plan.pods.iter().map(is_pods))
+        .chain(plan.tunnels.keys().map(are_tunnels));
     all.any(|is_so| match is_so {
         Ok(is_so) => !is_so,
         Err(error) => error.kind() != io::ErrorKind::NotFound,
@@ -110,7 +122,10 @@ pub fn any_differs(plan: &Plan) -> bool {
 
 fn has_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
     for (parameter, value) in parameters {
-        if !sysctl::has_value(&format!("{family}/{}", parameter.replace("{}", link)), value)? {
+        if !sysctl::has_value(
+            &format!("{family}/{}", parameter.replace("{}", link)),
+            value,
+        )? {
             return Ok(false);
         }
     }
@@ -121,9 +136,15 @@ fn has_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::
 /// by link. A link that is removed meanwhile needs none.
 pub fn set_link_parameters(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
     let (mut differed, mut failed) = (0, Vec::new());
-    let pods = plan.pods.iter().map(|link| (link.as_str(), set_pod_parameters(link)));
-    let tunnels = IpVersion::ALL.into_iter().filter(|version| plan.tunnels.contains_key(version));
-    let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_tunnel_parameters(version)));
+    let pods = plan
+        .pods
+        .iter()
+        .map(|link| (link.as_str(), set_pod_parameters(link)));
+    let tunnels = IpVersion::ALL
+        .into_iter()
+        .filter(|version| plan.tunnels.contains_key(version));
+    let tunnels =
+        tunnels.map(|version| (vxlan_device_name(version), set_tunnel_parameters(version)));
     for (link, result) in pods.chain(tunnels) {
         match result {
             Ok(was_other) => differed += usize::from(was_other),
@@ -148,7 +169,9 @@ pub enum Notified {
 /// Value that the kernel should notify for a parameter of our link; `None`: any.
 pub fn expected_value(version: IpVersion, is_pod: bool, what: Notified) -> Option<i32> {
     match (version, is_pod, what) {
-        (IpVersion::V4, _, Notified::Forwarding) | (IpVersion::V6, true, Notified::Forwarding) => Some(1),
+        (IpVersion::V4, _, Notified::Forwarding) | (IpVersion::V6, true, Notified::Forwarding) => {
+            Some(1)
+        }
         (IpVersion::V4, true, Notified::RpFilter) | (_, true, Notified::ProxyNeigh) => Some(1),
         (IpVersion::V4, false, Notified::RpFilter | Notified::ProxyNeigh) => Some(0),
         (IpVersion::V6, ..) => None,

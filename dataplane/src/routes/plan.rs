@@ -12,9 +12,10 @@ use margay_api::rule::IpVersion;
 use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId, globals};
 
-/// IPv6 gateway of every pod: the link-local address derived from [`HOST_MAC`](super::pod::HOST_MAC)
-/// (EUI-64, RFC 4291).
+/// IPv6 gateway of every pod: the link-local address derived from [`HOST_MAC`] (EUI-64, RFC 4291).
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// MAC address of the host side of every pod's link, as in Calico's CNI plugin.
+pub const HOST_MAC: Mac = Mac([0xee; 6]);
 /// Protocol number that marks our routes; Calico's is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
 /// Name of the VXLAN device of an IP version, as in Calico.
@@ -86,7 +87,9 @@ impl VxlanDevice {
     pub fn can_become(&self, wanted: &Self) -> bool {
         let is_same = |own: &Self| (own.mac, own.local, own.vni, own.port);
         let has_address = self.address == wanted.address || self.address.is_unspecified();
-        let is_on_link = self.underlay.is_none() || wanted.underlay.is_none() || self.underlay == wanted.underlay;
+        let is_on_link = self.underlay.is_none()
+            || wanted.underlay.is_none()
+            || self.underlay == wanted.underlay;
         is_same(self) == is_same(wanted) && has_address && is_on_link
     }
 }
@@ -139,7 +142,9 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
     let mut plan = Plan::default();
     plan.base.forwards = pool_versions(records);
     plan.update_pods(pods);
-    let Some(me) = nodes.get(own) else { return plan };
+    let Some(me) = nodes.get(own) else {
+        return plan;
+    };
     for (id, record) in globals(records) {
         let (RecordId::Route(destination), Record::Route(route)) = (id, record) else {
             continue;
@@ -150,7 +155,12 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
             continue;
         }
-        match route_to_node(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
+        match route_to_node(
+            me,
+            nodes.get(route.node.as_str()).copied(),
+            *destination,
+            route.encapsulation,
+        ) {
             // An own pod is where its link is, whatever the records say about its address.
             Ok(target) if plan.routes.contains_key(destination) => {
                 plan.base.shadowed.insert(*destination, target);
@@ -159,12 +169,14 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
                 plan.routes.insert(*destination, target);
             }
             Err(reason) => {
-                plan.unreachable.insert(*destination, format!("node {}: {reason}", route.node));
+                plan.unreachable
+                    .insert(*destination, format!("node {}: {reason}", route.node));
             }
         }
     }
     for version in IpVersion::ALL {
-        plan.tunnels.extend(vxlan_device(me, records, version).map(|device| (version, device)));
+        plan.tunnels
+            .extend(vxlan_device(me, records, version).map(|device| (version, device)));
     }
     plan.peers = plan_peers(own, &nodes);
     remove_without_tunnel(&mut plan);
@@ -176,7 +188,12 @@ impl Plan {
     /// depends on the node's pods only, not on the cluster's nodes.
     pub fn update_pods(&mut self, pods: &LocalPods) -> BTreeSet<IpNet> {
         let mut changed = BTreeSet::new();
-        for address in self.base.pods.keys().filter(|address| !pods.contains_key(*address)) {
+        for address in self
+            .base
+            .pods
+            .keys()
+            .filter(|address| !pods.contains_key(*address))
+        {
             let destination = IpNet::from(*address);
             match self.base.shadowed.remove(&destination) {
                 Some(target) => self.routes.insert(destination, target),
@@ -184,8 +201,16 @@ impl Plan {
             };
             changed.insert(destination);
         }
-        for (address, interface) in pods.iter().filter(|(address, link)| self.base.pods.get(*address) != Some(*link)) {
-            let (destination, target) = (IpNet::from(*address), Target::Pod { interface: interface.clone() });
+        for (address, interface) in pods
+            .iter()
+            .filter(|(address, link)| self.base.pods.get(*address) != Some(*link))
+        {
+            let (destination, target) = (
+                IpNet::from(*address),
+                Target::Pod {
+                    interface: interface.clone(),
+                },
+            );
             match self.routes.insert(destination, target) {
                 None | Some(Target::Pod { .. }) => {}
                 Some(other) => drop(self.base.shadowed.insert(destination, other)),
@@ -201,17 +226,28 @@ impl Plan {
 
     /// Destinations of pods on these links.
     pub fn pods_on_links(&self, links: &BTreeSet<String>) -> impl Iterator<Item = IpNet> {
-        let pods = self.base.pods.iter().filter(|(_, link)| links.contains(*link));
+        let pods = self
+            .base
+            .pods
+            .iter()
+            .filter(|(_, link)| links.contains(*link));
         pods.map(|(address, _)| IpNet::from(*address))
     }
 }
 
 /// Removes routes and peers that need a tunnel device that this node does not have.
 fn remove_without_tunnel(plan: &mut Plan) {
-    let Plan { routes, tunnels, peers, unreachable, base, .. } = plan;
+    let Plan {
+        routes,
+        tunnels,
+        peers,
+        unreachable,
+        base,
+        ..
+    } = plan;
     let mut leave_out = |destination: &IpNet, target: &mut Target| {
-        let is_there =
-            !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&IpVersion::of(destination.addr()));
+        let is_there = !matches!(target, Target::Vxlan { .. })
+            || tunnels.contains_key(&IpVersion::of(destination.addr()));
         if !is_there {
             let reason = "this node has no VXLAN tunnel address of that IP version yet";
             unreachable.insert(*destination, reason.to_owned());
@@ -264,14 +300,18 @@ fn route_to_node(
     match encapsulation {
         Encapsulation::None if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::None => Err(format!(
-            "its address {address} is in another subnet and the pool has no encapsulation; set vxlanMode CrossSubnet, or route the pool in the network between the nodes"
+            "its address {address} is in another subnet and the pool has no encapsulation; set \
+             vxlanMode CrossSubnet, or route the pool in the network between the nodes"
         )),
         Encapsulation::Vxlan => tunnel(),
-        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
-        Encapsulation::VxlanCrossSubnet => tunnel(),
-        Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => {
-            Err("the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet".to_owned())
+        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => {
+            Ok(Target::Gateway { via: address })
         }
+        Encapsulation::VxlanCrossSubnet => tunnel(),
+        Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => Err(
+            "the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet"
+                .to_owned(),
+        ),
     }
 }
 
@@ -282,7 +322,11 @@ fn shares_subnet(me: &NodeInfo, address: IpAddr) -> bool {
     }
 }
 
-fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: IpVersion) -> Option<VxlanDevice> {
+fn vxlan_device(
+    me: &NodeInfo,
+    records: &BTreeMap<RecordId, Record>,
+    version: IpVersion,
+) -> Option<VxlanDevice> {
     if !has_vxlan(records, version) {
         return None;
     }
@@ -298,7 +342,17 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
     };
     let (vni, port) = (settings.vxlan_vni, settings.vxlan_port);
     let offloads = !settings.checksum_offload_broken;
-    Some(VxlanDevice { address, mac, local, vni, port, mtu, underlay: None, up: true, offloads })
+    Some(VxlanDevice {
+        address,
+        mac,
+        local,
+        vni,
+        port,
+        mtu,
+        underlay: None,
+        up: true,
+        offloads,
+    })
 }
 
 /// Whether any pool of this IP version uses VXLAN, at least across subnets.
@@ -306,7 +360,10 @@ pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bo
     globals(records).any(|(id, record)| match (id, record) {
         (RecordId::Pool(range), Record::Pool(pool)) => {
             IpVersion::of(range.addr()) == version
-                && matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet)
+                && matches!(
+                    pool.encapsulation,
+                    Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet
+                )
         }
         _ => false,
     })
@@ -327,10 +384,22 @@ fn tunnel_endpoint(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, 
 }
 
 fn plan_peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
-    let ends = |info: &NodeInfo| IpVersion::ALL.map(|version| tunnel_endpoint(info, version)).into_iter().flatten();
-    let mine: BTreeSet<IpAddr> =
-        nodes.get(own).into_iter().flat_map(|me| ends(me)).map(|(address, ..)| address).collect();
-    let others = nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, info)| ends(info));
+    let ends = |info: &NodeInfo| {
+        IpVersion::ALL
+            .map(|version| tunnel_endpoint(info, version))
+            .into_iter()
+            .flatten()
+    };
+    let mine: BTreeSet<IpAddr> = nodes
+        .get(own)
+        .into_iter()
+        .flat_map(|me| ends(me))
+        .map(|(address, ..)| address)
+        .collect();
+    let others = nodes
+        .iter()
+        .filter(|(name, _)| **name != own)
+        .flat_map(|(_, info)| ends(info));
     let mut peers = BTreeMap::new();
     // typha sends one node per tunnel address; if there are more, the first keeps it.
     for (address, mac, underlay) in others.filter(|(address, ..)| !mine.contains(address)) {

@@ -10,38 +10,87 @@ fn net(text: &str) -> IpNet {
 fn node(last: u8, tunnel: [u8; 4]) -> NodeInfo {
     NodeInfo {
         ipv4: format!("192.0.2.{last}/24").parse().ok(),
-        vtep: Some(Vtep { address: tunnel.into(), mac: Mac([0x66, 0, 0, 0, 0, last]) }),
+        vtep: Some(Vtep {
+            address: tunnel.into(),
+            mac: Mac([0x66, 0, 0, 0, 0, last]),
+        }),
         ..NodeInfo::default()
     }
 }
 
 fn records(nodes: &[(&str, NodeInfo)], routes: &[(&str, &str)]) -> BTreeMap<RecordId, Record> {
     let encapsulation = Encapsulation::Vxlan;
-    let pool = Record::Pool(PoolRecord { nat_outgoing: false, encapsulation });
-    let nodes = nodes.iter().map(|(name, info)| (RecordId::Node((*name).to_owned()), Record::Node(info.clone())));
+    let pool = Record::Pool(PoolRecord {
+        nat_outgoing: false,
+        encapsulation,
+    });
+    let nodes = nodes.iter().map(|(name, info)| {
+        (
+            RecordId::Node((*name).to_owned()),
+            Record::Node(info.clone()),
+        )
+    });
     let routes = routes.iter().map(|(range, node)| {
-        let route = RouteRecord { node: (*node).to_owned(), encapsulation };
+        let route = RouteRecord {
+            node: (*node).to_owned(),
+            encapsulation,
+        };
         (RecordId::Route(net(range)), Record::Route(route))
     });
-    [(RecordId::Pool(net("10.0.0.0/16")), pool)].into_iter().chain(nodes).chain(routes).collect()
+    [(RecordId::Pool(net("10.0.0.0/16")), pool)]
+        .into_iter()
+        .chain(nodes)
+        .chain(routes)
+        .collect()
 }
 
 #[test]
 fn a_pod_of_this_node_is_where_its_link_is() {
-    let nodes = [("n1", node(1, [10, 0, 0, 0])), ("n9", node(9, [10, 0, 9, 0]))];
-    let records = records(&nodes, &[("10.0.0.0/26", "n1"), ("10.0.0.5/32", "n9"), ("10.0.0.6/32", "n9")]);
+    let nodes = [
+        ("n1", node(1, [10, 0, 0, 0])),
+        ("n9", node(9, [10, 0, 9, 0])),
+    ];
+    let records = records(
+        &nodes,
+        &[
+            ("10.0.0.0/26", "n1"),
+            ("10.0.0.5/32", "n9"),
+            ("10.0.0.6/32", "n9"),
+        ],
+    );
     let pods = LocalPods::from([(IpAddr::from([10, 0, 0, 5]), "cali1".to_owned())]);
     let routes = plan("n1", &records, &pods).routes;
-    assert_eq!(routes[&net("10.0.0.5/32")], Target::Pod { interface: "cali1".to_owned() });
-    assert_eq!(routes[&net("10.0.0.6/32")], Target::Vxlan { via: IpAddr::from([10, 0, 9, 0]) });
+    assert_eq!(
+        routes[&net("10.0.0.5/32")],
+        Target::Pod {
+            interface: "cali1".to_owned()
+        }
+    );
+    assert_eq!(
+        routes[&net("10.0.0.6/32")],
+        Target::Vxlan {
+            via: IpAddr::from([10, 0, 9, 0])
+        }
+    );
 }
 
 #[test]
 fn no_node_takes_the_place_of_another_behind_the_tunnel() {
-    let nodes = [("n1", node(1, [10, 0, 0, 0])), ("n2", node(2, [10, 0, 2, 0])), ("n9", node(9, [10, 0, 2, 0]))];
+    let nodes = [
+        ("n1", node(1, [10, 0, 0, 0])),
+        ("n2", node(2, [10, 0, 2, 0])),
+        ("n9", node(9, [10, 0, 2, 0])),
+    ];
     let plan = |own: &str| plan(own, &records(&nodes, &[]), &LocalPods::new());
-    assert_eq!(plan("n1").peers[&IpAddr::from([10, 0, 2, 0])].underlay, IpAddr::from([192, 0, 2, 2]));
-    assert_eq!(plan("n2").peers.get(&IpAddr::from([10, 0, 2, 0])), None, "its own end is nobody else's");
+    assert_eq!(
+        plan("n1").peers[&IpAddr::from([10, 0, 2, 0])].underlay,
+        IpAddr::from([192, 0, 2, 2])
+    );
+    assert_eq!(
+        plan("n2").peers.get(&IpAddr::from([10, 0, 2, 0])),
+        None,
+        "its own end is nobody else's"
+    );
 }
 
 proptest::proptest! {
@@ -49,12 +98,23 @@ proptest::proptest! {
     /// device or without.
     #[test]
     fn a_plan_that_follows_pods_is_the_plan_of_those_pods(
-        steps in proptest::collection::vec(proptest::collection::btree_map(0u8..8, 0u8..3, 0..6), 1..6),
+        steps in proptest::collection::vec(
+            proptest::collection::btree_map(0u8..8, 0u8..3, 0..6),
+            1..6,
+        ),
         has_tunnel: bool,
     ) {
-        let me = NodeInfo { vtep: node(1, [10, 0, 0, 0]).vtep.filter(|_| has_tunnel), ..node(1, [10, 0, 0, 0]) };
+        let me = NodeInfo {
+            vtep: node(1, [10, 0, 0, 0]).vtep.filter(|_| has_tunnel),
+            ..node(1, [10, 0, 0, 0])
+        };
         let nodes = [("n1", me), ("n9", node(9, [10, 0, 9, 0]))];
-        let routes = [("10.0.0.0/26", "n1"), ("10.0.0.5/32", "n9"), ("10.0.0.6/32", "n9"), ("10.0.9.0/26", "n9")];
+        let routes = [
+            ("10.0.0.0/26", "n1"),
+            ("10.0.0.5/32", "n9"),
+            ("10.0.0.6/32", "n9"),
+            ("10.0.9.0/26", "n9"),
+        ];
         let records = records(&nodes, &routes);
         let mut followed = plan("n1", &records, &LocalPods::new());
         for step in steps {
@@ -69,7 +129,11 @@ proptest::proptest! {
             let destinations: BTreeSet<&IpNet> = before.keys().chain(fresh.routes.keys()).collect();
             for destination in destinations {
                 let is_other = before.get(destination) != fresh.routes.get(destination);
-                proptest::prop_assert!(!is_other || changed.contains(destination), "{} is not named", destination);
+                proptest::prop_assert!(
+                    !is_other || changed.contains(destination),
+                    "{} is not named",
+                    destination,
+                );
             }
         }
     }

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 
 use super::message::{self, LinkRef, Route, VethPair};
 use super::parameters;
-use super::plan::{GATEWAY_V6, Target};
+use super::plan::{GATEWAY_V6, HOST_MAC, Target};
 use super::present::{self, LinksByName};
 use super::sysctl;
 use margay_netlink::namespace;
@@ -30,8 +30,6 @@ use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Length of the link-local prefix of a link (RFC 4291).
 const LINK_LOCAL: u8 = 64;
-/// MAC address of the host side of every pod's link, as in Calico's CNI plugin.
-pub const HOST_MAC: Mac = Mac([0xee; 6]);
 
 /// Link group for links to be deleted together; nothing else is ever moved to it. It reads `cali`
 /// in ASCII.
@@ -76,7 +74,9 @@ pub fn create_link(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, 
         mac: link.mac,
         mtu: link.mtu,
     };
-    match socket.exec(message::new_veth(&pair), RequestMode::Create, || format!("create {}", link.host)) {
+    match socket.exec(message::new_veth(&pair), RequestMode::Create, || {
+        format!("create {}", link.host)
+    }) {
         Err(error) if error.is_existing() => {
             remove_link(socket, link.host)?;
             socket.exec(message::new_veth(&pair), RequestMode::Create, || {
@@ -96,26 +96,51 @@ pub fn create_link(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, 
 /// Brings the host side up and adds the pods' IPv6 gateway, which the kernel removes whenever the
 /// link goes down.
 pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
-    socket.exec(message::set_up(index), RequestMode::Change, || format!("bring {host} up"))?;
+    socket.exec(message::set_up(index), RequestMode::Change, || {
+        format!("bring {host} up")
+    })?;
     if sysctl::has_ipv6_on(host) {
         let gateway = gateway_v6();
-        socket
-            .exec(message::new_link_address(index, gateway), RequestMode::Replace, || format!("address {gateway}"))?;
+        socket.exec(
+            message::new_link_address(index, gateway),
+            RequestMode::Replace,
+            || format!("address {gateway}"),
+        )?;
     }
     Ok(())
+}
+
+/// Brings the host side up after others have changed it: with the MAC address that the pod knows,
+/// and as a port of no other link.
+pub fn restore(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
+    let what = || format!("MAC address of {host}, and no bridge around it");
+    socket.exec(
+        message::set_alone(index, HOST_MAC),
+        RequestMode::Change,
+        what,
+    )?;
+    bring_up(socket, host, index)
 }
 
 /// Lowers the MTU of both ends of a pod's link and returns whether any was larger; a missing end
 /// needs none. The pod's end comes first, because the other end drops packets larger than its own
 /// MTU.
 pub fn lower_mtu(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<bool, PodError> {
-    let inside = namespace::within(link.namespace, || lower_end(&mut RouteSocket::open()?, link.pod, link.mtu))??;
+    let inside = namespace::within(link.namespace, || {
+        lower_end(&mut RouteSocket::open()?, link.pod, link.mtu)
+    })??;
     Ok(lower_end(socket, link.host, link.mtu)? || inside)
 }
 
 fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, NetlinkError> {
-    let Some(found) = present::find_link(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
-    socket.exec(message::set_mtu(found.index, mtu), RequestMode::Change, || format!("MTU of {name}"))?;
+    let Some(found) = present::find_link(socket, name)?.filter(|found| found.mtu > mtu) else {
+        return Ok(false);
+    };
+    socket.exec(
+        message::set_mtu(found.index, mtu),
+        RequestMode::Change,
+        || format!("MTU of {name}"),
+    )?;
     Ok(true)
 }
 
@@ -124,12 +149,23 @@ fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, Net
 pub fn pod_mac(container: &str, ifname: &str) -> Mac {
     use sha1::{Digest, Sha1};
     let hash = Sha1::digest(format!("{container}/{ifname}"));
-    Mac([hash[0] & 0xfc | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
+    Mac([
+        hash[0] & 0xfc | 0x02,
+        hash[1],
+        hash[2],
+        hash[3],
+        hash[4],
+        hash[5],
+    ])
 }
 
 /// Gateway of a pod for the IP version of this address.
 pub fn pod_gateway(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() { IpAddr::V4(GATEWAY) } else { IpAddr::V6(GATEWAY_V6) }
+    if address.is_ipv4() {
+        IpAddr::V4(GATEWAY)
+    } else {
+        IpAddr::V6(GATEWAY_V6)
+    }
 }
 
 fn gateway_v6() -> IpNet {
@@ -137,12 +173,18 @@ fn gateway_v6() -> IpNet {
 }
 
 /// Adds routes from the node to the pod's addresses.
-pub fn add_routes(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+pub fn add_routes(
+    socket: &mut RouteSocket,
+    index: u32,
+    addresses: &[IpNet],
+) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
-        socket.exec(RouteNetlinkMessage::NewRoute(route.message()), RequestMode::Replace, || {
-            format!("route {}", address.addr())
-        })?;
+        socket.exec(
+            RouteNetlinkMessage::NewRoute(route.message()),
+            RequestMode::Replace,
+            || format!("route {}", address.addr()),
+        )?;
     }
     Ok(())
 }
@@ -153,7 +195,8 @@ pub fn configure_pod(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, Pod
     if link.mtu < sysctl::IPV6_MTU && addresses.iter().any(|address| address.addr().is_ipv6()) {
         let (mtu, least) = (link.mtu, sysctl::IPV6_MTU);
         let why = format!(
-            "MTU {mtu} is less than {least}, the minimum of IPv6; configure a larger MTU on the node's link, or give the pod no IPv6 address"
+            "MTU {mtu} is less than {least}, the minimum of IPv6; configure a larger MTU on the \
+             node's link, or give the pod no IPv6 address"
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why).into());
     }
@@ -163,49 +206,77 @@ pub fn configure_pod(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, Pod
 fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     let mut socket = RouteSocket::open()?;
     let links = present::list_links(&mut socket)?;
-    let pod = links.get(name).ok_or_else(|| missing_error(name, "link in the pod"))?;
+    let pod = links
+        .get(name)
+        .ok_or_else(|| missing_error(name, "link in the pod"))?;
     if let Some(loopback) = links.get("lo") {
-        socket.exec(message::set_up(loopback.index), RequestMode::Change, || "bring lo up".to_owned())?;
+        socket.exec(message::set_up(loopback.index), RequestMode::Change, || {
+            "bring lo up".to_owned()
+        })?;
     }
-    let has = |v6: bool| addresses.iter().any(|address| address.addr().is_ipv6() == v6);
+    let has = |v6: bool| {
+        addresses
+            .iter()
+            .any(|address| address.addr().is_ipv6() == v6)
+    };
     if has(true) {
         // Runtimes disable IPv6 in a new network namespace. A pod gets its routes from its node
         // only, never from router advertisements.
-        for parameter in ["all/disable_ipv6", "default/disable_ipv6", "lo/disable_ipv6"] {
+        for parameter in [
+            "all/disable_ipv6",
+            "default/disable_ipv6",
+            "lo/disable_ipv6",
+        ] {
             sysctl::set_value(&format!("ipv6/conf/{parameter}"), "0")?;
         }
         for parameter in ["disable_ipv6", "accept_ra", "accept_dad"] {
             sysctl::set_value(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
         }
     }
-    socket.exec(message::set_up(pod.index), RequestMode::Change, || format!("bring {name} up"))?;
+    socket.exec(message::set_up(pod.index), RequestMode::Change, || {
+        format!("bring {name} up")
+    })?;
     for address in addresses {
         let address = address.addr();
-        socket.exec(message::new_host_address(pod.index, address), RequestMode::Replace, || {
-            format!("address {address}")
-        })?;
+        socket.exec(
+            message::new_host_address(pod.index, address),
+            RequestMode::Replace,
+            || format!("address {address}"),
+        )?;
     }
     if has(false) {
         let gateway = Route::direct(IpNet::from(IpAddr::V4(GATEWAY)), pod.index);
-        socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), RequestMode::Replace, || {
-            format!("route {GATEWAY}")
-        })?;
-        let default =
-            Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
-        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), RequestMode::Replace, || {
-            "default route".to_owned()
-        })?;
+        socket.exec(
+            RouteNetlinkMessage::NewRoute(gateway.message()),
+            RequestMode::Replace,
+            || format!("route {GATEWAY}"),
+        )?;
+        let default = Route {
+            gateway: Some(IpAddr::V4(GATEWAY)),
+            ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index)
+        };
+        socket.exec(
+            RouteNetlinkMessage::NewRoute(default.message()),
+            RequestMode::Replace,
+            || "default route".to_owned(),
+        )?;
         let neighbour = message::neighbour(pod.index, IpAddr::V4(GATEWAY), HOST_MAC);
-        socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), RequestMode::Replace, || {
-            format!("neighbour {GATEWAY}")
-        })?;
+        socket.exec(
+            RouteNetlinkMessage::NewNeighbour(neighbour),
+            RequestMode::Replace,
+            || format!("neighbour {GATEWAY}"),
+        )?;
     }
     if has(true) {
-        let default =
-            Route { gateway: Some(IpAddr::V6(GATEWAY_V6)), ..Route::direct(IpNet::V6(Ipv6Net::default()), pod.index) };
-        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), RequestMode::Replace, || {
-            "default route of IPv6".to_owned()
-        })?;
+        let default = Route {
+            gateway: Some(IpAddr::V6(GATEWAY_V6)),
+            ..Route::direct(IpNet::V6(Ipv6Net::default()), pod.index)
+        };
+        socket.exec(
+            RouteNetlinkMessage::NewRoute(default.message()),
+            RequestMode::Replace,
+            || "default route of IPv6".to_owned(),
+        )?;
     }
     pod.mac.ok_or_else(|| missing_error(name, "MAC address of"))
 }
@@ -237,28 +308,47 @@ pub fn remove_links(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(
     if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
         return hosts.iter().map(|_| Ok(())).collect();
     }
-    hosts.iter().map(|host| remove_link_ref(socket, host)).collect()
+    hosts
+        .iter()
+        .map(|host| remove_link_ref(socket, host))
+        .collect()
 }
 
 /// Deletes links as a group. After an error the caller deletes them one by one.
 fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
-    let requests = hosts.iter().map(|host| (message::set_group(host, DELETE_GROUP), RequestMode::Change)).collect();
+    let requests = hosts
+        .iter()
+        .map(|host| (message::set_group(host, DELETE_GROUP), RequestMode::Change))
+        .collect();
     let refused = socket.exec_all(requests)?;
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
-        return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });
+        return Err(NetlinkError::Refused {
+            what: format!("group of {}", hosts[*position]),
+            errno: *errno,
+        });
     }
-    exec_deletion(socket, message::delete_group(DELETE_GROUP), || format!("delete links of group {DELETE_GROUP}"))
+    exec_deletion(socket, message::delete_group(DELETE_GROUP), || {
+        format!("delete links of group {DELETE_GROUP}")
+    })
 }
 
 /// Checks a link; the error names the first difference. Returns its MTU, which may differ from that
 /// of new links.
-pub fn check_link(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
+pub fn check_link(
+    socket: &mut RouteSocket,
+    link: &PodLink<'_>,
+    addresses: &[IpNet],
+) -> Result<u32, PodError> {
     let links = present::list_links(socket)?;
     let host = links.get(link.host).filter(|found| found.up);
-    let mtu = host.ok_or_else(|| missing_error(link.host, "host side link that is up:"))?.mtu;
+    let mtu = host
+        .ok_or_else(|| missing_error(link.host, "host side link that is up:"))?
+        .mtu;
     let routes = present::read_plan(socket, &links)?.routes;
     for address in addresses {
-        let wanted = Target::Pod { interface: link.host.to_owned() };
+        let wanted = Target::Pod {
+            interface: link.host.to_owned(),
+        };
         if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
             return Err(PodError::Missing(format!(
                 "route {} dev {} is missing on the node",
@@ -274,16 +364,28 @@ pub fn check_link(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpN
 fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
     let mut socket = RouteSocket::open()?;
     let links: LinksByName = present::list_links(&mut socket)?;
-    let pod =
-        links.get(name).filter(|found| found.up).ok_or_else(|| missing_error(name, "link in the pod that is up:"))?;
+    let pod = links
+        .get(name)
+        .filter(|found| found.up)
+        .ok_or_else(|| missing_error(name, "link in the pod that is up:"))?;
     let present = present::list_addresses(&mut socket)?;
     for address in addresses {
-        if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
-            return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
+        if !present
+            .iter()
+            .any(|(index, net)| *index == pod.index && net.addr() == address.addr())
+        {
+            return Err(PodError::Missing(format!(
+                "address {} is missing on {name} in the pod",
+                address.addr()
+            )));
         }
         let gateway = pod_gateway(address.addr());
-        if present::find_default_gateway(&mut socket, IpVersion::of(gateway), pod.index)? != Some(gateway) {
-            return Err(PodError::Missing(format!("default route via {gateway} dev {name} is missing in the pod")));
+        if present::find_default_gateway(&mut socket, IpVersion::of(gateway), pod.index)?
+            != Some(gateway)
+        {
+            return Err(PodError::Missing(format!(
+                "default route via {gateway} dev {name} is missing in the pod"
+            )));
         }
     }
     Ok(())

@@ -7,13 +7,19 @@ use ipnet::IpNet;
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
-use super::plan::{GATEWAY_V6, Peer, Plan, ROUTE_PROTOCOL, Target, VxlanDevice, vxlan_device_name};
+use super::plan::{
+    GATEWAY_V6, HOST_MAC, Peer, Plan, ROUTE_PROTOCOL, Target, VxlanDevice, vxlan_device_name,
+};
 use super::{ethtool, sysctl};
 use crate::links::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
@@ -29,8 +35,29 @@ pub struct Link {
     pub up: bool,
     /// MAC address, where it has one.
     pub mac: Option<Mac>,
+    /// Whether it is a port of another link, such as a bridge, which then takes its packets.
+    pub is_port: bool,
     /// Settings of a VXLAN device.
     vxlan: Option<Vec<InfoVxlan>>,
+}
+
+impl Link {
+    fn new(index: u32, up: bool) -> Self {
+        Self {
+            index,
+            mtu: 0,
+            up,
+            mac: None,
+            is_port: false,
+            vxlan: None,
+        }
+    }
+
+    /// Whether the node gets what a pod sends to its gateway over this link: it has the MAC address
+    /// that pods know, and no other link takes its packets.
+    fn can_receive(&self) -> bool {
+        self.mac == Some(HOST_MAC) && !self.is_port
+    }
 }
 
 /// Links by name.
@@ -38,7 +65,11 @@ pub type LinksByName = BTreeMap<String, Link>;
 
 /// Lists the links.
 pub fn list_links(socket: &mut RouteSocket) -> Result<LinksByName, NetlinkError> {
-    Ok(socket.dump(message::get_links())?.into_iter().filter_map(parse_link).collect())
+    Ok(socket
+        .dump(message::get_links())?
+        .into_iter()
+        .filter_map(parse_link)
+        .collect())
 }
 
 /// Finds a link by name; the cost does not depend on the number of links.
@@ -57,22 +88,43 @@ pub fn list_addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, Net
             return None;
         };
         let local = |attribute: &AddressAttribute| {
-            if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None }
+            if let AddressAttribute::Local(address) = attribute {
+                Some(*address)
+            } else {
+                None
+            }
         };
         let other = |attribute: &AddressAttribute| {
-            if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None }
+            if let AddressAttribute::Address(address) = attribute {
+                Some(*address)
+            } else {
+                None
+            }
         };
-        let address =
-            message.attributes.iter().find_map(local).or_else(|| message.attributes.iter().find_map(other))?;
-        Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+        let address = message
+            .attributes
+            .iter()
+            .find_map(local)
+            .or_else(|| message.attributes.iter().find_map(other))?;
+        Some((
+            message.header.index,
+            IpNet::new(address, message.header.prefix_len).ok()?,
+        ))
     };
-    Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
+    Ok(socket
+        .dump(message::get_addresses())?
+        .into_iter()
+        .filter_map(parse)
+        .collect())
 }
 
 /// Reads back everything that could be ours. A route or device in a form that we never create is
 /// returned as one that differs from any wanted one, so that it is replaced.
 pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, NetlinkError> {
-    let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
+    let names: BTreeMap<u32, &str> = links
+        .iter()
+        .map(|(name, link)| (link.index, name.as_str()))
+        .collect();
     let mut plan = Plan::default();
     for version in IpVersion::ALL {
         for found in socket.dump(message::get_routes(family_of(version)))? {
@@ -82,18 +134,33 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
         }
     }
     let addresses = list_addresses(socket)?;
-    let has_gateway =
-        |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == GATEWAY_V6);
-    let is_whole = |name: &str, link: &Link| link.up && (has_gateway(link) || !sysctl::has_ipv6_on(name));
-    let pods = links.iter().filter(|(name, link)| is_workload(name) && is_whole(name, link));
+    let has_gateway = |link: &Link| {
+        addresses
+            .iter()
+            .any(|(index, net)| *index == link.index && net.addr() == GATEWAY_V6)
+    };
+    let is_whole = |name: &str, link: &Link| {
+        link.up && link.can_receive() && (has_gateway(link) || !sysctl::has_ipv6_on(name))
+    };
+    let pods = links
+        .iter()
+        .filter(|(name, link)| is_workload(name) && is_whole(name, link));
     plan.pods = pods.map(|(name, _)| name.clone()).collect();
     for version in IpVersion::ALL {
         if let Some(link) = links.get(vxlan_device_name(version)) {
             let own = addresses.iter().filter(|(index, _)| *index == link.index);
-            let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
+            let mut own = own
+                .map(|(_, net)| net.addr())
+                .filter(|address| is_global(version, *address));
             let address = own.next().unwrap_or(unspecified_address(version));
             let offloads = ethtool::has_checksum_offload(vxlan_device_name(version))?;
-            plan.tunnels.insert(version, VxlanDevice { offloads, ..vxlan_device(link, address) });
+            plan.tunnels.insert(
+                version,
+                VxlanDevice {
+                    offloads,
+                    ..vxlan_device(link, address)
+                },
+            );
             plan.peers.extend(list_peers(socket, version, link.index)?);
         }
     }
@@ -124,13 +191,19 @@ pub fn find_default_gateway(
             return None;
         };
         let leads_out = message.attributes.contains(&RouteAttribute::Oif(link));
-        let gateway = message.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(address) => parse_ip(address),
-            _ => None,
-        });
+        let gateway = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Gateway(address) => parse_ip(address),
+                _ => None,
+            });
         gateway.filter(|_| leads_out && message.header.destination_prefix_length == 0)
     };
-    Ok(socket.dump(message::get_routes(family_of(version)))?.into_iter().find_map(gateway))
+    Ok(socket
+        .dump(message::get_routes(family_of(version)))?
+        .into_iter()
+        .find_map(gateway))
 }
 
 const fn family_of(version: IpVersion) -> AddressFamily {
@@ -144,18 +217,27 @@ fn parse_link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };
-    let LinkMessage { header, attributes, .. } = message;
+    let LinkMessage {
+        header, attributes, ..
+    } = message;
     let up = header.flags.contains(LinkFlags::Up);
-    let (mut name, mut found) = (None, Link { index: header.index, mtu: 0, up, mac: None, vxlan: None });
+    let (mut name, mut found) = (None, Link::new(header.index, up));
     for attribute in attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value),
             LinkAttribute::Mtu(value) => found.mtu = value,
-            LinkAttribute::Address(value) => found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac),
+            LinkAttribute::Address(value) => {
+                found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac)
+            }
+            LinkAttribute::Controller(index) => found.is_port = index != 0,
             LinkAttribute::LinkInfo(infos) => {
-                found.vxlan = infos
-                    .into_iter()
-                    .find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(data) } else { None });
+                found.vxlan = infos.into_iter().find_map(|info| {
+                    if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
+                        Some(data)
+                    } else {
+                        None
+                    }
+                });
             }
             _ => {}
         }
@@ -205,11 +287,15 @@ pub fn parse_route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Optio
     let destination = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
     let target = match (message.header.kind, interface, gateway) {
         (RouteType::BlackHole, ..) => Target::Blackhole,
-        (_, Some(name), Some(via)) if name == vxlan_device_name(IpVersion::of(destination.addr())) => {
+        (_, Some(name), Some(via))
+            if name == vxlan_device_name(IpVersion::of(destination.addr())) =>
+        {
             Target::Vxlan { via }
         }
         (_, _, Some(via)) => Target::Gateway { via },
-        (_, interface, None) => Target::Pod { interface: interface.unwrap_or_default().to_owned() },
+        (_, interface, None) => Target::Pod {
+            interface: interface.unwrap_or_default().to_owned(),
+        },
     };
     Some((destination, target))
 }
@@ -224,9 +310,20 @@ fn list_peers(
         forwarding.insert(mac, address);
     }
     let complete = |(address, mac): (IpAddr, Mac)| {
-        forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }))
+        forwarding.get(&mac).map(|underlay| {
+            (
+                address,
+                Peer {
+                    mac,
+                    underlay: *underlay,
+                },
+            )
+        })
     };
-    Ok(list_neighbours(socket, family_of(version), index)?.into_iter().filter_map(complete).collect())
+    Ok(list_neighbours(socket, family_of(version), index)?
+        .into_iter()
+        .filter_map(complete)
+        .collect())
 }
 
 fn list_neighbours(
@@ -235,7 +332,10 @@ fn list_neighbours(
     index: u32,
 ) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
     let parse = |found: RouteNetlinkMessage| {
-        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else {
+        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage {
+            header, attributes, ..
+        }) = found
+        else {
             return None;
         };
         let address = attributes.iter().find_map(|attribute| match attribute {
@@ -243,13 +343,22 @@ fn list_neighbours(
             _ => None,
         })?;
         let mac = attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac)
+            }
             _ => None,
         })?;
-        let is_lasting = matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+        let is_lasting = matches!(
+            header.state,
+            NeighbourState::Permanent | NeighbourState::Noarp
+        );
         (header.ifindex == index && is_lasting).then_some((address, mac))
     };
-    Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
+    Ok(socket
+        .dump(message::get_neighbours(family))?
+        .into_iter()
+        .filter_map(parse)
+        .collect())
 }
 
 fn parse_ip(address: &RouteAddress) -> Option<IpAddr> {

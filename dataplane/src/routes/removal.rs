@@ -46,7 +46,9 @@ impl LinkRemover {
     pub fn spawn() -> Result<Self, NetlinkError> {
         let (queue, requests) = mpsc::channel(QUEUE);
         let socket = RouteSocket::open()?;
-        thread::Builder::new().name("link-removal".to_owned()).spawn(move || serve(socket, requests))?;
+        thread::Builder::new()
+            .name("link-removal".to_owned())
+            .spawn(move || serve(socket, requests))?;
         Ok(Self { queue })
     }
 
@@ -71,8 +73,12 @@ impl LinkRemover {
 
     async fn exec(&self, link: LinkRef) -> Result<(), NetlinkError> {
         let (done, answer) = oneshot::channel();
-        let ended = |_| NetlinkError::Socket(io::Error::other("the thread that removes links has ended"));
-        self.queue.send(Request { link, done }).await.map_err(|_| ended(()))?;
+        let ended =
+            |_| NetlinkError::Socket(io::Error::other("the thread that removes links has ended"));
+        self.queue
+            .send(Request { link, done })
+            .await
+            .map_err(|_| ended(()))?;
         answer.await.unwrap_or_else(|_| Err(ended(())))
     }
 }
@@ -80,8 +86,14 @@ impl LinkRemover {
 fn serve(mut socket: RouteSocket, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
-        let (links, answers): (Vec<_>, Vec<_>) = waiting.drain(..).map(|request| (request.link, request.done)).unzip();
-        for (result, answer) in pod::remove_links(&mut socket, &links).into_iter().zip(answers) {
+        let (links, answers): (Vec<_>, Vec<_>) = waiting
+            .drain(..)
+            .map(|request| (request.link, request.done))
+            .unzip();
+        for (result, answer) in pod::remove_links(&mut socket, &links)
+            .into_iter()
+            .zip(answers)
+        {
             // The caller may have timed out; it asks again.
             let _ = answer.send(result);
         }

@@ -37,7 +37,11 @@ fn change_value(parameter: &str, value: &str) -> io::Result<Option<ChangedParame
     }
     let path = Path::new(ROOT).join(parameter);
     fs::write(&path, value).map_err(|error| path_error(&path, &error))?;
-    Ok(Some(ChangedParameter { parameter: parameter.to_owned(), former, now: value.to_owned() }))
+    Ok(Some(ChangedParameter {
+        parameter: parameter.to_owned(),
+        former,
+        now: value.to_owned(),
+    }))
 }
 
 /// Whether a parameter has this value. Errors name the parameter.
@@ -50,8 +54,9 @@ fn read_value(parameter: &str) -> io::Result<String> {
     // A single read is enough for a number, and the parameters of all pods are read again and
     // again.
     let mut value = [0; MAX_VALUE];
-    let read =
-        File::open(&path).and_then(|mut file| file.read(&mut value)).map_err(|error| path_error(&path, &error))?;
+    let read = File::open(&path)
+        .and_then(|mut file| file.read(&mut value))
+        .map_err(|error| path_error(&path, &error))?;
     Ok(String::from_utf8_lossy(&value[..read]).trim().to_owned())
 }
 
@@ -73,7 +78,11 @@ pub fn has_ipv6_on(link: &str) -> bool {
 pub const IPV6_MTU: u32 = 1280;
 
 /// Name prefixes of our links, on which there is no router.
-const OWN_PREFIXES: [&str; 3] = ["cali", vxlan_device_name(IpVersion::V4), vxlan_device_name(IpVersion::V6)];
+const OWN_PREFIXES: [&str; 3] = [
+    "cali",
+    vxlan_device_name(IpVersion::V4),
+    vxlan_device_name(IpVersion::V6),
+];
 
 /// Parameter that enables IPv4 forwarding.
 pub const FORWARDING: &str = "ipv4/ip_forward";

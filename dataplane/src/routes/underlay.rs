@@ -15,21 +15,32 @@ use margay_netlink::route::NetlinkError;
 /// the receiver is dropped. While no link has the address, the last value stays.
 pub fn watch(own: IpAddr) -> Result<watch::Receiver<u32>, NetlinkError> {
     let (mut subscription, mut driver) = (Subscription::open(GROUPS)?, Driver::open()?);
-    let (told, seen) = watch::channel(driver.underlay_mtu(own)?);
+    let (sender, receiver) = watch::channel(driver.underlay_mtu(own)?);
     let mut look = move || -> Result<(), NetlinkError> {
-        while !told.is_closed() {
-            subscription.wait(
-                |payload| matches!(payload, NetlinkPayload::InnerMessage(message) if addresses::concerns_node(message)),
-            )?;
+        while !sender.is_closed() {
+            subscription.wait(|payload| {
+                matches!(
+                    payload,
+                    NetlinkPayload::InnerMessage(message) if addresses::concerns_node(message),
+                )
+            })?;
             let found = driver.find_underlay_mtu(own)?;
-            told.send_if_modified(|known| found.is_some_and(|mtu| std::mem::replace(known, mtu) != mtu));
+            sender.send_if_modified(|known| {
+                found.is_some_and(|mtu| std::mem::replace(known, mtu) != mtu)
+            });
         }
         Ok(())
     };
-    thread::Builder::new().name("underlay".to_owned()).spawn(move || {
-        if let Err(error) = look() {
-            tracing::error!(%error, "the MTU monitor failed: the MTU of pods no longer follows the node's link; restart the agent");
-        }
-    })?;
-    Ok(seen)
+    thread::Builder::new()
+        .name("underlay".to_owned())
+        .spawn(move || {
+            if let Err(error) = look() {
+                tracing::error!(
+                    %error,
+                    "the MTU monitor failed: the MTU of pods no longer follows the node's link; \
+                     restart the agent",
+                );
+            }
+        })?;
+    Ok(receiver)
 }

@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -31,9 +32,12 @@ const FULL_CHECK: Duration = Duration::from_secs(120);
 const PARAMETERS: Duration = Duration::from_secs(10);
 /// Notifications within this time are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// After a repair, the next one waits this many times as long as it took: a program that keeps
-/// changing our routes costs no more than that.
+/// After a repair, the next one waits this many times the CPU time that it took: a program that
+/// keeps changing our routes costs no more than that. On a busy machine a repair lasts longer, but
+/// does not cost more.
 const REPAIR_REST: u32 = 10;
+/// Maximal wait after a repair: what others change is noticed within a second.
+const MAX_REST: Duration = Duration::from_millis(500);
 /// Maximal number of failed parts logged at once.
 const MAX_LOGGED: usize = 10;
 /// Minimal interval between reads of notifications: many come together.
@@ -98,10 +102,18 @@ impl Network {
         let (progress, seen) = watch::channel(Progress::default());
         let (wanted, hints) = (Arc::new(Mutex::new(Wanted::default())), Hints::default());
         let owner = RouteOwner::new(driver, wanted.clone(), hints.clone(), progress);
-        thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken))?;
+        thread::Builder::new()
+            .name("net".to_owned())
+            .spawn(move || owner.run(&woken))?;
         let monitor_wake = wake.clone();
-        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || listen(monitor, &hints, &monitor_wake))?;
-        Ok(Self { wanted, guard: Arc::new(WorkerGuard(wake)), progress: seen })
+        thread::Builder::new()
+            .name("net-monitor".to_owned())
+            .spawn(move || listen(monitor, &hints, &monitor_wake))?;
+        Ok(Self {
+            wanted,
+            guard: Arc::new(WorkerGuard(wake)),
+            progress: seen,
+        })
     }
 
     /// Replaces the wanted plan and returns its generation.
@@ -129,7 +141,8 @@ impl Network {
 
     /// Waits until the plan of this generation or a newer one is applied.
     pub async fn wait_applied(&self, generation: u64) -> Progress {
-        self.wait_for(|progress| progress.generation >= generation).await
+        self.wait_for(|progress| progress.generation >= generation)
+            .await
     }
 
     /// Waits until the progress meets a condition and returns it; if the worker has ended, returns
@@ -159,7 +172,11 @@ fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
         match monitor.wait() {
             Ok(new) => hint::merge_hints(&mut hints.lock(), new),
             Err(error) => {
-                tracing::error!(%error, "the route monitor failed: changes by other programs are found by the periodic check only; restart the agent");
+                tracing::error!(
+                    %error,
+                    "the route monitor failed: changes by other programs are found by the periodic \
+                     check only; restart the agent",
+                );
                 return;
             }
         }
@@ -194,7 +211,12 @@ struct RouteOwner {
 }
 
 impl RouteOwner {
-    fn new(driver: Driver, wanted: Arc<Mutex<Wanted>>, hints: Hints, progress: watch::Sender<Progress>) -> Self {
+    fn new(
+        driver: Driver,
+        wanted: Arc<Mutex<Wanted>>,
+        hints: Hints,
+        progress: watch::Sender<Progress>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             driver,
@@ -216,7 +238,10 @@ impl RouteOwner {
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
         loop {
             let periodic = self.check.min(self.parameters);
-            let due = [self.retry, self.look].into_iter().flatten().fold(periodic, Instant::min);
+            let due = [self.retry, self.look]
+                .into_iter()
+                .flatten()
+                .fold(periodic, Instant::min);
             match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Wake::Work) => self.handle_wake(),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -243,8 +268,9 @@ impl RouteOwner {
     fn run_due(&mut self, now: Instant) {
         if self.look.is_some_and(|at| at <= now) {
             self.look = None;
+            let before = thread_cpu_time();
             self.check_hints();
-            self.next_look = Instant::now() + now.elapsed() * REPAIR_REST;
+            self.next_look = Instant::now() + rest_after(thread_cpu_time().saturating_sub(before));
         }
         if self.parameters <= now {
             self.parameters = now + PARAMETERS;
@@ -268,7 +294,11 @@ impl RouteOwner {
     fn check_hints(&mut self) {
         let hints = std::mem::take(&mut *self.hints.lock());
         let Some(plan) = &self.plan else { return };
-        let filter = HintFilter { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
+        let filter = HintFilter {
+            plan,
+            missing: self.driver.missing(),
+            is_failing: !self.failed.is_empty(),
+        };
         if filter.needs_resync(&hints) {
             tracing::debug!(?hints, "notifications of changes by other programs");
             self.driver.mark_stale();
@@ -299,22 +329,44 @@ impl RouteOwner {
             Some(updated) if !is_whole => self.driver.apply_pods(plan, &updated),
             _ => self.driver.apply(plan),
         };
-        let ApplyOutcome { done, failed, changed } = applied.unwrap_or_else(|error| ApplyOutcome {
+        let ApplyOutcome {
+            done,
+            failed,
+            changed,
+        } = applied.unwrap_or_else(|error| ApplyOutcome {
             failed: BTreeMap::from([(RoutingPart::Netlink, error.to_string())]),
             ..ApplyOutcome::default()
         });
-        for ChangedParameter { parameter, former, now } in &changed {
-            tracing::warn!(parameter, former, now, "changed a kernel parameter of this host, as pods need it");
+        for ChangedParameter {
+            parameter,
+            former,
+            now,
+        } in &changed
+        {
+            tracing::warn!(
+                parameter,
+                former,
+                now,
+                "changed a kernel parameter of this host, as pods need it"
+            );
         }
-        let new_failures: Vec<_> =
-            failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
+        let new_failures: Vec<_> = failed
+            .iter()
+            .filter(|(what, reason)| self.failed.get(*what) != Some(*reason))
+            .collect();
         for (what, reason) in new_failures.iter().take(MAX_LOGGED) {
-            tracing::warn!(%what, reason, more = new_failures.len().saturating_sub(MAX_LOGGED), "routing could not be programmed; trying again");
+            tracing::warn!(
+                %what,
+                reason,
+                more = new_failures.len().saturating_sub(MAX_LOGGED),
+                "routing could not be programmed; trying again",
+            );
         }
         if is_repair && done > 0 {
             tracing::info!(
                 done,
-                "other programs had changed routes, links or kernel parameters that pods need; they have been restored"
+                "other programs had changed routes, links or kernel parameters that pods need; \
+                 they have been restored"
             );
         }
         if !self.failed.is_empty() && failed.is_empty() {
@@ -331,10 +383,24 @@ impl RouteOwner {
             progress.repairs += u64::from(is_repair && done > 0);
             progress.failed = failed;
             for change in changed {
-                progress.changed.entry(change.parameter.clone()).or_insert(change);
+                progress
+                    .changed
+                    .entry(change.parameter.clone())
+                    .or_insert(change);
             }
         });
     }
+}
+
+/// CPU time of the calling thread, in the kernel too.
+fn thread_cpu_time() -> Duration {
+    // It fails only where the kernel has no such clock; the rest is then the shortest.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Time from a repair of this cost to the next one.
+fn rest_after(cost: Duration) -> Duration {
+    (cost * REPAIR_REST).min(MAX_REST)
 }
 
 #[cfg(test)]
@@ -349,25 +415,45 @@ mod tests {
 
     /// Runs `ip` in the namespace of the calling thread.
     fn ip(words: &str) {
-        let output = Command::new("ip").args(words.split(' ')).output().expect("ip is installed");
-        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("ip")
+            .args(words.split(' '))
+            .output()
+            .expect("ip is installed");
+        assert!(
+            output.status.success(),
+            "ip {words}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// The first attempt comes while the gateway is unreachable, as if another program took longer
     /// between `down` and `up` than notifications are delayed.
     fn repair_in_two_attempts() {
-        unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("these tests make network namespaces: run them as root");
         ip("link add eth0 type veth peer name other");
         ip("link set eth0 up");
         ip("link set other up");
         ip("address add 172.30.0.1/24 dev eth0");
         let (progress, seen) = watch::channel(Progress::default());
-        let mut owner = RouteOwner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
+        let mut owner = RouteOwner::new(
+            Driver::open().expect("root"),
+            Arc::default(),
+            Hints::default(),
+            progress,
+        );
         let via: IpAddr = "172.30.0.2".parse().expect("an address");
         let destination = "10.244.2.0/26".parse().expect("a range");
-        owner.plan = Some(Plan { routes: [(destination, Target::Gateway { via })].into(), ..Plan::default() });
+        owner.plan = Some(Plan {
+            routes: [(destination, Target::Gateway { via })].into(),
+            ..Plan::default()
+        });
         owner.apply(false);
-        assert_eq!(seen.borrow().clone(), Progress::default(), "a plan is no repair");
+        assert_eq!(
+            seen.borrow().clone(),
+            Progress::default(),
+            "a plan is no repair"
+        );
 
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
@@ -383,8 +469,25 @@ mod tests {
     }
 
     #[test]
+    fn the_rest_after_a_repair_grows_with_its_cost_up_to_a_bound() {
+        for (cost, rest) in [(0, 0), (1, 10), (40, 400), (50, 500), (5_000, 500)] {
+            assert_eq!(
+                rest_after(Duration::from_millis(cost)),
+                Duration::from_millis(rest),
+                "{cost} ms"
+            );
+        }
+        let before = thread_cpu_time();
+        while thread_cpu_time() == before {
+            std::hint::spin_loop();
+        }
+    }
+
+    #[test]
     fn a_repair_that_takes_several_attempts_is_counted() {
         let thread = thread::spawn(repair_in_two_attempts);
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
 }

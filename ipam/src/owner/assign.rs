@@ -39,13 +39,22 @@ impl<S: Store> Owner<S> {
     ) {
         let blocks = match found {
             Ok(blocks) => blocks,
-            Err(error) => return drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}"))))),
+            Err(error) => {
+                return drop(
+                    reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))),
+                );
+            }
         };
-        let foreign = blocks.iter().filter(|block| block.value.node().is_some_and(|node| node != self.node));
+        let foreign = blocks
+            .iter()
+            .filter(|block| block.value.node().is_some_and(|node| node != self.node));
         let with = foreign.filter(|block| !block.value.of_handle(wanted.handle()).is_empty());
         let with: Vec<IpNet> = with.map(|block| block.value.cidr()).collect();
         if !with.is_empty() {
-            self.borrowed.entry(wanted.handle().to_owned()).or_default().extend(with);
+            self.borrowed
+                .entry(wanted.handle().to_owned())
+                .or_default()
+                .extend(with);
         }
         self.assign(wanted, reply);
     }
@@ -70,17 +79,26 @@ impl<S: Store> Owner<S> {
             return drop(reply.send(Err(unknown)));
         }
         if parts.is_empty() {
-            return drop(reply.send(Err(claim::no_pool(None, &wanted.choice(Vec::new()), &self.pools()))));
+            return drop(reply.send(Err(claim::no_pool(
+                None,
+                &wanted.choice(Vec::new()),
+                &self.pools(),
+            ))));
         }
         if self.borrowed.contains_key(wanted.handle()) {
             return self.borrow(wanted, parts, reply, String::new());
         }
         let blocks: Vec<Option<IpNet>> = parts.iter().map(|part| self.block_for(part)).collect();
         let Some(blocks) = blocks.iter().copied().collect::<Option<Vec<IpNet>>>() else {
-            let lacking = parts.into_iter().zip(blocks).filter(|(_, block)| block.is_none());
+            let lacking = parts
+                .into_iter()
+                .zip(blocks)
+                .filter(|(_, block)| block.is_none());
             let lacking: Vec<Part> = lacking.map(|(part, _)| part).collect();
             self.waiting.push_back(Waiting::Request(wanted, reply));
-            return lacking.into_iter().for_each(|part| self.claim(part.version, part.choice));
+            return lacking
+                .into_iter()
+                .for_each(|part| self.claim(part.version, part.choice));
         };
         self.local.insert(wanted.handle().to_owned());
         self.assign_from(parts, blocks, Vec::new(), reply);
@@ -99,9 +117,9 @@ impl<S: Store> Owner<S> {
         }
         let mut answers = Vec::new();
         for (part, block) in parts.into_iter().zip(blocks) {
-            let (told, answer) = oneshot::channel();
+            let (reply, answer) = oneshot::channel();
             answers.push(answer);
-            self.enqueue(block, Operation::Assign(part, told));
+            self.enqueue(block, Operation::Assign(part, reply));
         }
         tokio::spawn(join(had, answers, reply));
     }
@@ -116,7 +134,11 @@ impl<S: Store> Owner<S> {
         let refusal = |version| Some((version, self.claim_refusal(version)?));
         let bounds = exact::Bounds {
             context,
-            constraints: Constraints { limits: self.limits(), shared: Default::default(), now: (self.clock)() },
+            constraints: Constraints {
+                limits: self.limits(),
+                shared: Default::default(),
+                now: (self.clock)(),
+            },
             no_claim: IpVersion::ALL.into_iter().filter_map(refusal).collect(),
         };
         let store = self.store.clone();
@@ -140,7 +162,12 @@ impl<S: Store> Owner<S> {
                 Demand::Always(_) => true,
                 Demand::IfPooled => self.has_pool(version, &choice) || self.has(version, handle),
             };
-            is_wanted.then(|| Part { attribute: wanted.attribute.clone(), version, choice, recorded: Vec::new() })
+            is_wanted.then(|| Part {
+                attribute: wanted.attribute.clone(),
+                version,
+                choice,
+                recorded: Vec::new(),
+            })
         };
         wanted.demands().into_iter().filter_map(part).collect()
     }
@@ -169,8 +196,9 @@ impl<S: Store> Owner<S> {
     fn unknown_pool(&self, part: &Part) -> Option<NoAddress> {
         let pools = self.pools();
         let refusal = |name: &String| {
-            let named =
-                |pool: &&crate::pools::NodePool| IpVersion::of(pool.cidr.addr()) == part.version && pool.is_named(name);
+            let named = |pool: &&crate::pools::NodePool| {
+                IpVersion::of(pool.cidr.addr()) == part.version && pool.is_named(name)
+            };
             let found = pools.iter().find(named);
             let why = found.map(|pool| pool.refusal(&part.choice));
             match why {
@@ -189,28 +217,40 @@ impl<S: Store> Owner<S> {
                 && self.allows(&part.choice, **cidr)
                 && self.blocks[*cidr].room(&self.constraints(&known, **cidr)) > 0
         };
-        self.holder(part.version, part.handle()).or_else(|| self.blocks.keys().find(has_room).copied())
+        self.holder(part.version, part.handle())
+            .or_else(|| self.blocks.keys().find(has_room).copied())
     }
 
     fn holder(&self, version: IpVersion, handle: &str) -> Option<IpNet> {
-        let mut of_version = self.blocks.iter().filter(|(cidr, _)| IpVersion::of(cidr.addr()) == version);
-        of_version.find(|(_, slot)| slot.holds(handle)).map(|(cidr, _)| *cidr)
+        let mut of_version = self
+            .blocks
+            .iter()
+            .filter(|(cidr, _)| IpVersion::of(cidr.addr()) == version);
+        of_version
+            .find(|(_, slot)| slot.holds(handle))
+            .map(|(cidr, _)| *cidr)
     }
 
     fn has(&self, version: IpVersion, handle: &str) -> bool {
         let mut borrowed = self.borrowed.get(handle).into_iter().flatten();
-        borrowed.any(|cidr| IpVersion::of(cidr.addr()) == version) || self.holder(version, handle).is_some()
+        borrowed.any(|cidr| IpVersion::of(cidr.addr()) == version)
+            || self.holder(version, handle).is_some()
     }
 
     /// Returns true when a pool of this IP version serves the choice.
     fn has_pool(&self, version: IpVersion, choice: &PoolChoice) -> bool {
-        self.claim_context_with(KnownBlocks::default()).serving(version, choice).next().is_some()
+        self.claim_context_with(KnownBlocks::default())
+            .serving(version, choice)
+            .next()
+            .is_some()
     }
 
     /// Returns true when the choice may take an address of the block. A block without a pool, or of
     /// a closed one, serves nobody.
     pub(super) fn allows(&self, choice: &PoolChoice, block: IpNet) -> bool {
-        self.pools().iter().any(|pool| pool.cidr.contains(&block) && pool.serves(choice))
+        self.pools()
+            .iter()
+            .any(|pool| pool.cidr.contains(&block) && pool.serves(choice))
     }
 
     /// Present state that a claim is based on.
@@ -219,6 +259,11 @@ impl<S: Store> Owner<S> {
     }
 
     fn claim_context_with(&self, known: KnownBlocks) -> ClaimContext {
-        ClaimContext { node: self.node.clone(), pools: self.pools(), known, now: (self.clock)() }
+        ClaimContext {
+            node: self.node.clone(),
+            pools: self.pools(),
+            known,
+            now: (self.clock)(),
+        }
     }
 }

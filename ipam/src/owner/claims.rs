@@ -18,7 +18,7 @@ use crate::commit::commit;
 use crate::constraints::Constraints;
 use crate::idle_blocks::{BlockFacts, BlockRelease, Need, release_block};
 use crate::node_objects::{NodeObjects, Stored};
-use crate::pools::PoolChoice;
+use crate::pools::{PoolChoice, can_serve};
 use crate::request::{AddressRequest, NoAddress};
 use crate::store::{Store, StoreError};
 
@@ -32,12 +32,19 @@ impl<S: Store> Owner<S> {
     /// serve the node count.
     pub(super) fn claim_refusal(&self, version: IpVersion) -> Option<String> {
         let pools = self.pools();
-        let serves =
-            |cidr: &IpNet| pools.iter().any(|pool| pool.closed.is_none() && pool.selected && pool.cidr.contains(cidr));
         let map = self.inputs.map.borrow();
-        let known = map.iter().flat_map(|map| map.iter()).filter(|(_, node)| **node == self.node);
-        let own: BTreeSet<&IpNet> = known.map(|(cidr, _)| cidr).chain(self.blocks.keys()).collect();
-        let own = own.into_iter().filter(|cidr| IpVersion::of(cidr.addr()) == version && serves(cidr)).count();
+        let known = map
+            .iter()
+            .flat_map(|map| map.iter())
+            .filter(|(_, node)| **node == self.node);
+        let own: BTreeSet<&IpNet> = known
+            .map(|(cidr, _)| cidr)
+            .chain(self.blocks.keys())
+            .collect();
+        let own = own
+            .into_iter()
+            .filter(|cidr| IpVersion::of(cidr.addr()) == version && can_serve(&pools, **cidr))
+            .count();
         self.limits().refuse_claim(&self.node, own)
     }
 
@@ -52,10 +59,18 @@ impl<S: Store> Owner<S> {
             let serving: Vec<(&IpNet, &super::Slot)> = self
                 .blocks
                 .iter()
-                .filter(|(cidr, _)| IpVersion::of(cidr.addr()) == version && self.allows(&any, **cidr))
+                .filter(|(cidr, _)| {
+                    IpVersion::of(cidr.addr()) == version && self.allows(&any, **cidr)
+                })
                 .collect();
-            let free: usize = serving.iter().map(|(cidr, slot)| slot.room(&self.constraints(&known, **cidr))).sum();
-            let size = serving.iter().map(|(_, slot)| slot.stored.value.spec().allocations.len()).max();
+            let free: usize = serving
+                .iter()
+                .map(|(cidr, slot)| slot.room(&self.constraints(&known, **cidr)))
+                .sum();
+            let size = serving
+                .iter()
+                .map(|(_, slot)| slot.stored.value.spec().allocations.len())
+                .max();
             let low = size.map_or(0, |size| SPARE.min(size / 4));
             if free < low && !self.without_spare.contains(&version) {
                 self.claim(version, any.clone());
@@ -68,9 +83,19 @@ impl<S: Store> Owner<S> {
             return;
         }
         let (context, store) = (self.claim_context(), self.store.clone());
-        let constraints = Constraints { limits: self.limits(), shared: BTreeSet::new(), now: context.now.clone() };
-        let refusal = self.claim_refusal(version).filter(|_| context.serving(version, &choice).next().is_some());
-        let want = claim::ClaimRequest { version, choice, constraints };
+        let constraints = Constraints {
+            limits: self.limits(),
+            shared: BTreeSet::new(),
+            now: context.now.clone(),
+        };
+        let refusal = self
+            .claim_refusal(version)
+            .filter(|_| context.serving(version, &choice).next().is_some());
+        let want = claim::ClaimRequest {
+            version,
+            choice,
+            constraints,
+        };
         self.spawn(async move {
             let result = match refusal {
                 Some(why) => Err(NoAddress::Exhausted(why)),
@@ -101,7 +126,9 @@ impl<S: Store> Owner<S> {
         };
         for waiting in std::mem::take(&mut self.waiting) {
             match &failure {
-                Some(error) if self.waits_for(&waiting, version, choice) => self.fall_back(waiting, error.clone()),
+                Some(error) if self.waits_for(&waiting, version, choice) => {
+                    self.fall_back(waiting, error.clone())
+                }
                 _ => self.retry_one(waiting),
             }
         }
@@ -109,7 +136,9 @@ impl<S: Store> Owner<S> {
 
     /// Returns true when it needs a new block of this IP version from these pools.
     fn waits_for(&self, waiting: &Waiting, version: IpVersion, choice: &PoolChoice) -> bool {
-        let lacks = |part: &Part| part.version == version && part.choice == *choice && self.block_for(part).is_none();
+        let lacks = |part: &Part| {
+            part.version == version && part.choice == *choice && self.block_for(part).is_none()
+        };
         match waiting {
             Waiting::Request(wanted, _) => self.parts(wanted).iter().any(lacks),
             Waiting::Part(part, _) => lacks(part),
@@ -120,13 +149,21 @@ impl<S: Store> Owner<S> {
     /// Borrows for a request whose claim has failed, if that can help; otherwise replies with the
     /// error.
     fn fall_back(&mut self, waiting: Waiting, error: NoAddress) {
-        let NoAddress::Exhausted(why) = error else { return waiting.fail(error) };
-        let serves = |part: &Part| self.claim_context().serving(part.version, &part.choice).next().is_some();
+        let NoAddress::Exhausted(why) = error else {
+            return waiting.fail(error);
+        };
+        let serves = |part: &Part| {
+            self.claim_context()
+                .serving(part.version, &part.choice)
+                .next()
+                .is_some()
+        };
         match waiting {
             Waiting::Request(wanted, reply) => {
                 let parts = self.parts(&wanted);
-                let is_claimed_for =
-                    |part: &Part| self.claiming.contains(&part.version) && self.block_for(part).is_none();
+                let is_claimed_for = |part: &Part| {
+                    self.claiming.contains(&part.version) && self.block_for(part).is_none()
+                };
                 if parts.iter().any(is_claimed_for) {
                     // A claim for another part may still succeed; only then is it known what must
                     // be borrowed.
@@ -140,7 +177,8 @@ impl<S: Store> Owner<S> {
             // Another part has been written already. The caller releases both and asks again.
             Waiting::Part(part, reply) => {
                 let text = format!(
-                    "the block that had room for handle {} has none any more, and {why}; the runtime will try again",
+                    "the block that had room for handle {} has none any more, and {why}; the \
+                     runtime will try again",
                     part.handle()
                 );
                 drop(reply.send(Err(NoAddress::Unavailable(text))));
@@ -150,15 +188,34 @@ impl<S: Store> Owner<S> {
     }
 
     /// Borrows the addresses that the request lacks. `why` tells why no block could be claimed.
-    pub(super) fn borrow(&mut self, wanted: AddressRequest, parts: Vec<Part>, reply: AssignReply, why: String) {
-        let had = self.borrowed.get(wanted.handle()).cloned().unwrap_or_default();
-        let has = |part: &Part| had.iter().any(|cidr| IpVersion::of(cidr.addr()) == part.version);
-        let lacking: Vec<Part> = parts.into_iter().filter(|part| has(part) || self.block_for(part).is_none()).collect();
+    pub(super) fn borrow(
+        &mut self,
+        wanted: AddressRequest,
+        parts: Vec<Part>,
+        reply: AssignReply,
+        why: String,
+    ) {
+        let had = self
+            .borrowed
+            .get(wanted.handle())
+            .cloned()
+            .unwrap_or_default();
+        let has = |part: &Part| {
+            had.iter()
+                .any(|cidr| IpVersion::of(cidr.addr()) == part.version)
+        };
+        let lacking: Vec<Part> = parts
+            .into_iter()
+            .filter(|part| has(part) || self.block_for(part).is_none())
+            .collect();
         let context = self.claim_context();
         let strict = self.limits().strict_affinity;
         let mut asked = Vec::new();
         for part in lacking {
-            let of_version = had.iter().copied().filter(|cidr| IpVersion::of(cidr.addr()) == part.version);
+            let of_version = had
+                .iter()
+                .copied()
+                .filter(|cidr| IpVersion::of(cidr.addr()) == part.version);
             let mut blocks: Vec<IpNet> = of_version.collect();
             if !strict {
                 blocks.extend(self.lenders(&part));
@@ -167,7 +224,11 @@ impl<S: Store> Owner<S> {
             asked.push((part, blocks, refusal));
         }
         self.local.remove(wanted.handle());
-        let constraints = Constraints { limits: self.limits(), shared: BTreeSet::new(), now: context.now.clone() };
+        let constraints = Constraints {
+            limits: self.limits(),
+            shared: BTreeSet::new(),
+            now: context.now.clone(),
+        };
         let store = self.store.clone();
         self.spawn(async move {
             let mut taken: Vec<Borrowed> = Vec::new();
@@ -187,7 +248,9 @@ impl<S: Store> Owner<S> {
     /// finds nothing.
     fn lenders(&self, part: &Part) -> Vec<IpNet> {
         let known = self.known();
-        let others = known.of_others(&self.node, part.version).filter(|cidr| self.allows(&part.choice, *cidr));
+        let others = known
+            .of_others(&self.node, part.version)
+            .filter(|cidr| self.allows(&part.choice, *cidr));
         shuffled(others, &format!("{} {}", self.node, self.fruitless))
     }
 
@@ -197,21 +260,29 @@ impl<S: Store> Owner<S> {
         let own: Vec<(&IpNet, &super::Slot)> = self
             .blocks
             .iter()
-            .filter(|(cidr, _)| IpVersion::of(cidr.addr()) == part.version && self.allows(&part.choice, **cidr))
+            .filter(|(cidr, _)| {
+                IpVersion::of(cidr.addr()) == part.version && self.allows(&part.choice, **cidr)
+            })
             .collect();
-        let resting: usize =
-            own.iter().map(|(cidr, slot)| self.constraints(&known, **cidr).resting(&slot.stored.value)).sum();
+        let resting: usize = own
+            .iter()
+            .map(|(cidr, slot)| self.constraints(&known, **cidr).resting(&slot.stored.value))
+            .sum();
         let limits = self.limits();
         let blocks = match (own.len(), resting) {
             (0, _) => format!("node {} has no block for it", self.node),
             (count, 0) => format!("the {count} blocks for it of node {} are full", self.node),
             (count, _) => format!(
-                "the {count} blocks for it of node {} are full, with {resting} addresses that rest for the {} seconds of ipCooldownSeconds",
+                "the {count} blocks for it of node {} are full, with {resting} addresses that rest \
+                 for the {} seconds of ipCooldownSeconds",
                 self.node, limits.cooldown
             ),
         };
         let others = match limits.strict_affinity {
-            true => "IPAMConfiguration default has strictAffinity, so none is taken out of another node's block",
+            true => {
+                "IPAMConfiguration default has strictAffinity, so none is taken out of another \
+                 node's block"
+            }
             false => "none was found in blocks of other nodes",
         };
         NoAddress::Exhausted(format!(
@@ -234,8 +305,15 @@ impl<S: Store> Owner<S> {
             }
         };
         let blocks = borrowed.iter().map(|(_, block)| *block);
-        self.borrowed.entry(wanted.handle().to_owned()).or_default().extend(blocks);
-        let is_left = |part: &Part| borrowed.iter().all(|(address, _)| IpVersion::of(address.addr()) != part.version);
+        self.borrowed
+            .entry(wanted.handle().to_owned())
+            .or_default()
+            .extend(blocks);
+        let is_left = |part: &Part| {
+            borrowed
+                .iter()
+                .all(|(address, _)| IpVersion::of(address.addr()) != part.version)
+        };
         let parts: Vec<Part> = self.parts(&wanted).into_iter().filter(is_left).collect();
         let own: Option<Vec<IpNet>> = parts.iter().map(|part| self.block_for(part)).collect();
         let had = borrowed.into_iter().map(|(address, _)| address).collect();
@@ -257,8 +335,14 @@ impl<S: Store> Owner<S> {
         }
         let (pools, known) = (self.pools(), self.known());
         let need = |cidr: &IpNet| {
-            let mut around = pools.iter().filter(|pool| pool.cidr.contains(cidr) && !pool.is_terminating).peekable();
-            match (around.peek().is_some(), around.find(|pool| pool.is_for_node())) {
+            let mut around = pools
+                .iter()
+                .filter(|pool| pool.cidr.contains(cidr) && !pool.is_terminating)
+                .peekable();
+            match (
+                around.peek().is_some(),
+                around.find(|pool| pool.is_for_node()),
+            ) {
                 (_, Some(pool)) => Need::Used(pool.name.clone()),
                 (true, None) => Need::Unused,
                 (false, None) => Need::NoPool,
@@ -270,7 +354,12 @@ impl<S: Store> Owner<S> {
             .map(|(cidr, slot)| {
                 let constraints = self.constraints(&known, *cidr);
                 let (is_empty, room) = (slot.is_empty(&constraints), slot.room(&constraints));
-                BlockFacts { cidr: *cidr, need: need(cidr), is_empty, room }
+                BlockFacts {
+                    cidr: *cidr,
+                    need: need(cidr),
+                    is_empty,
+                    room,
+                }
             })
             .collect();
         for cidr in self.idle.find_due(&facts, self.started.elapsed()) {
@@ -285,17 +374,24 @@ impl<S: Store> Owner<S> {
     }
 
     /// Reads a block without a pool, in which only other nodes have addresses as far as the cache
-    /// knows. They release them without a word to this node, so only a read tells that the block is
+    /// knows. They release them without notifying this node, so only a read shows that the block is
     /// empty.
     fn look_for_loans(&mut self, cidr: IpNet, constraints: Constraints) {
         let is_lent = |attribute: &AllocationAttribute| {
-            let node = attribute.secondary.as_ref().and_then(|secondary| secondary.get("node"));
+            let node = attribute
+                .secondary
+                .as_ref()
+                .and_then(|secondary| secondary.get("node"));
             node.is_some_and(|node| *node != self.node)
         };
         let is_idle = |slot: &&mut Slot| {
             !slot.is_writing
                 && slot.queue.is_empty()
-                && slot.stored.value.allocated().all(|(_, holder)| is_lent(holder))
+                && slot
+                    .stored
+                    .value
+                    .allocated()
+                    .all(|(_, holder)| is_lent(holder))
         };
         if self.blocks.get_mut(&cidr).filter(is_idle).is_none() {
             return;
@@ -303,7 +399,9 @@ impl<S: Store> Owner<S> {
         self.set_aside(cidr, |known, store, node| async move {
             match store.block(cidr).await {
                 Ok(Some(block)) if block.value.node() != Some(node.as_str()) => BlockRelease::Done,
-                Ok(Some(block)) if constraints.is_empty(&block.value) => release_block(&*store, block, &node).await,
+                Ok(Some(block)) if constraints.is_empty(&block.value) => {
+                    release_block(&*store, block, &node).await
+                }
                 Ok(Some(block)) => BlockRelease::Kept(Some(block)),
                 Ok(None) => BlockRelease::Done,
                 Err(_) => BlockRelease::Kept(Some(known)),
@@ -313,18 +411,25 @@ impl<S: Store> Owner<S> {
 
     fn start_block_release(&mut self, cidr: IpNet, constraints: &Constraints) {
         self.set_aside(cidr, |mut stored, store, node| {
-            stored.value.end_cooldown(|since| constraints.is_over(since));
+            stored
+                .value
+                .end_cooldown(|since| constraints.is_over(since));
             async move { release_block(&*store, stored, &node).await }
         });
     }
 
     /// Assigns nothing from a block, and queues its operations, until `work` has decided if it is
     /// released. `work` gets the cached block, the storage and this node's name.
-    fn set_aside<W>(&mut self, cidr: IpNet, work: impl FnOnce(Stored<Block>, Arc<NodeObjects<S>>, String) -> W)
-    where
+    fn set_aside<W>(
+        &mut self,
+        cidr: IpNet,
+        work: impl FnOnce(Stored<Block>, Arc<NodeObjects<S>>, String) -> W,
+    ) where
         W: Future<Output = BlockRelease> + Send + 'static,
     {
-        let Some(slot) = self.blocks.get_mut(&cidr) else { return };
+        let Some(slot) = self.blocks.get_mut(&cidr) else {
+            return;
+        };
         (slot.is_writing, slot.is_releasing) = (true, true);
         let work = work(slot.stored.clone(), self.store.clone(), self.node.clone());
         self.spawn(async move { Event::BlockReleased(cidr, work.await) });
@@ -333,16 +438,27 @@ impl<S: Store> Owner<S> {
     /// Frees addresses whose cooldown is over in a block that is not being written, so that others
     /// can borrow them.
     fn end_cooldowns(&mut self, cidr: IpNet, constraints: Constraints) {
-        let Some(slot) = self.blocks.get_mut(&cidr).filter(|slot| !slot.is_writing) else { return };
-        if !slot.stored.value.cooling_down().any(|(_, since)| constraints.is_over(since)) {
+        let Some(slot) = self.blocks.get_mut(&cidr).filter(|slot| !slot.is_writing) else {
+            return;
+        };
+        if !slot
+            .stored
+            .value
+            .cooling_down()
+            .any(|(_, since)| constraints.is_over(since))
+        {
             return;
         }
         slot.is_writing = true;
         let (stored, store) = (slot.stored.clone(), self.store.clone());
-        self.spawn(async move { Event::Written(commit(&*store, stored, Vec::new(), &constraints).await) });
+        self.spawn(async move {
+            Event::Written(commit(&*store, stored, Vec::new(), &constraints).await)
+        });
     }
 }
 
 fn unavailable(error: StoreError) -> NoAddress {
-    NoAddress::Unavailable(format!("IPAM loan of an address: {error}; the runtime will try again"))
+    NoAddress::Unavailable(format!(
+        "IPAM loan of an address: {error}; the runtime will try again"
+    ))
 }

@@ -21,7 +21,8 @@ impl<S: Store> Owner<S> {
         if let Some(locked) = self.locked() {
             return drop(reply.send(Err(locked)));
         }
-        let is_here = self.local.contains(&handle) && self.blocks.values().any(|slot| slot.holds(&handle));
+        let is_here =
+            self.local.contains(&handle) && self.blocks.values().any(|slot| slot.holds(&handle));
         if is_here && self.loading == 0 && self.inputs.map.borrow().is_some() {
             return self.release_from(handle, reply, Vec::new());
         }
@@ -36,11 +37,21 @@ impl<S: Store> Owner<S> {
     /// may still have addresses, because its object and the block are written at the same time and
     /// one of the two writes may have failed. So it counts as released only once all blocks of this
     /// node have been read.
-    pub(super) fn finish_locate(&mut self, handle: String, reply: ReleaseReply, blocks: Vec<Stored<Block>>) {
+    pub(super) fn finish_locate(
+        &mut self,
+        handle: String,
+        reply: ReleaseReply,
+        blocks: Vec<Stored<Block>>,
+    ) {
         if blocks.is_empty() && !self.is_ready() {
             return self.waiting.push_back(Waiting::Release(handle, reply));
         }
-        if blocks.is_empty() && self.unread.iter().any(|cidr| !self.blocks.contains_key(cidr)) {
+        if blocks.is_empty()
+            && self
+                .unread
+                .iter()
+                .any(|cidr| !self.blocks.contains_key(cidr))
+        {
             drop(reply.send(Err(self.inputs.unknown())));
             return self.load();
         }
@@ -51,27 +62,41 @@ impl<S: Store> Owner<S> {
     /// are not cached; then deletes the handle. In that order, because without the handle nobody
     /// would find the rest.
     fn release_from(&mut self, handle: String, reply: ReleaseReply, located: Vec<Stored<Block>>) {
-        let (here, elsewhere): (Vec<_>, Vec<_>) =
-            located.into_iter().partition(|block| self.blocks.contains_key(&block.value.cidr()));
+        let (here, elsewhere): (Vec<_>, Vec<_>) = located
+            .into_iter()
+            .partition(|block| self.blocks.contains_key(&block.value.cidr()));
         let mut here: BTreeSet<IpNet> = here.iter().map(|block| block.value.cidr()).collect();
-        here.extend(self.blocks.iter().filter(|(_, slot)| slot.may_hold(&handle)).map(|(cidr, _)| *cidr));
+        here.extend(
+            self.blocks
+                .iter()
+                .filter(|(_, slot)| slot.may_hold(&handle))
+                .map(|(cidr, _)| *cidr),
+        );
         let mut answers = Vec::new();
         for block in here {
-            let (told, answer) = oneshot::channel();
+            let (reply, answer) = oneshot::channel();
             answers.push(answer);
-            self.enqueue(block, Operation::Release(handle.clone(), told));
+            self.enqueue(block, Operation::Release(handle.clone(), reply));
         }
         self.local.remove(&handle);
         self.borrowed.remove(&handle);
-        let constraints = Constraints { limits: self.limits(), shared: BTreeSet::new(), now: (self.clock)() };
+        let constraints = Constraints {
+            limits: self.limits(),
+            shared: BTreeSet::new(),
+            now: (self.clock)(),
+        };
         let store = self.store.clone();
         tokio::spawn(async move {
-            let failed = |error: StoreError| NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"));
+            let failed = |error: StoreError| {
+                NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"))
+            };
             let released = async {
                 for answer in answers {
                     answer.await.map_err(|_| stopping())??;
                 }
-                commit::release_from(&*store, &handle, elsewhere, &constraints).await.map_err(failed)?;
+                commit::release_from(&*store, &handle, elsewhere, &constraints)
+                    .await
+                    .map_err(failed)?;
                 store.delete_handle(handle.clone()).await.map_err(failed)
             };
             reply.send(released.await)

@@ -11,7 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use margay_api::meta::{ANNOTATION_POD_IPS, ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6, Labels};
+use margay_api::meta::{
+    ANNOTATION_POD_IPS, ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6, Labels,
+};
 use margay_api::rule::IpVersion;
 use margay_api::storage::{self, Kind, Mode};
 use margay_api::v3::IPPool;
@@ -62,8 +64,8 @@ impl ApiServer {
         limits::follow(self.watch(), self.watch(), self.watch())
     }
 
-    /// Watches all objects of a kind. While the kind is not served they stay unknown: a kind that is
-    /// not there yet must not be taken for one without objects.
+    /// Watches all objects of a kind. While the kind is not served they stay unknown: a kind that
+    /// is not there yet must not be taken for one without objects.
     fn watch<K: CalicoObject>(&self) -> watch::Receiver<Listed<K>> {
         let (sender, receiver) = watch::channel(None);
         tokio::spawn(follow(Collection::new(self), sender));
@@ -100,27 +102,38 @@ impl<K: CalicoObject> Collection<K> {
     fn new(server: &ApiServer) -> Self {
         let kind = Kind::of(&K::kind(&())).expect("every kind that IPAM names is one of Calico's");
         let api = Api::all_with(server.client.clone(), &kind.resource(server.mode));
-        Self { kind, mode: server.mode, api, of: std::marker::PhantomData }
+        Self {
+            kind,
+            mode: server.mode,
+            api,
+            of: std::marker::PhantomData,
+        }
     }
 
     fn parse(&self, object: DynamicObject) -> Result<K, StoreError> {
         let name = object.name_any();
         let wrong = |error: &dyn std::fmt::Display| {
-            StoreError::Failed(format!("{} {name}: {error}; repair or delete it", self.kind.kind))
+            StoreError::Damaged(format!(
+                "{} {name}: {error}; repair or delete it",
+                self.kind.kind
+            ))
         };
         let bytes = serde_json::to_vec(&object).map_err(|error| wrong(&error))?;
-        let read = storage::decode_as(self.mode, self.kind, &bytes).map_err(|error| wrong(&error))?;
+        let read =
+            storage::decode_as(self.mode, self.kind, &bytes).map_err(|error| wrong(&error))?;
         Ok(read.object)
     }
 
     fn stored(&self, object: &K) -> Result<DynamicObject, StoreError> {
-        let wrong = |error: &dyn std::fmt::Display| StoreError::Failed(format!("{}: {error}", self.kind.kind));
+        let wrong = |error: &dyn std::fmt::Display| {
+            StoreError::Failed(format!("{}: {error}", self.kind.kind))
+        };
         let value = storage::encode(self.mode, self.kind, object).map_err(|error| wrong(&error))?;
         serde_json::from_value(value).map_err(|error| wrong(&error))
     }
 
-    /// Keeps an object that a watch has brought. One that cannot be read hurts only itself: its last
-    /// readable version stays.
+    /// Keeps an object that a watch has brought. One that cannot be read hurts only itself: its
+    /// last readable version stays.
     fn keep(&self, object: DynamicObject, known: &mut BTreeMap<String, K>) {
         let name = object.name_any();
         match self.parse(object) {
@@ -131,7 +144,8 @@ impl<K: CalicoObject> Collection<K> {
 }
 
 async fn follow<K: CalicoObject>(objects: Collection<K>, sender: watch::Sender<Listed<K>>) {
-    let mut events = std::pin::pin!(watcher(objects.api.clone(), watcher::Config::default()).default_backoff());
+    let mut events =
+        std::pin::pin!(watcher(objects.api.clone(), watcher::Config::default()).default_backoff());
     let (mut known, mut listed) = (BTreeMap::new(), BTreeMap::new());
     loop {
         match events.try_next().await {
@@ -149,7 +163,12 @@ async fn follow<K: CalicoObject>(objects: Collection<K>, sender: watch::Sender<L
             Ok(None) => return,
             Err(error) => {
                 let (kind, storage) = (objects.kind.kind, objects.mode);
-                tracing::warn!(kind, %storage, %error, "watch interrupted; what is known stays in use");
+                tracing::warn!(
+                    kind,
+                    %storage,
+                    %error,
+                    "watch interrupted; what is known stays in use",
+                );
                 continue;
             }
         }
@@ -160,7 +179,10 @@ async fn follow<K: CalicoObject>(objects: Collection<K>, sender: watch::Sender<L
 impl<K: CalicoObject> Objects<K> for ApiServer {
     async fn get(&self, name: String) -> Result<Option<K>, StoreError> {
         let objects = Collection::new(self);
-        request(objects.api.get_opt(&name)).await?.map(|found| objects.parse(found)).transpose()
+        request(objects.api.get_opt(&name))
+            .await?
+            .map(|found| objects.parse(found))
+            .transpose()
     }
 
     async fn list<T: Send>(&self, keep: fn(K) -> T) -> Result<Vec<T>, StoreError> {
@@ -170,12 +192,21 @@ impl<K: CalicoObject> Objects<K> for ApiServer {
             match objects.parse(object) {
                 Ok(object) => Some(keep(object)),
                 Err(error) => {
-                    tracing::warn!(kind = objects.kind.kind, name, %error, "object cannot be read and is skipped");
+                    tracing::warn!(
+                        kind = objects.kind.kind,
+                        name,
+                        %error,
+                        "object cannot be read and is skipped",
+                    );
                     None
                 }
             }
         };
-        Ok(Self::pages(objects.api.clone(), read).await?.into_iter().flatten().collect())
+        Ok(Self::pages(objects.api.clone(), read)
+            .await?
+            .into_iter()
+            .flatten()
+            .collect())
     }
 
     async fn create(&self, object: K) -> Result<K, StoreError> {
@@ -187,15 +218,33 @@ impl<K: CalicoObject> Objects<K> for ApiServer {
     async fn replace(&self, object: K) -> Result<K, StoreError> {
         let objects = Collection::new(self);
         let stored = objects.stored(&object)?;
-        objects.parse(request(objects.api.replace(&stored.name_any(), &PostParams::default(), &stored)).await?)
+        objects.parse(
+            request(
+                objects
+                    .api
+                    .replace(&stored.name_any(), &PostParams::default(), &stored),
+            )
+            .await?,
+        )
     }
 
     async fn delete(&self, metadata: ObjectMeta) -> Result<bool, StoreError> {
         let objects = Collection::<K>::new(self);
-        let ObjectMeta { name, uid, resource_version, .. } = metadata;
+        let ObjectMeta {
+            name,
+            uid,
+            resource_version,
+            ..
+        } = metadata;
         let is_any = uid.is_none() && resource_version.is_none();
-        let only = (!is_any).then_some(Preconditions { uid, resource_version });
-        let params = DeleteParams { preconditions: only, ..DeleteParams::default() };
+        let only = (!is_any).then_some(Preconditions {
+            uid,
+            resource_version,
+        });
+        let params = DeleteParams {
+            preconditions: only,
+            ..DeleteParams::default()
+        };
         let deleted = async {
             match objects.api.delete(&name.unwrap_or_default(), &params).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(true),
@@ -211,18 +260,30 @@ impl Store for ApiServer {
     async fn namespace(&self, name: String) -> Result<Namespace, StoreError> {
         let namespaces: Api<CoreNamespace> = Api::all(self.client.clone());
         let found = namespaces.get_metadata_opt(&name).await;
-        let metadata = found.map_err(|error| StoreError::Failed(format!("Namespace {name}: {error}")))?;
-        let Some(metadata) = metadata.map(|found| found.metadata) else { return Ok(Namespace::default()) };
+        let metadata =
+            found.map_err(|error| StoreError::Failed(format!("Namespace {name}: {error}")))?;
+        let Some(metadata) = metadata.map(|found| found.metadata) else {
+            return Ok(Namespace::default());
+        };
         let annotations = metadata.annotations.unwrap_or_default();
-        let pools = [(IpVersion::V4, ANNOTATION_POD_POOLS_V4), (IpVersion::V6, ANNOTATION_POD_POOLS_V6)];
-        let pools = pools.into_iter().filter_map(|(version, name)| Some((version, annotations.get(name)?.clone())));
-        Ok(Namespace { labels: metadata.labels.unwrap_or_default(), pools: pools.collect() })
+        let pools = [
+            (IpVersion::V4, ANNOTATION_POD_POOLS_V4),
+            (IpVersion::V6, ANNOTATION_POD_POOLS_V6),
+        ];
+        let pools = pools
+            .into_iter()
+            .filter_map(|(version, name)| Some((version, annotations.get(name)?.clone())));
+        Ok(Namespace {
+            labels: metadata.labels.unwrap_or_default(),
+            pools: pools.collect(),
+        })
     }
 }
 
 impl Cluster for ApiServer {
     async fn nodes(&self) -> Result<BTreeSet<String>, StoreError> {
-        let nodes = Self::pages(Api::all(self.client.clone()), |node: Node| node.name_any()).await?;
+        let nodes =
+            Self::pages(Api::all(self.client.clone()), |node: Node| node.name_any()).await?;
         Ok(nodes.into_iter().collect())
     }
 
@@ -232,8 +293,17 @@ impl Cluster for ApiServer {
     }
 
     async fn pools(&self) -> Result<Option<Vec<IpNet>>, StoreError> {
-        let range = |pool: IPPool| (pool.metadata.deletion_timestamp.is_none(), pool.spec.cidr.parse::<IpNet>().ok());
-        let pools = self.list(range).await?.into_iter().filter(|(stays, _)| *stays);
+        let range = |pool: IPPool| {
+            (
+                pool.metadata.deletion_timestamp.is_none(),
+                pool.spec.cidr.parse::<IpNet>().ok(),
+            )
+        };
+        let pools = self
+            .list(range)
+            .await?
+            .into_iter()
+            .filter(|(stays, _)| *stays);
         Ok(pools.map(|(_, range)| range).collect())
     }
 
@@ -247,19 +317,25 @@ impl Cluster for ApiServer {
             return Err(StoreError::Failed(format!("{name:?} does not name a pod")));
         };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        Ok(request(pods.get_opt(pod)).await?.map(|pod| pod_facts(&pod).1))
+        Ok(request(pods.get_opt(pod))
+            .await?
+            .map(|pod| pod_facts(&pod).1))
     }
 }
 
 /// Runs one request with a time limit.
-async fn request<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
+async fn request<T>(
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, StoreError> {
     bounded(async { request.await.map_err(failure) }).await
 }
 
 fn failure(error: kube::Error) -> StoreError {
     match &error {
         kube::Error::Api(status) if status.code == 409 => StoreError::Conflict,
-        kube::Error::Api(status) if status.code == 403 => StoreError::Refused(status.message.clone()),
+        kube::Error::Api(status) if status.code == 403 => {
+            StoreError::Refused(status.message.clone())
+        }
         kube::Error::Api(status) => StoreError::Failed(status.message.clone()),
         _ => StoreError::Failed(error.to_string()),
     }
@@ -268,16 +344,35 @@ fn failure(error: kube::Error) -> StoreError {
 /// Returns the name of a pod and what its addresses depend on.
 pub fn pod_facts(pod: &Pod) -> (String, PodFacts) {
     let status = pod.status.as_ref();
-    let reported =
-        status.into_iter().flat_map(|status| status.pod_ips.iter().flatten()).map(|address| address.ip.clone());
-    let annotated = pod.annotations().get(ANNOTATION_POD_IPS).into_iter().flat_map(|text| text.split(','));
+    let reported = status
+        .into_iter()
+        .flat_map(|status| status.pod_ips.iter().flatten())
+        .map(|address| address.ip.clone());
+    let annotated = pod
+        .annotations()
+        .get(ANNOTATION_POD_IPS)
+        .into_iter()
+        .flat_map(|text| text.split(','));
     let annotated = annotated.map(|text| text.split('/').next().unwrap_or_default().to_owned());
     let facts = PodFacts {
-        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-        addresses: reported.chain(annotated).filter_map(|text| text.parse().ok()).collect(),
-        is_finished: matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")),
+        node: pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_default(),
+        addresses: reported
+            .chain(annotated)
+            .filter_map(|text| text.parse().ok())
+            .collect(),
+        is_finished: matches!(
+            status.and_then(|status| status.phase.as_deref()),
+            Some("Succeeded" | "Failed")
+        ),
     };
-    (format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()), facts)
+    (
+        format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
+        facts,
+    )
 }
 
 #[cfg(test)]
@@ -290,20 +385,37 @@ mod tests {
     fn a_finished_pod_has_no_addresses() {
         let pod = |phase: &str| -> Pod {
             serde_json::from_value(json!({
-                "metadata": {"namespace": "x", "name": "a", "annotations": {ANNOTATION_POD_IPS: "10.0.0.1/32,fd00::1/128"}},
+                "metadata": {
+                    "namespace": "x",
+                    "name": "a",
+                    "annotations": {ANNOTATION_POD_IPS: "10.0.0.1/32,fd00::1/128"},
+                },
                 "spec": {"nodeName": "n1", "containers": []},
                 "status": {"phase": phase, "podIPs": [{"ip": "10.0.0.1"}]},
             }))
             .unwrap()
         };
-        for (phase, is_finished) in
-            [("Pending", false), ("Running", false), ("Unknown", false), ("Succeeded", true), ("Failed", true)]
-        {
+        for (phase, is_finished) in [
+            ("Pending", false),
+            ("Running", false),
+            ("Unknown", false),
+            ("Succeeded", true),
+            ("Failed", true),
+        ] {
             let (name, facts) = pod_facts(&pod(phase));
-            let addresses = ["10.0.0.1", "fd00::1"].map(|text| text.parse().unwrap()).into();
+            let addresses = ["10.0.0.1", "fd00::1"]
+                .map(|text| text.parse().unwrap())
+                .into();
             assert_eq!(
                 (name.as_str(), facts),
-                ("x/a", PodFacts { node: "n1".to_owned(), addresses, is_finished }),
+                (
+                    "x/a",
+                    PodFacts {
+                        node: "n1".to_owned(),
+                        addresses,
+                        is_finished
+                    }
+                ),
                 "{phase}"
             );
         }

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
-use margay_api::v3::ipam::{BlockAffinity, IPAMBlock, IPAMHandle, IPAMHandleSpec};
+use margay_api::v3::ipam::{BlockAffinity, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{AffinityState, Cluster, Namespace, Objects, Store, StoreError};
@@ -79,16 +79,28 @@ impl Contents {
 
     /// All blocks by range, including those whose deletion has begun.
     pub fn blocks(&self) -> BTreeMap<IpNet, Block> {
-        let blocks = self.blocks.values().filter_map(|object| Block::parse(object.spec.clone()).ok());
+        let blocks = self
+            .blocks
+            .values()
+            .filter_map(|object| Block::parse(object.spec.clone()).ok());
         blocks.map(|block| (block.cidr(), block)).collect()
     }
 
     /// States of all affinities, by node and range of the block.
     pub fn affinities(&self) -> BTreeMap<(String, IpNet), AffinityState> {
-        let states = [AffinityState::Pending, AffinityState::Confirmed, AffinityState::PendingDeletion];
+        let states = [
+            AffinityState::Pending,
+            AffinityState::Confirmed,
+            AffinityState::PendingDeletion,
+        ];
         let affinity = |object: &BlockAffinity| {
-            let state = states.into_iter().find(|state| state.as_str() == object.spec.state)?;
-            Some(((object.spec.node.clone(), object.spec.cidr.parse().ok()?), state))
+            let state = states
+                .into_iter()
+                .find(|state| state.as_str() == object.spec.state)?;
+            Some((
+                (object.spec.node.clone(), object.spec.cidr.parse().ok()?),
+                state,
+            ))
         };
         self.affinities.values().filter_map(affinity).collect()
     }
@@ -96,7 +108,12 @@ impl Contents {
     /// All handles, with the ranges of the blocks that they list.
     pub fn handles(&self) -> BTreeMap<String, BTreeSet<IpNet>> {
         let handle = |object: &IPAMHandle| {
-            let blocks = object.spec.block.keys().filter_map(|cidr| cidr.parse().ok()).collect();
+            let blocks = object
+                .spec
+                .block
+                .keys()
+                .filter_map(|cidr| cidr.parse().ok())
+                .collect();
             (object.spec.handle_id.clone(), blocks)
         };
         self.handles.values().map(handle).collect()
@@ -104,16 +121,25 @@ impl Contents {
 
     /// Writes a block as another writer would.
     pub fn put_block(&mut self, block: &Block) {
-        let mut object = IPAMBlock::new(&names::block(block.cidr()), block.spec().clone());
+        self.put_block_spec(block.cidr(), block.spec().clone());
+    }
+
+    /// Writes whatever another writer has written under the name of a block.
+    pub fn put_block_spec(&mut self, cidr: IpNet, spec: IPAMBlockSpec) {
+        let mut object = IPAMBlock::new(&names::block(cidr), spec);
         self.revision += 1;
         object.metadata.resource_version = Some(self.revision.to_string());
-        self.blocks.insert(names::block(block.cidr()), object);
+        self.blocks.insert(names::block(cidr), object);
     }
 
     /// Writes a handle as another writer would, without the annotation of its node.
     pub fn put_handle(&mut self, handle: &str, blocks: &[IpNet]) {
         let block = blocks.iter().map(|cidr| (cidr.to_string(), 1)).collect();
-        let spec = IPAMHandleSpec { handle_id: handle.to_owned(), block, deleted: false };
+        let spec = IPAMHandleSpec {
+            handle_id: handle.to_owned(),
+            block,
+            deleted: false,
+        };
         let mut object = IPAMHandle::new(&names::handle(handle), spec);
         self.revision += 1;
         object.metadata.resource_version = Some(self.revision.to_string());
@@ -145,7 +171,11 @@ impl Memory {
         }
     }
 
-    fn write<K: Kept>(&self, mut object: K, is_allowed: impl FnOnce(Option<&K>, &K) -> bool) -> Result<K, StoreError> {
+    fn write<K: Kept>(
+        &self,
+        mut object: K,
+        is_allowed: impl FnOnce(Option<&K>, &K) -> bool,
+    ) -> Result<K, StoreError> {
         let mut contents = self.lock();
         if contents.refuses_handles && K::kind(&()) == "IPAMHandle" {
             return Err(StoreError::Failed("no handles today".to_owned()));
@@ -177,7 +207,11 @@ impl<K: Kept> Objects<K> for Memory {
     }
 
     async fn list<T: Send>(&self, keep: fn(K) -> T) -> Result<Vec<T>, StoreError> {
-        Ok(K::table(&mut self.lock()).values().cloned().map(keep).collect())
+        Ok(K::table(&mut self.lock())
+            .values()
+            .cloned()
+            .map(keep)
+            .collect())
     }
 
     async fn create(&self, object: K) -> Result<K, StoreError> {
@@ -191,8 +225,12 @@ impl<K: Kept> Objects<K> for Memory {
         if K::is_block() {
             self.answer().await;
         }
-        let is_same = |present: &K, object: &K| present.meta().resource_version == object.meta().resource_version;
-        self.write(object, |present, object| present.is_some_and(|present| is_same(present, object)))
+        let is_same = |present: &K, object: &K| {
+            present.meta().resource_version == object.meta().resource_version
+        };
+        self.write(object, |present, object| {
+            present.is_some_and(|present| is_same(present, object))
+        })
     }
 
     async fn delete(&self, metadata: ObjectMeta) -> Result<bool, StoreError> {
@@ -202,9 +240,14 @@ impl<K: Kept> Objects<K> for Memory {
         let mut contents = self.lock();
         let table = K::table(&mut contents);
         let name = metadata.name.unwrap_or_default();
-        let Some(present) = table.get(&name).map(Resource::meta) else { return Ok(true) };
+        let Some(present) = table.get(&name).map(Resource::meta) else {
+            return Ok(true);
+        };
         let is_other = metadata.uid.is_some() && metadata.uid != present.uid;
-        if is_other || (metadata.resource_version.is_some() && metadata.resource_version != present.resource_version) {
+        if is_other
+            || (metadata.resource_version.is_some()
+                && metadata.resource_version != present.resource_version)
+        {
             return Ok(false);
         }
         table.remove(&name);
@@ -215,7 +258,12 @@ impl<K: Kept> Objects<K> for Memory {
 impl Store for Memory {
     async fn namespace(&self, name: String) -> Result<Namespace, StoreError> {
         self.answer().await;
-        Ok(self.lock().namespaces.get(&name).cloned().unwrap_or_default())
+        Ok(self
+            .lock()
+            .namespaces
+            .get(&name)
+            .cloned()
+            .unwrap_or_default())
     }
 }
 

@@ -5,7 +5,8 @@ use margay_api::ipam::names;
 
 use super::*;
 
-/// A node's end in the middle of its work: after so many steps, of which each request has one before and one after what it does.
+/// A node's end in the middle of its work: after so many steps, of which each request has one
+/// before and one after what it does.
 #[derive(Clone, Debug, Default)]
 pub(super) struct End(Arc<Mutex<Option<u32>>>);
 
@@ -51,9 +52,15 @@ impl NodeMemory {
 
     /// Returns true when the API server lets the node delete the object: of blocks, its own only.
     fn may_delete<K: Kept>(&self, metadata: &ObjectMeta) -> bool {
-        let cidr = metadata.name.as_deref().and_then(names::block_range).filter(|_| K::is_block());
+        let cidr = metadata
+            .name
+            .as_deref()
+            .and_then(names::block_range)
+            .filter(|_| K::is_block());
         let block = cidr.and_then(|cidr| self.with(|contents| contents.block(cidr)));
-        block.is_none_or(|block| block.spec().affinity.as_deref() == Some(&format!("host:{}", self.node)))
+        block.is_none_or(|block| {
+            block.spec().affinity.as_deref() == Some(&format!("host:{}", self.node))
+        })
     }
 }
 
@@ -110,7 +117,8 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn limit(&self, change: impl FnOnce(&mut Limits)) {
-        self.limits.send_modify(|known| change(Arc::make_mut(known.get_or_insert_default())));
+        self.limits
+            .send_modify(|known| change(Arc::make_mut(known.get_or_insert_default())));
     }
 }
 
@@ -130,7 +138,10 @@ pub(super) fn pool(cidr: &str, block_size: u8) -> NodePool {
 }
 
 pub(super) fn named_pool(name: &str, cidr: &str, block_size: u8) -> NodePool {
-    NodePool { name: name.to_owned(), ..pool(cidr, block_size) }
+    NodePool {
+        name: name.to_owned(),
+        ..pool(cidr, block_size)
+    }
 }
 
 pub(super) fn mk_node(name: &str, contents: &Memory, pools: Vec<NodePool>) -> Node {
@@ -139,13 +150,27 @@ pub(super) fn mk_node(name: &str, contents: &Memory, pools: Vec<NodePool>) -> No
 
 /// A node that ends in the middle.
 pub(super) fn mk_mortal(name: &str, contents: &Memory, pools: Vec<NodePool>, end: End) -> Node {
-    let store = NodeMemory { node: name.to_owned(), end, storage: contents.clone() };
+    let store = NodeMemory {
+        node: name.to_owned(),
+        end,
+        storage: contents.clone(),
+    };
     let (map, seen) = watch::channel(Some(Arc::default()));
     let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
     let (limits, limits_seen) = watch::channel(Some(Arc::default()));
-    let inputs = Inputs { map: seen, pools: pools_seen, limits: limits_seen };
+    let inputs = Inputs {
+        map: seen,
+        pools: pools_seen,
+        limits: limits_seen,
+    };
     let allocator = Allocator::spawn(name.to_owned(), Arc::new(store.clone()), inputs, clock);
-    Node { allocator, store, map, pools, limits }
+    Node {
+        allocator,
+        store,
+        map,
+        pools,
+        limits,
+    }
 }
 
 /// The time of day that goes with a test's clock.
@@ -156,33 +181,56 @@ pub(super) fn clock() -> String {
     (begin + elapsed).to_string()
 }
 
-/// Tells all nodes of all blocks, as typha does some time later.
-pub(super) fn tell_all(nodes: &[&Node]) {
+/// Sends all blocks to all nodes, as typha does some time later.
+pub(super) fn notify_all(nodes: &[&Node]) {
     let all: BTreeMap<IpNet, String> = nodes[0].store.with(|contents| {
-        let owned = contents.blocks().into_iter().filter_map(|(cidr, block)| Some((cidr, block.node()?.to_owned())));
+        let owned = contents
+            .blocks()
+            .into_iter()
+            .filter_map(|(cidr, block)| Some((cidr, block.node()?.to_owned())));
         owned.collect()
     });
-    nodes.iter().for_each(|node| drop(node.map.send_replace(Some(Arc::new(all.clone())))));
+    nodes
+        .iter()
+        .for_each(|node| drop(node.map.send_replace(Some(Arc::new(all.clone())))));
 }
 
 pub(super) fn wanted(handle: &str) -> AddressRequest {
     AddressRequest {
-        attribute: AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() },
+        attribute: AllocationAttribute {
+            handle_id: Some(handle.to_owned()),
+            ..AllocationAttribute::default()
+        },
         ..AddressRequest::default()
     }
 }
 
 /// Names of the handle's blocks and the addresses that blocks have under it.
 pub(super) fn held(contents: &Contents, handle: &str) -> (Vec<String>, Vec<String>) {
-    let named = contents.handles().get(handle).into_iter().flatten().map(IpNet::to_string).collect();
-    let addresses = contents.blocks().into_values().flat_map(|block| block.of_handle(handle));
-    (named, addresses.map(|address| address.to_string()).collect())
+    let named = contents
+        .handles()
+        .get(handle)
+        .into_iter()
+        .flatten()
+        .map(IpNet::to_string)
+        .collect();
+    let addresses = contents
+        .blocks()
+        .into_values()
+        .flat_map(|block| block.of_handle(handle));
+    (
+        named,
+        addresses.map(|address| address.to_string()).collect(),
+    )
 }
 
-/// Tells a node which blocks it has.
-pub(super) fn tell_blocks(node: &Node, name: &str) {
+/// Sends a node the list of its blocks.
+pub(super) fn notify_blocks(node: &Node, name: &str) {
     let own = node.store.with(|contents| {
-        let own = contents.blocks().into_iter().filter(|(_, block)| block.node() == Some(name));
+        let own = contents
+            .blocks()
+            .into_iter()
+            .filter(|(_, block)| block.node() == Some(name));
         own.map(|(cidr, _)| (cidr, name.to_owned())).collect()
     });
     node.map.send_replace(Some(Arc::new(own)));
@@ -194,9 +242,13 @@ pub(super) fn dual(node: &str, contents: &Memory) -> Node {
 }
 
 pub(super) fn exact(handle: &str, addresses: &[&str]) -> AddressRequest {
-    let secondary = [("namespace", "x"), ("pod", handle)].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let secondary = [("namespace", "x"), ("pod", handle)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut wanted = wanted(handle);
     wanted.attribute.secondary = Some(secondary.into());
-    wanted.exact = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+    wanted.exact = addresses
+        .iter()
+        .map(|address| address.parse().expect("an address"))
+        .collect();
     wanted
 }

@@ -15,8 +15,15 @@ fn mk_addresses(contents: &Memory) -> (Node, NodeAddresses) {
         namespaces: Some(Selector::parse("team == 'a'").expect("a selector")),
         ..named_pool("team", "10.1.0.0/24", 26)
     };
-    let named = NodePool { manual: true, ..named_pool("named", "10.2.0.0/24", 26) };
-    let node = mk_node("n1", contents, vec![pool("10.0.0.0/24", 26), named, of_team]);
+    let named = NodePool {
+        manual: true,
+        ..named_pool("named", "10.2.0.0/24", 26)
+    };
+    let node = mk_node(
+        "n1",
+        contents,
+        vec![pool("10.0.0.0/24", 26), named, of_team],
+    );
     let look = namespaces::reader(Arc::new(node.store.clone()));
     let addresses = NodeAddresses::new("n1".to_owned(), node.allocator.clone(), look, clock);
     (node, addresses)
@@ -24,15 +31,29 @@ fn mk_addresses(contents: &Memory) -> (Node, NodeAddresses) {
 
 fn request(namespace: &str, number: u32, named: Option<&str>) -> AddressRequest {
     AddressRequest {
-        ipv4: named.map_or(Demand::IfPooled, |pool| Demand::Always(vec![pool.to_owned()])),
+        ipv4: named.map_or(Demand::IfPooled, |pool| {
+            Demand::Always(vec![pool.to_owned()])
+        }),
         named_by_pod: [named.is_some(), false],
-        ..AddressRequest::of_pod(format!("{namespace}{number}"), &EndpointKey::new(namespace, "pod"))
+        ..AddressRequest::of_pod(
+            format!("{namespace}{number}"),
+            &EndpointKey::new(namespace, "pod"),
+        )
     }
 }
 
 fn space(label: Option<&str>, pools: Option<&str>) -> Namespace {
-    let labels: Labels = label.iter().map(|team| ("team".to_owned(), (*team).to_owned())).collect();
-    Namespace { labels, pools: pools.iter().map(|text| (IpVersion::V4, (*text).to_owned())).collect() }
+    let labels: Labels = label
+        .iter()
+        .map(|team| ("team".to_owned(), (*team).to_owned()))
+        .collect();
+    Namespace {
+        labels,
+        pools: pools
+            .iter()
+            .map(|text| (IpVersion::V4, (*text).to_owned()))
+            .collect(),
+    }
 }
 
 #[tokio::test]
@@ -47,7 +68,9 @@ async fn a_pools_selector_and_a_namespaces_annotation_decide() {
             ("team", space(Some("a"), Some(r#"["team"]"#))),
             ("wrong", space(None, Some("named"))),
         ];
-        contents.namespaces = namespaces.map(|(name, space)| (name.to_owned(), space)).into();
+        contents.namespaces = namespaces
+            .map(|(name, space)| (name.to_owned(), space))
+            .into();
     });
     // Namespace, pool that the pod names, and where its address is, or why it has none.
     let table = [
@@ -56,25 +79,49 @@ async fn a_pools_selector_and_a_namespaces_annotation_decide() {
         ("annotated", None, "10.2.0."),
         ("annotated", Some("default"), "10.0.0."),
         ("team", None, "10.1.0."),
-        ("other", Some("team"), "has a namespaceSelector that does not select the pod's namespace"),
-        ("wrong", None, "annotation cni.projectcalico.org/ipv4pools of Namespace wrong is \"named\""),
+        (
+            "other",
+            Some("team"),
+            "has a namespaceSelector that does not select the pod's namespace",
+        ),
+        (
+            "wrong",
+            None,
+            "annotation cni.projectcalico.org/ipv4pools of Namespace wrong is \"named\"",
+        ),
     ];
     for (number, (namespace, named, wanted)) in table.into_iter().enumerate() {
-        let given = addresses.assign(request(namespace, number as u32, named)).await;
+        let given = addresses
+            .assign(request(namespace, number as u32, named))
+            .await;
         let given = given.map_or_else(|error| error.to_string(), |given| given[0].to_string());
         assert!(given.contains(wanted), "{namespace} {named:?}: {given}");
     }
     let exact = |namespace: &str| {
         let exact = vec!["10.1.0.60".parse().expect("an address")];
-        AddressRequest { exact, ..request(namespace, 99, None) }
+        AddressRequest {
+            exact,
+            ..request(namespace, 99, None)
+        }
     };
-    let error = addresses.assign(exact("other")).await.expect_err("naming the address is no way round");
-    assert!(error.to_string().contains("IPPool team, which has a namespaceSelector"), "{error}");
-    addresses.assign(exact("team")).await.expect("its own namespace");
+    let error = addresses
+        .assign(exact("other"))
+        .await
+        .expect_err("naming the address is no way round");
+    assert!(
+        error
+            .to_string()
+            .contains("IPPool team, which has a namespaceSelector"),
+        "{error}"
+    );
+    addresses
+        .assign(exact("team"))
+        .await
+        .expect("its own namespace");
 }
 
 #[tokio::test]
-async fn what_was_claimed_before_the_namespace_was_read_is_taken_back_where_it_says_otherwise() {
+async fn what_was_claimed_before_the_namespace_was_read_is_released_if_its_annotations_forbid_it() {
     let contents = Memory::default();
     let (node, addresses) = mk_addresses(&contents);
     // No pool asks for labels, so nothing is asked first.
@@ -82,17 +129,36 @@ async fn what_was_claimed_before_the_namespace_was_read_is_taken_back_where_it_s
         let pools = pools.as_mut().expect("pools");
         Arc::make_mut(pools).retain(|pool| pool.namespaces.is_none());
     });
-    node.store.with(|contents| contents.namespaces.insert("x".to_owned(), space(None, Some(r#"["named"]"#))));
+    node.store.with(|contents| {
+        contents
+            .namespaces
+            .insert("x".to_owned(), space(None, Some(r#"["named"]"#)))
+    });
     for number in 0..2 {
-        let given = addresses.assign(request("x", number, None)).await.expect("of the pool that is named");
+        let given = addresses
+            .assign(request("x", number, None))
+            .await
+            .expect("of the pool that is named");
         assert!(given[0].to_string().starts_with("10.2.0."), "{given:?}");
-        let (_, held) = node.store.with(|contents| held(contents, &format!("x{number}")));
+        let (_, held) = node
+            .store
+            .with(|contents| held(contents, &format!("x{number}")));
         assert_eq!(held, [given[0].addr().to_string()]);
     }
     let writes = node.store.with(|contents| contents.writes);
-    addresses.assign(request("x", 2, None)).await.expect("known by now");
-    assert_eq!(node.store.with(|contents| contents.writes), writes + 1, "asked first, so nothing is taken back");
+    addresses
+        .assign(request("x", 2, None))
+        .await
+        .expect("known by now");
+    assert_eq!(
+        node.store.with(|contents| contents.writes),
+        writes + 1,
+        "asked first, so nothing is taken back"
+    );
     node.store.with(|contents| contents.namespaces.clear());
-    let given = addresses.assign(request("x", 3, None)).await.expect("the annotation is gone");
+    let given = addresses
+        .assign(request("x", 3, None))
+        .await
+        .expect("the annotation is gone");
     assert!(given[0].to_string().starts_with("10.0.0."), "{given:?}");
 }

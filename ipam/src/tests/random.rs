@@ -1,4 +1,5 @@
-//! Whatever nodes do to each other, in whatever order: no address twice, none lost, no block that overlaps another.
+//! Whatever nodes do to each other, in whatever order: no address twice, none lost, no block that
+//! overlaps another.
 
 use std::time::Duration;
 
@@ -26,9 +27,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let node = || 0..3usize;
     let step = prop_oneof![
         8 => (node(), 0..12u8).prop_map(|(node, handle)| Step::Assign(node, handle)),
-        2 => (node(), 0..12u8, 0..32u8).prop_map(|(node, handle, host)| Step::Name(node, handle, host)),
+        2 => (node(), 0..12u8, 0..32u8).prop_map(
+            |(node, handle, host)| Step::Name(node, handle, host),
+        ),
         6 => (node(), 0..12u8).prop_map(|(node, handle)| Step::Release(node, handle)),
-        4 => Just(Step::Tell),
+        4 => Just(Step::Notify),
         1 => proptest::option::weighted(0.8, 28..=30u8).prop_map(Step::Pool),
         1 => node().prop_map(Step::Restart),
         1 => Just(Step::Wait),
@@ -43,12 +46,21 @@ async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let contents = Memory::default();
     let names = ["n1", "n2", "n3"];
     let mut pools = vec![pool("10.0.0.0/27", 29)];
-    let mut nodes: Vec<Node> = names.iter().map(|name| mk_node(name, &contents, pools.clone())).collect();
+    let mut nodes: Vec<Node> = names
+        .iter()
+        .map(|name| mk_node(name, &contents, pools.clone()))
+        .collect();
     let mut held = Held::new();
     for step in steps {
         match step {
             Step::Assign(node, handle) => {
-                take(&nodes[node], node, wanted(&format!("h{node}-{handle}")), &mut held).await
+                take(
+                    &nodes[node],
+                    node,
+                    wanted(&format!("h{node}-{handle}")),
+                    &mut held,
+                )
+                .await
             }
             Step::Name(node, handle, host) => {
                 let named = exact(&format!("e{node}-{handle}"), &[&format!("10.0.0.{host}")]);
@@ -66,14 +78,16 @@ async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             // A new pool is seen by the view before it is by nodes, or at the same time.
             Step::Pool(size) => {
-                tell_all(&nodes.iter().collect::<Vec<_>>());
+                notify_all(&nodes.iter().collect::<Vec<_>>());
                 pools = size.iter().map(|size| pool("10.0.0.0/27", *size)).collect();
-                nodes.iter().for_each(|node| drop(node.pools.send_replace(Some(Arc::new(pools.clone())))));
+                nodes
+                    .iter()
+                    .for_each(|node| drop(node.pools.send_replace(Some(Arc::new(pools.clone())))));
             }
-            Step::Tell => tell_all(&nodes.iter().collect::<Vec<_>>()),
+            Step::Notify => notify_all(&nodes.iter().collect::<Vec<_>>()),
             Step::Restart(node) => {
                 nodes[node] = mk_node(names[node], &contents, pools.clone());
-                tell_all(&nodes.iter().collect::<Vec<_>>());
+                notify_all(&nodes.iter().collect::<Vec<_>>());
             }
             Step::Wait => tokio::time::sleep(IDLE_GRACE + SCAN_INTERVAL).await,
         }
@@ -92,7 +106,11 @@ async fn take(node: &Node, number: usize, wanted: AddressRequest, held: &mut Hel
     }
     match node.allocator.assign(wanted).await {
         Ok(given) => drop(held.insert(handle, (number, given))),
-        Err(_) => node.allocator.release(handle).await.expect("storage answers"),
+        Err(_) => node
+            .allocator
+            .release(handle)
+            .await
+            .expect("storage answers"),
     }
 }
 
@@ -100,20 +118,35 @@ fn check(contents: &Memory, held: &Held) -> Result<(), TestCaseError> {
     let contents = contents.lock();
     let blocks: Vec<Block> = contents.blocks().into_values().collect();
     for one in &blocks {
-        let overlaps = |other: &&Block| one.cidr() != other.cidr() && one.cidr().contains(&other.cidr());
-        prop_assert!(!blocks.iter().any(|other| overlaps(&other)), "{} overlaps another block", one.cidr());
+        let overlaps =
+            |other: &&Block| one.cidr() != other.cidr() && one.cidr().contains(&other.cidr());
+        prop_assert!(
+            !blocks.iter().any(|other| overlaps(&other)),
+            "{} overlaps another block",
+            one.cidr()
+        );
     }
     let allocated: BTreeMap<String, Vec<IpNet>> = blocks
         .iter()
         .flat_map(|block| block.allocated())
-        .map(|(address, attribute)| (attribute.handle_id.clone().unwrap_or_default(), vec![IpNet::from(address)]))
+        .map(|(address, attribute)| {
+            (
+                attribute.handle_id.clone().unwrap_or_default(),
+                vec![IpNet::from(address)],
+            )
+        })
         .collect();
-    let wanted: BTreeMap<String, Vec<IpNet>> =
-        held.iter().map(|(handle, (_, given))| (handle.clone(), given.clone())).collect();
+    let wanted: BTreeMap<String, Vec<IpNet>> = held
+        .iter()
+        .map(|(handle, (_, given))| (handle.clone(), given.clone()))
+        .collect();
     prop_assert_eq!(&allocated, &wanted);
     let addresses: BTreeSet<&IpNet> = wanted.values().flatten().collect();
     prop_assert_eq!(addresses.len(), wanted.len());
-    prop_assert_eq!(contents.handles().into_keys().collect::<Vec<_>>(), wanted.into_keys().collect::<Vec<_>>());
+    prop_assert_eq!(
+        contents.handles().into_keys().collect::<Vec<_>>(),
+        wanted.into_keys().collect::<Vec<_>>()
+    );
     Ok(())
 }
 

@@ -1,15 +1,16 @@
 //! Encoding of rules as expressions of the nf_tables virtual machine.
 //!
-//! A match loads fields into registers and compares them or looks them up; a comparison that fails ends the rule.
-//! Matches on addresses and ports are preceded by a test of the protocol that they imply, once per rule, as in nft.
+//! A match loads fields into registers and compares them or looks them up; a comparison that fails
+//! ends the rule. Matches on addresses and ports are preceded by a test of the protocol that they
+//! imply, once per rule, as in nft.
 
 use std::net::IpAddr;
 
 use super::set::{AnonymousId, Packed, field_width, put_verdict};
 use crate::constants::*;
 use crate::rule::{
-    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, RateUnit, Reject,
-    Rule, Selector, SetRef, Side, Statement, Transport,
+    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType,
+    RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport,
 };
 use crate::set::{CtState, Datum, Family, Field, IfName, Proto};
 use margay_netlink::wire::Writer;
@@ -17,9 +18,16 @@ use margay_netlink::wire::Writer;
 /// The first of the registers, which are four bytes each.
 const FIRST_REGISTER: u32 = NFT_REG32_00;
 
-/// Writes the expressions of a rule. `anonymous` are its anonymous sets, in the order of its lookups.
+/// Writes the expressions of a rule. `anonymous` are its anonymous sets, in the order of its
+/// lookups.
 pub fn put_expressions(w: &mut Writer, rule: &Rule, anonymous: &[AnonymousId]) {
-    let mut program = Program { w, anonymous: anonymous.iter(), family: None, proto: None, ethernet: false };
+    let mut program = Program {
+        w,
+        anonymous: anonymous.iter(),
+        family: None,
+        proto: None,
+        ethernet: false,
+    };
     for statement in &rule.statements {
         program.put_statement(statement);
     }
@@ -72,7 +80,14 @@ impl Program<'_> {
             Match::NamePrefix(key, op, prefix) => self.compare_name_prefix(*key, *op, prefix),
             Match::In(key, op, set) => {
                 self.load_all(key);
-                self.put_lookup(set, if *op == CmpOp::Eq { LookupMode::Within } else { LookupMode::Outside });
+                self.put_lookup(
+                    set,
+                    if *op == CmpOp::Eq {
+                        LookupMode::Within
+                    } else {
+                        LookupMode::Outside
+                    },
+                );
             }
             Match::MarkBits { mask, op, value } => {
                 self.load(Selector::Mark, FIRST_REGISTER);
@@ -90,7 +105,11 @@ impl Program<'_> {
                 self.compare(NFT_CMP_EQ, &u32::from(*exists).to_ne_bytes());
             }
             Match::AddressType(side, op, kind) => {
-                let side = if *side == Side::Source { NFTA_FIB_F_SADDR } else { NFTA_FIB_F_DADDR };
+                let side = if *side == Side::Source {
+                    NFTA_FIB_F_SADDR
+                } else {
+                    NFTA_FIB_F_DADDR
+                };
                 self.load_fib(NFT_FIB_RESULT_ADDRTYPE, side);
                 self.compare(cmp_op(*op), &address_type(*kind).to_ne_bytes());
             }
@@ -121,21 +140,26 @@ impl Program<'_> {
                 self.put_expression("range", |w| {
                     w.put_u32(NFTA_RANGE_SREG, FIRST_REGISTER);
                     w.put_u32(NFTA_RANGE_OP, NFT_RANGE_NEQ);
-                    w.nest(NFTA_RANGE_FROM_DATA, |w| w.put(NFTA_DATA_VALUE, single(field.first()).as_slice()));
-                    w.nest(NFTA_RANGE_TO_DATA, |w| w.put(NFTA_DATA_VALUE, single(field.last()).as_slice()));
+                    w.nest(NFTA_RANGE_FROM_DATA, |w| {
+                        w.put(NFTA_DATA_VALUE, single(field.first()).as_slice())
+                    });
+                    w.nest(NFTA_RANGE_TO_DATA, |w| {
+                        w.put(NFTA_DATA_VALUE, single(field.last()).as_slice())
+                    });
                 });
             }
         }
     }
 
-    /// Loads and compares only the bytes of the prefix if it ends at a byte, and masks the address otherwise, as nft
-    /// does.
+    /// Loads and compares only the bytes of the prefix if it ends at a byte, and masks the address
+    /// otherwise, as nft does.
     fn compare_prefix(&mut self, key: Selector, op: CmpOp, first: Datum, length: u8) {
         let bytes = usize::from(length / 8);
         let address = single(first);
         if length.is_multiple_of(8) && length > 0 {
             self.require(key);
-            let (base, offset) = header_offset(key).expect("only addresses have prefixes, and they are in the packet");
+            let (base, offset) = header_offset(key)
+                .expect("only addresses have prefixes, and they are in the packet");
             self.load_payload(base, offset, bytes as u32, FIRST_REGISTER);
             return self.compare(cmp_op(op), &address.as_slice()[..bytes]);
         }
@@ -161,7 +185,11 @@ impl Program<'_> {
             w.put_u32(NFTA_CT_DREG, FIRST_REGISTER);
         });
         self.apply_mask(&bits.to_ne_bytes(), &[0; 4]);
-        let any = if op == CmpOp::Eq { NFT_CMP_NEQ } else { NFT_CMP_EQ };
+        let any = if op == CmpOp::Eq {
+            NFT_CMP_NEQ
+        } else {
+            NFT_CMP_EQ
+        };
         self.compare(any, &[0; 4]);
     }
 
@@ -194,8 +222,8 @@ impl Program<'_> {
 
     // --- Loading ---
 
-    /// Loads a concatenation, each field at the next free register. The protocols that the fields imply are tested
-    /// before the first is loaded, because those tests use the same registers.
+    /// Loads a concatenation, each field at the next free register. The protocols that the fields
+    /// imply are tested before the first is loaded, because those tests use the same registers.
     fn load_all(&mut self, key: &[Selector]) {
         key.iter().for_each(|selector| self.require(*selector));
         let mut register = FIRST_REGISTER;
@@ -240,12 +268,15 @@ impl Program<'_> {
     }
 
     fn put_lookup(&mut self, set: &SetRef, mode: LookupMode) {
-        let anonymous = matches!(set, SetRef::Anonymous(_)).then(|| self.anonymous.next()).flatten();
+        let anonymous = matches!(set, SetRef::Anonymous(_))
+            .then(|| self.anonymous.next())
+            .flatten();
         self.put_expression("lookup", |w| {
             match (set, anonymous) {
                 (SetRef::Named(name), _) => w.put_str(NFTA_LOOKUP_SET, name.as_str()),
                 (SetRef::Anonymous(_), id) => {
-                    let (name, id) = id.expect("every anonymous set of the rule was made before it");
+                    let (name, id) =
+                        id.expect("every anonymous set of the rule was made before it");
                     w.put_str(NFTA_LOOKUP_SET, name);
                     w.put_u32(NFTA_LOOKUP_SET_ID, *id);
                 }
@@ -266,7 +297,9 @@ impl Program<'_> {
             Selector::Saddr4 | Selector::Daddr4 => self.require_family(Family::Ipv4),
             Selector::Saddr6 | Selector::Daddr6 => self.require_family(Family::Ipv6),
             Selector::Sport(transport) | Selector::Dport(transport) => {
-                protocol(transport).into_iter().for_each(|proto| self.require_proto(proto));
+                protocol(transport)
+                    .into_iter()
+                    .for_each(|proto| self.require_proto(proto));
             }
             Selector::IcmpType | Selector::IcmpCode => {
                 self.require_family(Family::Ipv4);
@@ -323,7 +356,11 @@ impl Program<'_> {
             w.put_str(NFTA_LOG_PREFIX, &log.prefix);
             match log.target {
                 LogTarget::Syslog(level) => w.put_u32(NFTA_LOG_LEVEL, level.into()),
-                LogTarget::Group { group, snaplen, queue_threshold } => {
+                LogTarget::Group {
+                    group,
+                    snaplen,
+                    queue_threshold,
+                } => {
                     w.put_u16(NFTA_LOG_GROUP, group);
                     if snaplen > 0 {
                         w.put_u32(NFTA_LOG_SNAPLEN, snaplen);
@@ -348,7 +385,10 @@ impl Program<'_> {
             w.put_u64(NFTA_LIMIT_UNIT, seconds);
             w.put_u32(NFTA_LIMIT_BURST, limit.burst);
             w.put_u32(NFTA_LIMIT_TYPE, NFT_LIMIT_PKTS);
-            w.put_u32(NFTA_LIMIT_FLAGS, if limit.over { NFT_LIMIT_F_INV } else { 0 });
+            w.put_u32(
+                NFTA_LIMIT_FLAGS,
+                if limit.over { NFT_LIMIT_F_INV } else { 0 },
+            );
         });
     }
 
@@ -387,7 +427,12 @@ impl Program<'_> {
     fn put_nat(&mut self, nat: &Nat) {
         let (family, ports, mapped_port) = match &nat.to {
             NatTarget::Address(address, ports) => (self.load_nat_address(*address), *ports, false),
-            NatTarget::Map { family, key, map, with_port } => {
+            NatTarget::Map {
+                family,
+                key,
+                map,
+                with_port,
+            } => {
                 self.load_all(key);
                 self.put_lookup(map, LookupMode::Into(FIRST_REGISTER));
                 (*family, None, *with_port)
@@ -400,8 +445,23 @@ impl Program<'_> {
         }
         let flags = nat_flags(ports.is_some(), nat.fully_random);
         self.put_expression("nat", |w| {
-            w.put_u32(NFTA_NAT_TYPE, if nat.kind == NatType::Source { NFT_NAT_SNAT } else { NFT_NAT_DNAT });
-            w.put_u32(NFTA_NAT_FAMILY, if family == Family::Ipv4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 }.into());
+            w.put_u32(
+                NFTA_NAT_TYPE,
+                if nat.kind == NatType::Source {
+                    NFT_NAT_SNAT
+                } else {
+                    NFT_NAT_DNAT
+                },
+            );
+            w.put_u32(
+                NFTA_NAT_FAMILY,
+                if family == Family::Ipv4 {
+                    NFPROTO_IPV4
+                } else {
+                    NFPROTO_IPV6
+                }
+                .into(),
+            );
             w.put_u32(NFTA_NAT_REG_ADDR_MIN, FIRST_REGISTER);
             if ports.is_some() || mapped_port {
                 w.put_u32(NFTA_NAT_REG_PROTO_MIN, port_register);
@@ -417,7 +477,11 @@ impl Program<'_> {
 
     fn load_nat_address(&mut self, address: IpAddr) -> Family {
         self.load_immediate(FIRST_REGISTER, single(address.into()).as_slice());
-        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+        if address.is_ipv4() {
+            Family::Ipv4
+        } else {
+            Family::Ipv6
+        }
     }
 
     fn put_reject(&mut self, reject: Reject) {
@@ -465,7 +529,9 @@ const fn header_offset(key: Selector) -> Option<(u32, u32)> {
         Selector::Saddr6 => Some((NFT_PAYLOAD_NETWORK_HEADER, 8)),
         Selector::Daddr6 => Some((NFT_PAYLOAD_NETWORK_HEADER, 24)),
         Selector::EtherSaddr => Some((NFT_PAYLOAD_LL_HEADER, 6)),
-        Selector::Sport(_) | Selector::IcmpType | Selector::Icmp6Type => Some((NFT_PAYLOAD_TRANSPORT_HEADER, 0)),
+        Selector::Sport(_) | Selector::IcmpType | Selector::Icmp6Type => {
+            Some((NFT_PAYLOAD_TRANSPORT_HEADER, 0))
+        }
         Selector::IcmpCode | Selector::Icmp6Code => Some((NFT_PAYLOAD_TRANSPORT_HEADER, 1)),
         Selector::Dport(_) => Some((NFT_PAYLOAD_TRANSPORT_HEADER, 2)),
         Selector::Iifname
@@ -504,7 +570,15 @@ const fn address_type(kind: AddressType) -> u32 {
 }
 
 const fn nat_flags(ports: bool, fully_random: bool) -> u32 {
-    let specified = if ports { NF_NAT_RANGE_PROTO_SPECIFIED } else { 0 };
-    let random = if fully_random { NF_NAT_RANGE_PROTO_RANDOM_FULLY } else { 0 };
+    let specified = if ports {
+        NF_NAT_RANGE_PROTO_SPECIFIED
+    } else {
+        0
+    };
+    let random = if fully_random {
+        NF_NAT_RANGE_PROTO_RANDOM_FULLY
+    } else {
+        0
+    };
     specified | random
 }

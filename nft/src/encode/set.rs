@@ -7,9 +7,11 @@ use crate::ruleset::TableName;
 use crate::set::{Datum, Family, Field, FieldType, Key, Set, SetKind, Value, ValueType};
 use margay_netlink::wire::Writer;
 
-/// Bytes of elements after which a message ends: the length of the attribute that holds them is 16 bits.
+/// Bytes of elements after which a message ends: the length of the attribute that holds them is 16
+/// bits.
 const LIST_MAX: usize = 48 * 1024;
-/// Upper bound of an element in bytes: two keys of five fields, and a verdict with a long chain name.
+/// Upper bound of an element in bytes: two keys of five fields, and a verdict with a long chain
+/// name.
 const ELEMENT_MAX: usize = 1024;
 const _: () = assert!(LIST_MAX + ELEMENT_MAX < u16::MAX as usize);
 
@@ -46,18 +48,32 @@ pub struct SetCreation<'a> {
 pub type AnonymousId = (&'static str, u32);
 
 impl Batch {
-    /// Appends the messages that create and fill the anonymous sets of a rule, in the order of its lookups.
-    pub(super) fn put_anonymous_sets(&mut self, table: &TableName, rule: &Rule, origin: Origin) -> Vec<AnonymousId> {
-        let lookups = rule.statements.iter().filter_map(|statement| statement.lookup());
+    /// Appends the messages that create and fill the anonymous sets of a rule, in the order of its
+    /// lookups.
+    pub(super) fn put_anonymous_sets(
+        &mut self,
+        table: &TableName,
+        rule: &Rule,
+        origin: Origin,
+    ) -> Vec<AnonymousId> {
+        let lookups = rule
+            .statements
+            .iter()
+            .filter_map(|statement| statement.lookup());
         let sets = lookups.filter_map(|(_, set)| match set {
             SetRef::Anonymous(set) => Some(set),
             SetRef::Named(_) => None,
         });
-        sets.map(|set| self.put_anonymous_set(table, set, origin)).collect()
+        sets.map(|set| self.put_anonymous_set(table, set, origin))
+            .collect()
     }
 
     fn put_anonymous_set(&mut self, table: &TableName, set: &Set, origin: Origin) -> AnonymousId {
-        let name = if set.kind.value == ValueType::Member { ANONYMOUS_SET } else { ANONYMOUS_MAP };
+        let name = if set.kind.value == ValueType::Member {
+            ANONYMOUS_SET
+        } else {
+            ANONYMOUS_MAP
+        };
         let id = self.take_set_id();
         let parts = if is_segmented(&set.kind) { 2 } else { 1 };
         let creation = SetCreation {
@@ -67,21 +83,44 @@ impl Batch {
             extra_flags: NFT_SET_ANONYMOUS | NFT_SET_CONSTANT,
             size: Some(set.elements.len() as u32 * parts),
         };
-        self.put_message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| put_set_attributes(w, table, creation));
-        self.put_elements(NFT_MSG_NEWSETELEM, ElementList { table, name, id: Some(id) }, set, origin);
+        self.put_message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| {
+            put_set_attributes(w, table, creation)
+        });
+        self.put_elements(
+            NFT_MSG_NEWSETELEM,
+            ElementList {
+                table,
+                name,
+                id: Some(id),
+            },
+            set,
+            origin,
+        );
         (name, id)
     }
 
     /// Appends the messages that add or delete elements, as many as their size requires.
-    pub(super) fn put_elements(&mut self, kind: u16, list: ElementList<'_>, set: &Set, origin: Origin) {
-        let flags = if kind == NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
+    pub(super) fn put_elements(
+        &mut self,
+        kind: u16,
+        list: ElementList<'_>,
+        set: &Set,
+        origin: Origin,
+    ) {
+        let flags = if kind == NFT_MSG_NEWSETELEM {
+            NLM_F_CREATE
+        } else {
+            0
+        };
         let with_values = kind == NFT_MSG_NEWSETELEM;
         let mut elements = set.elements.iter().peekable();
         while elements.peek().is_some() {
             self.put_message(kind, flags, origin, |w| {
                 w.put_str(NFTA_SET_ELEM_LIST_TABLE, list.table.as_str());
                 w.put_str(NFTA_SET_ELEM_LIST_SET, list.name);
-                list.id.iter().for_each(|id| w.put_u32(NFTA_SET_ELEM_LIST_SET_ID, *id));
+                list.id
+                    .iter()
+                    .for_each(|id| w.put_u32(NFTA_SET_ELEM_LIST_SET_ID, *id));
                 w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
                     let end = w.bytes().len() + LIST_MAX;
                     while w.bytes().len() < end {
@@ -119,9 +158,16 @@ pub fn put_set_attributes(w: &mut Writer, table: &TableName, creation: SetCreati
     let ranges_of_fields = kind.interval && kind.key.len() > 1;
     if ranges_of_fields || creation.size.is_some() {
         w.nest(NFTA_SET_DESC, |w| {
-            creation.size.iter().for_each(|size| w.put_u32(NFTA_SET_DESC_SIZE, *size));
+            creation
+                .size
+                .iter()
+                .for_each(|size| w.put_u32(NFTA_SET_DESC_SIZE, *size));
             if ranges_of_fields {
-                w.nest(NFTA_SET_DESC_CONCAT, |w| kind.key.iter().for_each(|field| put_field_length(w, *field)));
+                w.nest(NFTA_SET_DESC_CONCAT, |w| {
+                    kind.key
+                        .iter()
+                        .for_each(|field| put_field_length(w, *field))
+                });
             }
         });
     }
@@ -129,13 +175,23 @@ pub fn put_set_attributes(w: &mut Writer, table: &TableName, creation: SetCreati
 }
 
 fn put_field_length(w: &mut Writer, field: FieldType) {
-    w.nest(NFTA_LIST_ELEM, |w| w.put_u32(NFTA_SET_FIELD_LEN, field_width(field)));
+    w.nest(NFTA_LIST_ELEM, |w| {
+        w.put_u32(NFTA_SET_FIELD_LEN, field_width(field))
+    });
 }
 
 fn kind_flags(kind: &SetKind) -> u32 {
     let interval = if kind.interval { NFT_SET_INTERVAL } else { 0 };
-    let concat = if kind.interval && kind.key.len() > 1 { NFT_SET_CONCAT } else { 0 };
-    let map = if kind.value == ValueType::Member { 0 } else { NFT_SET_MAP };
+    let concat = if kind.interval && kind.key.len() > 1 {
+        NFT_SET_CONCAT
+    } else {
+        0
+    };
+    let map = if kind.value == ValueType::Member {
+        0
+    } else {
+        NFT_SET_MAP
+    };
     interval | concat | map
 }
 
@@ -173,7 +229,11 @@ fn put_element(w: &mut Writer, kind: &SetKind, key: &Key, value: Option<&Value>)
         return w.nest(NFTA_LIST_ELEM, |w| {
             put_fields(w, NFTA_SET_ELEM_KEY, key.fields().iter().map(Field::first));
             if kind.interval {
-                put_fields(w, NFTA_SET_ELEM_KEY_END, key.fields().iter().map(Field::last));
+                put_fields(
+                    w,
+                    NFTA_SET_ELEM_KEY_END,
+                    key.fields().iter().map(Field::last),
+                );
             }
             put_value(w, value);
         });
@@ -187,14 +247,18 @@ fn put_element(w: &mut Writer, kind: &SetKind, key: &Key, value: Option<&Value>)
         if let Some(end) = successor(field.last()) {
             w.nest(NFTA_LIST_ELEM, |w| {
                 w.put_u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
-                w.nest(NFTA_SET_ELEM_KEY, |w| w.put(NFTA_DATA_VALUE, end.as_slice()));
+                w.nest(NFTA_SET_ELEM_KEY, |w| {
+                    w.put(NFTA_DATA_VALUE, end.as_slice())
+                });
             });
         }
     }
 }
 
 fn put_fields(w: &mut Writer, attribute: u16, fields: impl ExactSizeIterator<Item = Datum>) {
-    w.nest(attribute, |w| w.put(NFTA_DATA_VALUE, Packed::of(fields).as_slice()));
+    w.nest(attribute, |w| {
+        w.put(NFTA_DATA_VALUE, Packed::of(fields).as_slice())
+    });
 }
 
 fn put_value(w: &mut Writer, value: Option<&Value>) {
@@ -209,7 +273,10 @@ fn put_value(w: &mut Writer, value: Option<&Value>) {
 pub fn put_verdict(w: &mut Writer, verdict: &Verdict) {
     w.nest(NFTA_DATA_VERDICT, |w| {
         w.put(NFTA_VERDICT_CODE, &verdict_code(verdict).to_be_bytes());
-        verdict.target().iter().for_each(|chain| w.put_str(NFTA_VERDICT_CHAIN, chain.as_str()));
+        verdict
+            .target()
+            .iter()
+            .for_each(|chain| w.put_str(NFTA_VERDICT_CHAIN, chain.as_str()));
     });
 }
 
@@ -224,8 +291,8 @@ const fn verdict_code(verdict: &Verdict) -> i32 {
     }
 }
 
-/// A value in the kernel's form: each field in its own byte order, padded to registers of four bytes. The kernel has
-/// sixteen of them (`NFT_REG32_COUNT`).
+/// A value in the kernel's form: each field in its own byte order, padded to registers of four
+/// bytes. The kernel has sixteen of them (`NFT_REG32_COUNT`).
 #[derive(Clone, Copy)]
 pub struct Packed {
     bytes: [u8; 64],
@@ -236,7 +303,10 @@ impl Packed {
     /// Packs the fields of a concatenation, or a single field, which is not padded.
     pub fn of(fields: impl ExactSizeIterator<Item = Datum>) -> Self {
         let pads = fields.len() > 1;
-        let mut packed = Self { bytes: [0; 64], length: 0 };
+        let mut packed = Self {
+            bytes: [0; 64],
+            length: 0,
+        };
         for field in fields {
             packed.push(field);
             if pads {
@@ -263,9 +333,10 @@ impl Packed {
             Datum::CtState(state) => self.extend(&state.0.to_ne_bytes()),
             Datum::Family(Family::Ipv4) => self.extend(&[NFPROTO_IPV4]),
             Datum::Family(Family::Ipv6) => self.extend(&[NFPROTO_IPV6]),
-            Datum::IcmpType(value) | Datum::IcmpCode(value) | Datum::Icmp6Type(value) | Datum::Icmp6Code(value) => {
-                self.extend(&[value])
-            }
+            Datum::IcmpType(value)
+            | Datum::IcmpCode(value)
+            | Datum::Icmp6Type(value)
+            | Datum::Icmp6Code(value) => self.extend(&[value]),
         }
     }
 
@@ -317,7 +388,8 @@ pub const fn field_width(field: FieldType) -> u32 {
     }
 }
 
-/// The number of nft's data type (`enum datatypes` in nft's `include/datatype.h`); the kernel only stores it.
+/// The number of nft's data type (`enum datatypes` in nft's `include/datatype.h`); the kernel only
+/// stores it.
 pub const fn nft_type(field: FieldType) -> u32 {
     match field {
         FieldType::Family => 2,
@@ -336,7 +408,10 @@ pub const fn nft_type(field: FieldType) -> u32 {
     }
 }
 
-/// The type number of a concatenation: six bits per field (`TYPE_BITS` in nft), the first field highest.
+/// The type number of a concatenation: six bits per field (`TYPE_BITS` in nft), the first field
+/// highest.
 fn concat_type(fields: &[FieldType]) -> u32 {
-    fields.iter().fold(0, |types, field| types << 6 | nft_type(*field))
+    fields
+        .iter()
+        .fold(0, |types, field| types << 6 | nft_type(*field))
 }

@@ -1,5 +1,5 @@
-//! Decoding of the kernel's attributes into typed values. What the encoder never writes is reported as unrecognised,
-//! never guessed at.
+//! Decoding of the kernel's attributes into typed values. What the encoder never writes is reported
+//! as unrecognised, never guessed at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,9 @@ use crate::constants::*;
 use crate::encode::{chain_type_name, data_length, field_width, hook_number, nft_type};
 use crate::rule::Verdict;
 use crate::ruleset::{Base, ChainName, ChainPolicy, ChainType, Hook, SetName};
-use crate::set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
+use crate::set::{
+    CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType,
+};
 use margay_netlink::wire::{attribute, attribute_str, attribute_u32, attributes, str_of};
 
 /// Decodes a chain's name and its hook, if it is a base chain.
@@ -27,11 +29,21 @@ pub fn chain(attributes: &[u8]) -> Result<(ChainName, Option<Base>), String> {
 fn base(attributes: &[u8], hook: &[u8]) -> Option<Base> {
     let number = attribute_u32(hook, NFTA_HOOK_HOOKNUM)?;
     let kind_name = attribute_str(attributes, NFTA_CHAIN_TYPE)?;
-    let hooks = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+    let hooks = [
+        Hook::Prerouting,
+        Hook::Input,
+        Hook::Forward,
+        Hook::Output,
+        Hook::Postrouting,
+    ];
     let kinds = [ChainType::Filter, ChainType::Nat, ChainType::Route];
     Some(Base {
-        kind: kinds.into_iter().find(|kind| chain_type_name(*kind) == kind_name)?,
-        hook: hooks.into_iter().find(|hook| hook_number(*hook) == number)?,
+        kind: kinds
+            .into_iter()
+            .find(|kind| chain_type_name(*kind) == kind_name)?,
+        hook: hooks
+            .into_iter()
+            .find(|hook| hook_number(*hook) == number)?,
         priority: attribute_u32(hook, NFTA_HOOK_PRIORITY)?.cast_signed(),
         policy: if attribute_u32(attributes, NFTA_CHAIN_POLICY)? == 0 {
             ChainPolicy::Drop
@@ -46,14 +58,17 @@ pub fn fingerprint(attributes: &[u8]) -> Option<u64> {
     let record = attribute(attributes, NFTA_RULE_USERDATA)?;
     let (&[kind, length], rest) = record.split_first_chunk()?;
     let comment = str_of(rest.get(..usize::from(length))?)?;
-    (kind == UDATA_RULE_COMMENT && comment.len() == 16).then(|| u64::from_str_radix(comment, 16).ok()).flatten()
+    (kind == UDATA_RULE_COMMENT && comment.len() == 16)
+        .then(|| u64::from_str_radix(comment, 16).ok())
+        .flatten()
 }
 
 /// Collects the elements of a set from a dump.
 pub struct SetReader {
     name: SetName,
     set: Set,
-    /// Start elements of an interval set without concatenation, which holds each range as two elements.
+    /// Start elements of an interval set without concatenation, which holds each range as two
+    /// elements.
     starts: BTreeMap<Datum, Value>,
     /// End elements (`NFT_SET_ELEM_INTERVAL_END`): the first values after the ranges.
     ends: BTreeSet<Datum>,
@@ -61,7 +76,8 @@ pub struct SetReader {
 }
 
 impl SetReader {
-    /// A reader for the set with these attributes; `None` for an anonymous set, which is part of a rule.
+    /// A reader for the set with these attributes; `None` for an anonymous set, which is part of a
+    /// rule.
     pub fn of(attributes: &[u8]) -> Result<Option<Self>, String> {
         let flags = attribute_u32(attributes, NFTA_SET_FLAGS).unwrap_or_default();
         if flags & NFT_SET_ANONYMOUS != 0 {
@@ -69,9 +85,16 @@ impl SetReader {
         }
         let name = attribute_str(attributes, NFTA_SET_NAME).unwrap_or_default();
         let name = SetName::new(name).map_err(|error| error.to_string())?;
-        let kind = set_kind(attributes, flags).ok_or_else(|| format!("set {name} has unsupported types or flags"))?;
+        let kind = set_kind(attributes, flags)
+            .ok_or_else(|| format!("set {name} has unsupported types or flags"))?;
         let (starts, ends) = Default::default();
-        Ok(Some(Self { name, set: Set::new(kind), starts, ends, unrecognised: None }))
+        Ok(Some(Self {
+            name,
+            set: Set::new(kind),
+            starts,
+            ends,
+            unrecognised: None,
+        }))
     }
 
     /// The set's name.
@@ -84,12 +107,16 @@ impl SetReader {
         let list = attribute(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
         for (_, element) in attributes(list) {
             if self.read_element(element).is_none() {
-                self.unrecognised = Some(format!("set {} has an element that cannot be decoded", self.name));
+                self.unrecognised = Some(format!(
+                    "set {} has an element that cannot be decoded",
+                    self.name
+                ));
             }
         }
     }
 
-    /// Returns the set, with start and end elements paired into ranges: the dump is in no particular order.
+    /// Returns the set, with start and end elements paired into ranges: the dump is in no
+    /// particular order.
     pub fn finish(mut self) -> Result<Set, String> {
         if let Some(unrecognised) = self.unrecognised {
             return Err(unrecognised);
@@ -102,9 +129,12 @@ impl SetReader {
                 (Some(end), _) => predecessor(end),
                 (None, _) => Some(highest(start.field_type())),
             };
-            let last = last.ok_or_else(|| format!("set {} has a range without an end", self.name))?;
+            let last =
+                last.ok_or_else(|| format!("set {} has a range without an end", self.name))?;
             self.ends = end.map(|end| self.ends.split_off(&end)).unwrap_or_default();
-            self.set.elements.insert(Key::One(Field::range(start, last)), value);
+            self.set
+                .elements
+                .insert(Key::One(Field::range(start, last)), value);
         }
         Ok(self.set)
     }
@@ -112,7 +142,10 @@ impl SetReader {
     fn read_element(&mut self, element: &[u8]) -> Option<()> {
         let flags = attribute_u32(element, NFTA_SET_ELEM_FLAGS).unwrap_or_default();
         let kind = &self.set.kind;
-        let first = fields(&kind.key, attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?)?;
+        let first = fields(
+            &kind.key,
+            attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?,
+        )?;
         let segmented = kind.interval && kind.key.len() == 1;
         match (segmented, flags) {
             (true, NFT_SET_ELEM_INTERVAL_END) => {
@@ -127,9 +160,14 @@ impl SetReader {
                     None => first.clone(),
                 };
                 let ordered = first.iter().zip(&last).all(|(first, last)| first <= last);
-                let ranges = first.iter().zip(&last).map(|(first, last)| Field::range(*first, *last));
+                let ranges = first
+                    .iter()
+                    .zip(&last)
+                    .map(|(first, last)| Field::range(*first, *last));
                 let key = ordered.then(|| Key::concat(ranges))?;
-                self.set.elements.insert(key, value(&self.set.kind.value, element)?);
+                self.set
+                    .elements
+                    .insert(key, value(&self.set.kind.value, element)?);
             }
             _ => return None,
         }
@@ -139,19 +177,34 @@ impl SetReader {
 
 fn set_kind(attributes: &[u8], flags: u32) -> Option<SetKind> {
     let key = fields_of_type(attribute_u32(attributes, NFTA_SET_KEY_TYPE)?)?;
-    let value = match (flags & NFT_SET_MAP != 0, attribute_u32(attributes, NFTA_SET_DATA_TYPE)) {
+    let value = match (
+        flags & NFT_SET_MAP != 0,
+        attribute_u32(attributes, NFTA_SET_DATA_TYPE),
+    ) {
         (false, _) => ValueType::Member,
         (true, Some(NFT_DATA_VERDICT)) => ValueType::Verdict,
         (true, data) => ValueType::Data(fields_of_type(data?)?),
     };
     let lengths_agree = attribute_u32(attributes, NFTA_SET_KEY_LEN) == Some(data_length(&key))
         && match &value {
-            ValueType::Data(fields) => attribute_u32(attributes, NFTA_SET_DATA_LEN) == Some(data_length(fields)),
+            ValueType::Data(fields) => {
+                attribute_u32(attributes, NFTA_SET_DATA_LEN) == Some(data_length(fields))
+            }
             ValueType::Member | ValueType::Verdict => true,
         };
     let interval = flags & NFT_SET_INTERVAL != 0;
-    let known = NFT_SET_INTERVAL | NFT_SET_MAP | if interval && key.len() > 1 { NFT_SET_CONCAT } else { 0 };
-    (lengths_agree && flags & !known == 0).then_some(SetKind { key, interval, value })
+    let known = NFT_SET_INTERVAL
+        | NFT_SET_MAP
+        | if interval && key.len() > 1 {
+            NFT_SET_CONCAT
+        } else {
+            0
+        };
+    (lengths_agree && flags & !known == 0).then_some(SetKind {
+        key,
+        interval,
+        value,
+    })
 }
 
 /// Splits the type number of a concatenation, which has six bits per field.
@@ -173,7 +226,12 @@ fn fields_of_type(mut number: u32) -> Option<Vec<FieldType>> {
     ];
     let mut fields = Vec::new();
     while number != 0 {
-        fields.insert(0, TYPES.into_iter().find(|field| nft_type(*field) == number & 0x3f)?);
+        fields.insert(
+            0,
+            TYPES
+                .into_iter()
+                .find(|field| nft_type(*field) == number & 0x3f)?,
+        );
         number >>= 6;
     }
     (!fields.is_empty()).then_some(fields)
@@ -188,7 +246,8 @@ fn value(kind: &ValueType, element: &[u8]) -> Option<Value> {
         }
         ValueType::Data(types) => {
             let data = attribute(element, NFTA_SET_ELEM_DATA)?;
-            fields(types, attribute(data, NFTA_DATA_VALUE)?).map(|fields| Value::Data(fields.into()))
+            fields(types, attribute(data, NFTA_DATA_VALUE)?)
+                .map(|fields| Value::Data(fields.into()))
         }
     }
 }
@@ -251,7 +310,11 @@ fn predecessor(value: Datum) -> Option<Datum> {
         Datum::IcmpCode(number) => Datum::IcmpCode(number.checked_sub(1)?),
         Datum::Icmp6Type(number) => Datum::Icmp6Type(number.checked_sub(1)?),
         Datum::Icmp6Code(number) => Datum::Icmp6Code(number.checked_sub(1)?),
-        Datum::Ether(_) | Datum::Iface(_) | Datum::Mark(_) | Datum::CtState(_) | Datum::Family(_) => return None,
+        Datum::Ether(_)
+        | Datum::Iface(_)
+        | Datum::Mark(_)
+        | Datum::CtState(_)
+        | Datum::Family(_) => return None,
     })
 }
 

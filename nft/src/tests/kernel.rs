@@ -1,23 +1,29 @@
-//! The kernel's state after our messages compared with its state after our text, as `nft` lists them.
+//! The kernel's state after our messages compared with its state after our text, as `nft` lists
+//! them.
 
 use std::sync::Arc;
 
 use super::sample::{everything, port, v4};
-use super::support::{assert_same_lines, chain_name, in_namespace, list, list_json, load, normal, set_name, table};
+use super::support::{
+    assert_same_lines, chain_name, in_namespace, list, list_json, load, loadable, normal, set_name,
+    table,
+};
 use crate::*;
 
 /// Applies the ruleset to an empty namespace through netlink.
 fn apply(ruleset: &Ruleset) -> NftSocket {
     let mut socket = NftSocket::open().expect("root");
     let transaction = diff(&Ruleset::new(table()), ruleset);
-    socket.exec(&transaction).unwrap_or_else(|error| panic!("{error}"));
+    socket
+        .exec(&transaction)
+        .unwrap_or_else(|error| panic!("{error}"));
     socket
 }
 
 #[test]
 fn messages_and_text_mean_the_same() {
-    let ruleset = everything();
-    ruleset.check().expect("the sample is sound");
+    everything().check().expect("the sample is sound");
+    let ruleset = loadable(everything());
     let ours = in_namespace(|| {
         let _socket = apply(&ruleset);
         (list(), list_json())
@@ -43,13 +49,17 @@ fn what_was_written_is_read_back() {
         assert_eq!(present.unrecognised, Vec::<String>::new());
         assert_eq!(present.sets, ruleset.sets);
         assert_eq!(present.drift(&ruleset), vec![]);
-        assert!(present.diff(&ruleset).is_empty(), "{}", present.diff(&ruleset));
+        assert!(
+            present.diff(&ruleset).is_empty(),
+            "{}",
+            present.diff(&ruleset)
+        );
     });
 }
 
 #[test]
 fn a_table_loaded_as_text_is_adopted_as_it_is() {
-    let ruleset = everything();
+    let ruleset = loadable(everything());
     in_namespace(|| {
         load(&ruleset.to_string());
         let mut socket = NftSocket::open().expect("root");
@@ -65,21 +75,33 @@ fn thousands_of_elements_go_in_and_out_in_one_transaction() {
     let plain = SetKind::of(FieldType::Ipv6);
     let ranges = SetKind::of(FieldType::Ipv4).with_intervals();
     let mut ruleset = Ruleset::new(table());
-    let spaced = (0..20_000u32).map(|number| std::net::Ipv4Addr::from_bits(0x0a00_0000 + number * 2));
-    let keys = spaced.clone().take(5_000).map(|address| [address.into(), Proto::TCP.into(), port(80)]);
+    let spaced =
+        (0..20_000u32).map(|number| std::net::Ipv4Addr::from_bits(0x0a00_0000 + number * 2));
+    let keys = spaced
+        .clone()
+        .take(5_000)
+        .map(|address| [address.into(), Proto::TCP.into(), port(80)]);
     ruleset.put_set(set_name("concat-1"), Set::members(kind, keys));
     let v6 = (0..20_000u128).map(|number| std::net::Ipv6Addr::from_bits((0xfd00 << 112) + number));
     ruleset.put_set(set_name("plain-1"), Set::members(plain, v6));
     ruleset.put_set(set_name("ranges-1"), Set::members(ranges, spaced));
     in_namespace(|| {
         let mut socket = apply(&ruleset);
-        assert_eq!(socket.list(&table()).expect("a listing").drift(&ruleset), vec![]);
+        assert_eq!(
+            socket.list(&table()).expect("a listing").drift(&ruleset),
+            vec![]
+        );
         let mut emptied = ruleset.clone();
         for set in emptied.sets.values_mut() {
             Arc::make_mut(set).elements.clear();
         }
-        socket.exec(&diff(&ruleset, &emptied)).expect("the elements are there");
-        assert_eq!(socket.list(&table()).expect("a listing").drift(&emptied), vec![]);
+        socket
+            .exec(&diff(&ruleset, &emptied))
+            .expect("the elements are there");
+        assert_eq!(
+            socket.list(&table()).expect("a listing").drift(&emptied),
+            vec![]
+        );
     });
 }
 
@@ -91,21 +113,44 @@ fn a_refused_operation_is_named_and_nothing_happens() {
         let mut socket = apply(&ruleset);
         let before = socket.read_generation().expect("an answer");
         let mut transaction = Transaction::new(table());
-        transaction.add_elements(&set_name("set-1"), Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.1")]));
-        let lost = Chain::regular(vec![Rule::new().accept(), Rule::new().goto(&chain_name("nowhere-1"))]);
+        transaction.add_elements(
+            &set_name("set-1"),
+            Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.1")]),
+        );
+        let lost = Chain::regular(vec![
+            Rule::new().accept(),
+            Rule::new().goto(&chain_name("nowhere-1")),
+        ]);
         transaction.push(TransactionOp::PutChain(chain_name("chain-1"), None));
-        transaction.push(TransactionOp::AppendRules(chain_name("chain-1"), Arc::new(lost), 0));
-        transaction.delete_elements(&set_name("set-1"), Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.9")]));
+        transaction.push(TransactionOp::AppendRules(
+            chain_name("chain-1"),
+            Arc::new(lost),
+            0,
+        ));
+        transaction.delete_elements(
+            &set_name("set-1"),
+            Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.9")]),
+        );
         match socket.exec(&transaction) {
-            Err(ExecError::Refused { operation, index: Some(2), source, .. }) => {
+            Err(ExecError::Refused {
+                operation,
+                index: Some(2),
+                source,
+                ..
+            }) => {
                 assert_eq!(operation, "add rule 1 to chain chain-1: goto nowhere-1");
                 assert_eq!(source.raw_os_error(), Some(libc::ENOENT));
             }
             other => panic!("{other:?}"),
         }
         assert_eq!(socket.read_generation().expect("an answer"), before);
-        assert_eq!(socket.list(&table()).expect("a listing").drift(&ruleset), vec![]);
-        socket.exec(&diff(&Ruleset::new(table()), &Ruleset::new(table()))).expect("nothing to do");
+        assert_eq!(
+            socket.list(&table()).expect("a listing").drift(&ruleset),
+            vec![]
+        );
+        socket
+            .exec(&diff(&Ruleset::new(table()), &Ruleset::new(table())))
+            .expect("nothing to do");
     });
 }
 
@@ -114,11 +159,20 @@ fn a_refused_operation_is_named_and_nothing_happens() {
 fn a_full_set_is_called_full() {
     in_namespace(|| {
         let table = table();
-        load(&format!("add table inet {table}\nadd set inet {table} full-1 {{ type ipv4_addr; size 1; }}\n"));
+        load(&format!(
+            "add table inet {table}\nadd set inet {table} full-1 {{ type ipv4_addr; size 1; }}\n"
+        ));
         let mut transaction = Transaction::new(table);
-        let members = Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.1"), v4("10.0.0.2")]);
+        let members = Set::members(
+            SetKind::of(FieldType::Ipv4),
+            [v4("10.0.0.1"), v4("10.0.0.2")],
+        );
         transaction.add_elements(&set_name("full-1"), members);
-        let error = NftSocket::open().expect("root").exec(&transaction).expect_err("one too many").to_string();
+        let error = NftSocket::open()
+            .expect("root")
+            .exec(&transaction)
+            .expect_err("one too many")
+            .to_string();
         assert!(error.contains("the set is full"), "{error}");
         assert!(!error.contains("open files"), "{error}");
     });
@@ -130,9 +184,18 @@ fn generations_count_commits() {
         let mut socket = apply(&everything());
         let first = socket.read_generation().expect("an answer");
         let mut transaction = Transaction::new(table());
-        transaction.add_elements(&set_name("addresses-4"), Set::members(SetKind::of(FieldType::Ipv4), [v4("9.9.9.9")]));
-        assert_eq!(socket.exec(&transaction).expect("sound"), Generation(first.0 + 1));
-        assert_eq!(socket.exec(&Transaction::new(table())).expect("nothing"), Generation(first.0 + 1));
+        transaction.add_elements(
+            &set_name("addresses-4"),
+            Set::members(SetKind::of(FieldType::Ipv4), [v4("9.9.9.9")]),
+        );
+        assert_eq!(
+            socket.exec(&transaction).expect("sound"),
+            Generation(first.0 + 1)
+        );
+        assert_eq!(
+            socket.exec(&Transaction::new(table())).expect("nothing"),
+            Generation(first.0 + 1)
+        );
     });
 }
 
@@ -140,8 +203,12 @@ fn generations_count_commits() {
 fn removing_the_table_leaves_nothing() {
     in_namespace(|| {
         let mut socket = apply(&everything());
-        socket.exec(&Transaction::remove(table())).expect("it is there");
-        socket.exec(&Transaction::remove(table())).expect("it need not be there");
+        socket
+            .exec(&Transaction::remove(table()))
+            .expect("it is there");
+        socket
+            .exec(&Transaction::remove(table()))
+            .expect("it need not be there");
         assert!(!socket.list(&table()).expect("a listing").exists);
     });
 }

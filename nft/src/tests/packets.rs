@@ -30,7 +30,9 @@ fn within<T: Send>(namespace: &File, action: impl FnOnce() -> T + Send) -> T {
             setns(namespace, CloneFlags::CLONE_NEWNET).expect("root");
             action()
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -50,7 +52,10 @@ fn plug(pod: &File, host_side: &str, address: Ipv4Addr) {
             "ip",
             &["-batch", "-"],
             &format!(
-                "link set lo up\naddress add {address}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n"
+                "link set lo up\n\
+                 address add {address}/24 dev eth0\n\
+                 link set eth0 up\n\
+                 route add default via {gateway}\n"
             ),
         )
     });
@@ -62,14 +67,19 @@ struct Path {
     receivers: [(u16, UdpSocket); 3],
 }
 
-/// A port that every ruleset of the test accepts: when its packet arrives, those sent before it have been judged.
+/// A port that every ruleset of the test accepts: when its packet arrives, those sent before it
+/// have been judged.
 const ALWAYS: u16 = 9;
 
 impl Path {
     fn new(from: &File, to: &File) -> Self {
-        let sender = within(from, || UdpSocket::bind((SENDER, 5000)).expect("its address"));
+        let sender = within(from, || {
+            UdpSocket::bind((SENDER, 5000)).expect("its address")
+        });
         let receivers = [1, 2, ALWAYS].map(|port| {
-            let socket = within(to, || UdpSocket::bind((RECEIVER, port)).expect("its address"));
+            let socket = within(to, || {
+                UdpSocket::bind((RECEIVER, port)).expect("its address")
+            });
             socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
             (port, socket)
         });
@@ -79,7 +89,9 @@ impl Path {
     /// The ports that a packet arrives at.
     fn open_ports(&self) -> Vec<u16> {
         for (port, _) in &self.receivers {
-            self.sender.send_to(b"x", (RECEIVER, *port)).expect("a way to the gateway");
+            self.sender
+                .send_to(b"x", (RECEIVER, *port))
+                .expect("a way to the gateway");
         }
         let [others @ .., (_, always)] = &self.receivers;
         always.recv(&mut [0; 8]).expect("this port is always open");
@@ -87,14 +99,24 @@ impl Path {
             socket.set_nonblocking(true).expect("a socket");
             socket.recv(&mut [0; 8]).is_ok()
         };
-        others.iter().filter(|(_, socket)| arrived(socket)).map(|(port, _)| *port).collect()
+        others
+            .iter()
+            .filter(|(_, socket)| arrived(socket))
+            .map(|(port, _)| *port)
+            .collect()
     }
 }
 
-/// Forwarding as on a node: a verdict map by interface, and nothing for an interface that is not in it.
+/// Forwarding as on a node: a verdict map by interface, and nothing for an interface that is not in
+/// it.
 fn node_rules() -> Ruleset {
     let mut ruleset = Ruleset::new(table());
-    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: 0, policy: ChainPolicy::Drop };
+    let base = Base {
+        kind: ChainType::Filter,
+        hook: Hook::Forward,
+        priority: 0,
+        policy: ChainPolicy::Drop,
+    };
     let udp = |to| Match::is(Selector::Dport(Transport::Udp), port(to));
     ruleset.put_chain(
         chain_name("forward-1"),
@@ -103,7 +125,10 @@ fn node_rules() -> Ruleset {
             vec![
                 Rule::new().when(udp(ALWAYS)).accept(),
                 Rule::new().vmap(Selector::Iifname, &set_name("dispatch-1")),
-                Rule::new().when(Match::iif_prefix(ifname("cali"))).counter().drop(),
+                Rule::new()
+                    .when(Match::iif_prefix(ifname("cali")))
+                    .counter()
+                    .drop(),
             ],
         ),
     );
@@ -115,8 +140,14 @@ fn node_rules() -> Ruleset {
         Rule::new().drop(),
     ];
     ruleset.put_chain(chain_name("from-1"), Chain::regular(policy));
-    ruleset.put_set(set_name("members-1"), Set::new(SetKind::of(FieldType::Ipv4)));
-    ruleset.put_set(set_name("dispatch-1"), Set::new(SetKind::of(FieldType::Iface).with_verdicts()));
+    ruleset.put_set(
+        set_name("members-1"),
+        Set::new(SetKind::of(FieldType::Ipv4)),
+    );
+    ruleset.put_set(
+        set_name("dispatch-1"),
+        Set::new(SetKind::of(FieldType::Iface).with_verdicts()),
+    );
     ruleset
 }
 
@@ -132,7 +163,9 @@ fn packets_obey_maps_sets_and_chains() {
         let mut present = Ruleset::new(table());
         let mut wanted = node_rules();
         let mut apply = |wanted: &Ruleset, expected: &[u16], why: &str| {
-            socket.exec(&diff(&present, wanted)).unwrap_or_else(|error| panic!("{why}: {error}"));
+            socket
+                .exec(&diff(&present, wanted))
+                .unwrap_or_else(|error| panic!("{why}: {error}"));
             present = wanted.clone();
             assert_eq!(path.open_ports(), expected, "{why}");
         };
@@ -143,7 +176,10 @@ fn packets_obey_maps_sets_and_chains() {
         let members = Set::members(SetKind::of(FieldType::Ipv4), [v4("10.65.2.2")]);
         wanted.put_set(set_name("members-1"), members);
         apply(&wanted, &[1, 2], "a member of the allowed set");
-        wanted.put_set(set_name("members-1"), Set::new(SetKind::of(FieldType::Ipv4)));
+        wanted.put_set(
+            set_name("members-1"),
+            Set::new(SetKind::of(FieldType::Ipv4)),
+        );
         apply(&wanted, &[2], "a member no more");
         wanted.put_set(set_name("dispatch-1"), dispatch("cali1", Verdict::Drop));
         apply(&wanted, &[], "the map drops");
@@ -151,23 +187,47 @@ fn packets_obey_maps_sets_and_chains() {
         apply(&wanted, &[1, 2], "the map accepts");
         wanted.put_set(set_name("dispatch-1"), dispatch("cali1", goto));
         let chain = wanted.chains.get_mut("from-1").expect("in the ruleset");
-        let nets = [Field::from("10.65.2.0/24".parse::<ipnet::IpNet>().expect("a prefix"))];
+        let nets = [Field::from(
+            "10.65.2.0/24".parse::<ipnet::IpNet>().expect("a prefix"),
+        )];
         let udp = Match::is(Selector::Dport(Transport::Udp), port(1));
-        let rule = Rule::new().when(Match::any_of(Selector::Daddr4, nets)).when(udp).accept();
+        let rule = Rule::new()
+            .when(Match::any_of(Selector::Daddr4, nets))
+            .when(udp)
+            .accept();
         *chain = Arc::new(Chain::regular(vec![rule, Rule::new().drop()]));
         apply(&wanted, &[1], "the chain, rewritten");
         let range = Match::is(Selector::Dport(Transport::Udp), 2..=3);
-        let source = Match::is(Selector::Saddr4, Field::range(v4("10.65.1.0").into(), v4("10.65.1.2").into()));
-        let rules = vec![Rule::new().when(source).when(range).accept(), Rule::new().drop()];
+        let source = Match::is(
+            Selector::Saddr4,
+            Field::range(v4("10.65.1.0").into(), v4("10.65.1.2").into()),
+        );
+        let rules = vec![
+            Rule::new().when(source).when(range).accept(),
+            Rule::new().drop(),
+        ];
         wanted.put_chain(chain_name("from-1"), Chain::regular(rules));
         apply(&wanted, &[2], "ranges of addresses and ports");
-        let established = [(CtState::ESTABLISHED, Verdict::Accept), (CtState::INVALID, Verdict::Drop)];
-        let rules = vec![Rule::new().inline_vmap(Selector::CtState, established), Rule::new().drop()];
+        let established = [
+            (CtState::ESTABLISHED, Verdict::Accept),
+            (CtState::INVALID, Verdict::Drop),
+        ];
+        let rules = vec![
+            Rule::new().inline_vmap(Selector::CtState, established),
+            Rule::new().drop(),
+        ];
         wanted.put_chain(chain_name("from-1"), Chain::regular(rules));
-        apply(&wanted, &[], "nothing was answered, so nothing is established");
+        apply(
+            &wanted,
+            &[],
+            "nothing was answered, so nothing is established",
+        );
     });
 }
 
 fn dispatch(interface: &str, verdict: Verdict) -> Set {
-    Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), [(ifname(interface), verdict)])
+    Set::verdicts(
+        SetKind::of(FieldType::Iface).with_verdicts(),
+        [(ifname(interface), verdict)],
+    )
 }

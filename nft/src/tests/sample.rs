@@ -1,11 +1,14 @@
 //! A ruleset that uses every type and variant.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::support::{chain_name, ifname, set_name, table};
 use crate::*;
+use nat::{destination_translation, source_translation};
+
+mod nat;
 
 pub fn v4(text: &str) -> Ipv4Addr {
     text.parse().expect("an address")
@@ -32,11 +35,19 @@ pub fn everything() -> Ruleset {
     let mut ruleset = Ruleset::new(table());
     sets(&mut ruleset);
     maps(&mut ruleset);
-    ruleset.put_chain(chain_name("endpoint-1"), Chain::regular(vec![Rule::new().counter().drop()]));
+    ruleset.put_chain(
+        chain_name("endpoint-1"),
+        Chain::regular(vec![Rule::new().counter().drop()]),
+    );
     ruleset.put_chain(chain_name("endpoint-2"), Chain::default());
     ruleset.put_chain(
         chain_name("tests-1"),
-        Chain::regular(tests().into_iter().map(|t| Rule::new().when(t).accept()).collect::<Vec<_>>()),
+        Chain::regular(
+            tests()
+                .into_iter()
+                .map(|t| Rule::new().when(t).accept())
+                .collect::<Vec<_>>(),
+        ),
     );
     ruleset.put_chain(chain_name("lookups-1"), Chain::regular(lookups()));
     ruleset.put_chain(chain_name("actions-1"), Chain::regular(actions()));
@@ -49,8 +60,14 @@ pub fn everything() -> Ruleset {
 fn sets(ruleset: &mut Ruleset) {
     use FieldType::{Iface, Ipv4, Ipv6, Mark, Port, Proto as Protocol};
     let mut put = |name: &str, set: Set| ruleset.put_set(set_name(name), set);
-    put("addresses-4", Set::members(SetKind::of(Ipv4), [v4("10.0.0.1"), v4("10.0.0.2")]));
-    put("addresses-6", Set::members(SetKind::of(Ipv6), [v6("fd00::1"), v6("fd00::2")]));
+    put(
+        "addresses-4",
+        Set::members(SetKind::of(Ipv4), [v4("10.0.0.1"), v4("10.0.0.2")]),
+    );
+    put(
+        "addresses-6",
+        Set::members(SetKind::of(Ipv6), [v6("fd00::1"), v6("fd00::2")]),
+    );
     put("empty-4", Set::new(SetKind::of(Ipv4)));
     put(
         "nets-4",
@@ -69,15 +86,26 @@ fn sets(ruleset: &mut Ruleset) {
         "nets-6",
         Set::members(
             SetKind::of(Ipv6).with_intervals(),
-            [net("fd00::/8"), Field::range(v6("fe80::1").into(), v6("fe80::5").into()), v6("2001:db8::1").into()],
+            [
+                net("fd00::/8"),
+                Field::range(v6("fe80::1").into(), v6("fe80::5").into()),
+                v6("2001:db8::1").into(),
+            ],
         ),
     );
-    put("all-4", Set::members(SetKind::of(Ipv4).with_intervals(), [net("0.0.0.0/0")]));
+    put(
+        "all-4",
+        Set::members(SetKind::of(Ipv4).with_intervals(), [net("0.0.0.0/0")]),
+    );
     put(
         "ports-1",
         Set::members(
             SetKind::of([Protocol, Port]),
-            [[Proto::TCP.into(), port(80)], [Proto::UDP.into(), port(53)], [Proto::SCTP.into(), port(99)]],
+            [
+                [Proto::TCP.into(), port(80)],
+                [Proto::UDP.into(), port(53)],
+                [Proto::SCTP.into(), port(99)],
+            ],
         ),
     );
     put(
@@ -92,10 +120,19 @@ fn sets(ruleset: &mut Ruleset) {
     );
     put(
         "ranges-1",
-        Set::members(SetKind::of(Port).with_intervals(), [port(0), Field::from(80..=90), Field::from(60000..=65535)]),
+        Set::members(
+            SetKind::of(Port).with_intervals(),
+            [port(0), Field::from(80..=90), Field::from(60000..=65535)],
+        ),
     );
-    put("interfaces-1", Set::members(SetKind::of(Iface), [ifname("cali123"), ifname("eth0")]));
-    put("marks-1", Set::members(SetKind::of(Mark), [Datum::Mark(0x10), Datum::Mark(0x20000)]));
+    put(
+        "interfaces-1",
+        Set::members(SetKind::of(Iface), [ifname("cali123"), ifname("eth0")]),
+    );
+    put(
+        "marks-1",
+        Set::members(SetKind::of(Mark), [Datum::Mark(0x10), Datum::Mark(0x20000)]),
+    );
 }
 
 fn maps(ruleset: &mut Ruleset) {
@@ -119,7 +156,9 @@ fn maps(ruleset: &mut Ruleset) {
     put(
         "by-port-1",
         Set::verdicts(
-            SetKind::of([Protocol, Port]).with_intervals().with_verdicts(),
+            SetKind::of([Protocol, Port])
+                .with_intervals()
+                .with_verdicts(),
             [([Proto::TCP.into(), Field::from(80..=90)], Verdict::Accept)],
         ),
     );
@@ -127,22 +166,30 @@ fn maps(ruleset: &mut Ruleset) {
         "by-source-1",
         Set::verdicts(
             SetKind::of(Ipv4).with_intervals().with_verdicts(),
-            [(net("10.0.0.0/8"), Verdict::Goto(endpoint)), (net("11.0.0.0/8"), Verdict::Drop)],
+            [
+                (net("10.0.0.0/8"), Verdict::Goto(endpoint)),
+                (net("11.0.0.0/8"), Verdict::Drop),
+            ],
         ),
     );
     let data = |data: &[Datum]| Value::Data(data.into());
     let mut service = Set::new(SetKind::of([Ipv4, Protocol, Port]).with_data([Ipv4, Port]));
     let key = Key::from([v4("10.1.1.1").into(), Proto::TCP.into(), port(80)]);
-    service.elements.insert(key, data(&[v4("10.2.2.2").into(), Datum::Port(8080)]));
+    service
+        .elements
+        .insert(key, data(&[v4("10.2.2.2").into(), Datum::Port(8080)]));
     put("service-1", service);
     let mut floating = Set::new(SetKind::of(Ipv6).with_data(Ipv6));
-    floating.elements.insert(v6("fd00::1").into(), data(&[v6("fd00::2").into()]));
+    floating
+        .elements
+        .insert(v6("fd00::1").into(), data(&[v6("fd00::2").into()]));
     put("floating-6", floating);
 }
 
 /// Matches that older kernels (5.10) accept in prerouting chains only.
 fn arrival_tests() -> Vec<Match> {
-    let with_mark = |exists| [true, false].map(|with_mark| Match::ReversePath { exists, with_mark });
+    let with_mark =
+        |exists| [true, false].map(|with_mark| Match::ReversePath { exists, with_mark });
     [true, false].into_iter().flat_map(with_mark).collect()
 }
 
@@ -161,10 +208,26 @@ pub fn tests() -> Vec<Match> {
         Match::is(Nfproto, Family::Ipv4),
         Match::is(Nfproto, Family::Ipv6),
         Match::is(Mark, Datum::Mark(0x10)),
-        Match::MarkBits { mask: 0x00ff_0000, op: CmpOp::Eq, value: 0x0001_0000 },
-        Match::MarkBits { mask: 0x00ff_0000, op: CmpOp::Ne, value: 0x0001_0000 },
-        Match::MarkBits { mask: 0x0001_0000, op: CmpOp::Ne, value: 0 },
-        Match::MarkBits { mask: u32::MAX, op: CmpOp::Eq, value: 7 },
+        Match::MarkBits {
+            mask: 0x00ff_0000,
+            op: CmpOp::Eq,
+            value: 0x0001_0000,
+        },
+        Match::MarkBits {
+            mask: 0x00ff_0000,
+            op: CmpOp::Ne,
+            value: 0x0001_0000,
+        },
+        Match::MarkBits {
+            mask: 0x0001_0000,
+            op: CmpOp::Ne,
+            value: 0,
+        },
+        Match::MarkBits {
+            mask: u32::MAX,
+            op: CmpOp::Eq,
+            value: 7,
+        },
         Match::is(EtherSaddr, Datum::Ether([0xee; 6])),
         Match::not(EtherSaddr, Datum::Ether([0xee; 6])),
         Match::LaterFragment,
@@ -177,12 +240,40 @@ pub fn tests() -> Vec<Match> {
 
 fn address_tests() -> Vec<Match> {
     use Selector::*;
-    let prefixes = ["10.0.0.1/32", "10.0.0.0/8", "10.0.0.0/9", "10.0.0.0/24", "10.0.0.0/31", "0.0.0.0/0"];
-    let prefixes6 = ["fd00::1/128", "fd00::/8", "fd00::/9", "2001:db8::/32", "2001:db8::/127"];
-    let mut tests: Vec<Match> = prefixes.iter().map(|prefix| Match::is(Saddr4, net(prefix))).collect();
-    tests.extend(prefixes.iter().map(|prefix| Match::not(Daddr4, net(prefix))));
-    tests.extend(prefixes6.iter().map(|prefix| Match::is(Daddr6, net(prefix))));
-    tests.extend(prefixes6.iter().map(|prefix| Match::not(Saddr6, net(prefix))));
+    let prefixes = [
+        "10.0.0.1/32",
+        "10.0.0.0/8",
+        "10.0.0.0/9",
+        "10.0.0.0/24",
+        "10.0.0.0/31",
+        "0.0.0.0/0",
+    ];
+    let prefixes6 = [
+        "fd00::1/128",
+        "fd00::/8",
+        "fd00::/9",
+        "2001:db8::/32",
+        "2001:db8::/127",
+    ];
+    let mut tests: Vec<Match> = prefixes
+        .iter()
+        .map(|prefix| Match::is(Saddr4, net(prefix)))
+        .collect();
+    tests.extend(
+        prefixes
+            .iter()
+            .map(|prefix| Match::not(Daddr4, net(prefix))),
+    );
+    tests.extend(
+        prefixes6
+            .iter()
+            .map(|prefix| Match::is(Daddr6, net(prefix))),
+    );
+    tests.extend(
+        prefixes6
+            .iter()
+            .map(|prefix| Match::not(Saddr6, net(prefix))),
+    );
     tests.push(Match::is(Saddr4, addresses("10.0.0.1", "10.0.0.9")));
     tests.push(Match::not(Saddr4, addresses("10.0.0.1", "10.0.0.9")));
     tests
@@ -191,7 +282,13 @@ fn address_tests() -> Vec<Match> {
 fn transport_tests() -> Vec<Match> {
     use Selector::*;
     let mut tests = Vec::new();
-    for transport in [Transport::Any, Transport::Tcp, Transport::Udp, Transport::UdpLite, Transport::Sctp] {
+    for transport in [
+        Transport::Any,
+        Transport::Tcp,
+        Transport::Udp,
+        Transport::UdpLite,
+        Transport::Sctp,
+    ] {
         tests.push(Match::is(Dport(transport), port(80)));
         tests.push(Match::not(Dport(transport), port(80)));
         tests.push(Match::is(Sport(transport), 1000..=2000));
@@ -199,13 +296,20 @@ fn transport_tests() -> Vec<Match> {
     }
     tests.extend([0u8, 3, 8, 11, 200].map(|kind| Match::is(IcmpType, Datum::IcmpType(kind))));
     tests.extend([0u8, 1, 13, 200].map(|code| Match::is(IcmpCode, Datum::IcmpCode(code))));
-    tests.extend([1u8, 2, 128, 135, 136, 200].map(|kind| Match::is(Icmp6Type, Datum::Icmp6Type(kind))));
+    tests.extend(
+        [1u8, 2, 128, 135, 136, 200].map(|kind| Match::is(Icmp6Type, Datum::Icmp6Type(kind))),
+    );
     tests.extend([0u8, 1, 4, 200].map(|code| Match::not(Icmp6Code, Datum::Icmp6Code(code))));
     tests
 }
 
 fn state_tests() -> Vec<Match> {
-    let types = [AddressType::Unicast, AddressType::Local, AddressType::Broadcast, AddressType::Multicast];
+    let types = [
+        AddressType::Unicast,
+        AddressType::Local,
+        AddressType::Broadcast,
+        AddressType::Multicast,
+    ];
     let mut tests = vec![
         Match::CtState(CmpOp::Eq, CtState::ESTABLISHED | CtState::RELATED),
         Match::CtState(CmpOp::Eq, CtState::NEW),
@@ -238,14 +342,36 @@ fn lookups() -> Vec<Rule> {
         accept(Match::in_set(Mark, &set_name("marks-1"))),
         accept(Match::in_set(Dport(Transport::Udp), &set_name("ranges-1"))),
         accept(Match::in_set(ports, &set_name("ports-1"))),
-        accept(Match::in_set([Saddr4, L4proto, Dport(Transport::Any)], &set_name("peers-1"))),
+        accept(Match::in_set(
+            [Saddr4, L4proto, Dport(Transport::Any)],
+            &set_name("peers-1"),
+        )),
         accept(Match::any_of(L4proto, [Proto::TCP, Proto::UDP])),
         accept(Match::none_of(Iifname, [ifname("a"), ifname("b")])),
-        accept(Match::any_of(Saddr4, [net("10.0.0.0/8"), v4("11.0.0.1").into(), addresses("12.0.0.0", "12.0.0.5")])),
+        accept(Match::any_of(
+            Saddr4,
+            [
+                net("10.0.0.0/8"),
+                v4("11.0.0.1").into(),
+                addresses("12.0.0.0", "12.0.0.5"),
+            ],
+        )),
         accept(Match::none_of(Saddr6, [v6("fd00::1"), v6("fd00::2")])),
-        accept(Match::any_of(Dport(Transport::Sctp), [port(5), Field::from(1000..=2000)])),
-        accept(Match::any_of(IcmpType, [Datum::IcmpType(0), Datum::IcmpType(8)])),
-        accept(Match::any_of(ports, [[Proto::TCP.into(), port(80)], [Proto::UDP.into(), Field::from(53..=54)]])),
+        accept(Match::any_of(
+            Dport(Transport::Sctp),
+            [port(5), Field::from(1000..=2000)],
+        )),
+        accept(Match::any_of(
+            IcmpType,
+            [Datum::IcmpType(0), Datum::IcmpType(8)],
+        )),
+        accept(Match::any_of(
+            ports,
+            [
+                [Proto::TCP.into(), port(80)],
+                [Proto::UDP.into(), Field::from(53..=54)],
+            ],
+        )),
         Rule::new().inline_vmap(
             CtState,
             [
@@ -257,24 +383,53 @@ fn lookups() -> Vec<Rule> {
         Rule::new().vmap(Iifname, &set_name("dispatch-1")),
         Rule::new().vmap(ports, &set_name("by-port-1")),
         Rule::new().vmap(Saddr4, &set_name("by-source-1")),
-        Rule::new().inline_vmap([Iifname, Oifname], [([ifname("a").into(), ifname("b").into()], endpoint())]),
+        Rule::new().inline_vmap(
+            [Iifname, Oifname],
+            [([ifname("a").into(), ifname("b").into()], endpoint())],
+        ),
         Rule::new()
             .when(Match::any_of(L4proto, [Proto::TCP, Proto::UDP]))
-            .inline_vmap(Dport(Transport::Any), [(port(80), endpoint()), (Field::from(90..=99), Verdict::Drop)]),
+            .inline_vmap(
+                Dport(Transport::Any),
+                [
+                    (port(80), endpoint()),
+                    (Field::from(90..=99), Verdict::Drop),
+                ],
+            ),
     ]
 }
 
 fn actions() -> Vec<Rule> {
     let then = |statement| Rule::new().then(statement);
-    let log = |target| Statement::Log(Log { prefix: "calico-packet: ".to_owned(), target });
-    let limit = |rate, unit, burst, over| Statement::Limit(Limit { rate, unit, burst, over });
+    let log = |target| {
+        Statement::Log(Log {
+            prefix: "calico-packet: ".to_owned(),
+            target,
+        })
+    };
+    let limit = |rate, unit, burst, over| {
+        Statement::Limit(Limit {
+            rate,
+            unit,
+            burst,
+            over,
+        })
+    };
     let mark = |mask, value| Statement::MarkSet(MarkSet { mask, value });
     vec![
         Rule::new().counter(),
         then(log(LogTarget::Syslog(4))),
         then(log(LogTarget::Syslog(6))),
-        then(log(LogTarget::Group { group: 5, snaplen: 0, queue_threshold: 0 })),
-        then(log(LogTarget::Group { group: 6, snaplen: 100, queue_threshold: 10 })),
+        then(log(LogTarget::Group {
+            group: 5,
+            snaplen: 0,
+            queue_threshold: 0,
+        })),
+        then(log(LogTarget::Group {
+            group: 6,
+            snaplen: 100,
+            queue_threshold: 10,
+        })),
         then(limit(10, RateUnit::Second, Limit::DEFAULT_BURST, false)).accept(),
         then(limit(10, RateUnit::Minute, 20, true)).drop(),
         then(limit(3, RateUnit::Hour, 1, false)).drop(),
@@ -292,22 +447,55 @@ fn actions() -> Vec<Rule> {
             .then(Statement::Reject(Reject::TcpReset)),
         Rule::new().verdict(Verdict::Continue),
         Rule::new().jump(&chain_name("endpoint-2")),
-        Rule::new().when(Match::is(Selector::Mark, Datum::Mark(1))).goto(&chain_name("endpoint-1")),
+        Rule::new()
+            .when(Match::is(Selector::Mark, Datum::Mark(1)))
+            .goto(&chain_name("endpoint-1")),
         Rule::new().ret(),
     ]
 }
 
 const fn base(kind: ChainType, hook: Hook, priority: i32, policy: ChainPolicy) -> Base {
-    Base { kind, hook, priority, policy }
+    Base {
+        kind,
+        hook,
+        priority,
+        policy,
+    }
 }
 
 fn bases(ruleset: &mut Ruleset) {
-    let mut put = |name: &str, base, rules: Vec<Rule>| ruleset.put_chain(chain_name(name), Chain::base(base, rules));
-    let notrack = Rule::new().when(Match::is(Selector::Dport(Transport::Udp), port(4789))).then(Statement::Notrack);
+    let mut put = |name: &str, base, rules: Vec<Rule>| {
+        ruleset.put_chain(chain_name(name), Chain::base(base, rules))
+    };
+    let notrack = Rule::new()
+        .when(Match::is(Selector::Dport(Transport::Udp), port(4789)))
+        .then(Statement::Notrack);
     let mut raw = vec![notrack];
-    raw.extend(arrival_tests().into_iter().map(|test| Rule::new().when(test).accept()));
-    put("raw-1", base(ChainType::Filter, Hook::Prerouting, -300, ChainPolicy::Accept), raw);
-    put("mangle-1", base(ChainType::Filter, Hook::Postrouting, -149, ChainPolicy::Accept), vec![]);
+    raw.extend(
+        arrival_tests()
+            .into_iter()
+            .map(|test| Rule::new().when(test).accept()),
+    );
+    put(
+        "raw-1",
+        base(
+            ChainType::Filter,
+            Hook::Prerouting,
+            -300,
+            ChainPolicy::Accept,
+        ),
+        raw,
+    );
+    put(
+        "mangle-1",
+        base(
+            ChainType::Filter,
+            Hook::Postrouting,
+            -149,
+            ChainPolicy::Accept,
+        ),
+        vec![],
+    );
     put(
         "input-1",
         base(ChainType::Filter, Hook::Input, 5, ChainPolicy::Accept),
@@ -318,65 +506,14 @@ fn bases(ruleset: &mut Ruleset) {
         base(ChainType::Filter, Hook::Forward, -5, ChainPolicy::Drop),
         vec![Rule::new().jump(&chain_name("lookups-1"))],
     );
-    put("output-1", base(ChainType::Route, Hook::Output, -150, ChainPolicy::Accept), vec![]);
-    put("odd-1", base(ChainType::Filter, Hook::Output, 27, ChainPolicy::Accept), vec![]);
-}
-
-fn masquerade(ports: Option<(u16, u16)>, fully_random: bool) -> Statement {
-    Statement::Masquerade(Masquerade { ports, fully_random })
-}
-
-fn nat(kind: NatType, to: NatTarget, fully_random: bool) -> Statement {
-    Statement::Nat(Nat { kind, to, fully_random })
-}
-
-fn address(text: &str, ports: Option<(u16, u16)>) -> NatTarget {
-    NatTarget::Address(text.parse::<IpAddr>().expect("an address"), ports)
-}
-
-fn tcp() -> Rule {
-    Rule::new().when(Match::is(Selector::L4proto, Proto::TCP))
-}
-
-fn source_translation(ruleset: &mut Ruleset) {
-    let mut put = |name: &str, base, rules: Vec<Rule>| ruleset.put_chain(chain_name(name), Chain::base(base, rules));
     put(
-        "snat-1",
-        base(ChainType::Nat, Hook::Postrouting, 110, ChainPolicy::Accept),
-        vec![
-            Rule::new().counter().then(masquerade(None, false)),
-            Rule::new().when(Match::in_set(Selector::Saddr4, &set_name("nets-4"))).then(masquerade(None, true)),
-            tcp().then(masquerade(Some((1024, 65535)), true)),
-            tcp().then(masquerade(Some((1024, 65535)), false)),
-            Rule::new().then(nat(NatType::Source, address("10.0.0.1", None), false)),
-            tcp().then(nat(NatType::Source, address("10.0.0.1", Some((100, 200))), true)),
-            Rule::new().then(nat(NatType::Source, address("fd00::1", None), false)),
-        ],
+        "output-1",
+        base(ChainType::Route, Hook::Output, -150, ChainPolicy::Accept),
+        vec![],
     );
-}
-
-fn destination_translation(ruleset: &mut Ruleset) {
-    let mut put = |name: &str, base, rules: Vec<Rule>| ruleset.put_chain(chain_name(name), Chain::base(base, rules));
-    let service = NatTarget::Map {
-        family: Family::Ipv4,
-        key: vec![Selector::Daddr4, Selector::L4proto, Selector::Dport(Transport::Any)],
-        map: SetRef::Named(set_name("service-1")),
-        with_port: true,
-    };
-    let floating = NatTarget::Map {
-        family: Family::Ipv6,
-        key: vec![Selector::Daddr6],
-        map: SetRef::Named(set_name("floating-6")),
-        with_port: false,
-    };
     put(
-        "dnat-1",
-        base(ChainType::Nat, Hook::Prerouting, -99, ChainPolicy::Accept),
-        vec![
-            tcp().then(nat(NatType::Destination, address("10.0.0.1", Some((8080, 8080))), false)),
-            tcp().then(nat(NatType::Destination, address("fd00::1", Some((8080, 8080))), false)),
-            Rule::new().then(nat(NatType::Destination, service, false)),
-            Rule::new().then(nat(NatType::Destination, floating, false)),
-        ],
+        "odd-1",
+        base(ChainType::Filter, Hook::Output, 27, ChainPolicy::Accept),
+        vec![],
     );
 }

@@ -11,7 +11,12 @@ use crate::*;
 #[test]
 fn a_small_table() {
     let mut ruleset = Ruleset::new(table());
-    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: -1, policy: ChainPolicy::Accept };
+    let base = Base {
+        kind: ChainType::Filter,
+        hook: Hook::Forward,
+        priority: -1,
+        policy: ChainPolicy::Accept,
+    };
     let ct = [
         (CtState::ESTABLISHED, Verdict::Accept),
         (CtState::RELATED, Verdict::Accept),
@@ -20,21 +25,43 @@ fn a_small_table() {
     let rules = vec![
         Rule::new().inline_vmap(Selector::CtState, ct),
         Rule::new().vmap(Selector::Iifname, &set_name("from-1")),
-        Rule::new().when(Match::iif_prefix(ifname("cali"))).counter().drop(),
+        Rule::new()
+            .when(Match::iif_prefix(ifname("cali")))
+            .counter()
+            .drop(),
     ];
     ruleset.put_chain(chain_name("forward-1"), Chain::base(base, rules));
     let ports = [Selector::L4proto, Selector::Dport(Transport::Any)];
     let rules = vec![
         Rule::new()
             .when(Match::in_set(Selector::Saddr4, &set_name("peers-1")))
-            .when(Match::any_of(ports, [[Proto::TCP.into(), port(80)], [Proto::UDP.into(), Field::from(53..=54)]]))
+            .when(Match::any_of(
+                ports,
+                [
+                    [Proto::TCP.into(), port(80)],
+                    [Proto::UDP.into(), Field::from(53..=54)],
+                ],
+            ))
             .accept(),
     ];
     ruleset.put_chain(chain_name("pod-1"), Chain::regular(rules));
-    let map = [(ifname("cali1"), Verdict::Goto(chain_name("pod-1"))), (ifname("cali2"), Verdict::Drop)];
-    ruleset.put_set(set_name("from-1"), Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), map));
-    let peers = [net("10.0.0.0/8"), addresses("11.0.0.1", "11.0.0.3"), v4("12.0.0.1").into()];
-    ruleset.put_set(set_name("peers-1"), Set::members(SetKind::of(FieldType::Ipv4).with_intervals(), peers));
+    let map = [
+        (ifname("cali1"), Verdict::Goto(chain_name("pod-1"))),
+        (ifname("cali2"), Verdict::Drop),
+    ];
+    ruleset.put_set(
+        set_name("from-1"),
+        Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), map),
+    );
+    let peers = [
+        net("10.0.0.0/8"),
+        addresses("11.0.0.1", "11.0.0.3"),
+        v4("12.0.0.1").into(),
+    ];
+    ruleset.put_set(
+        set_name("peers-1"),
+        Set::members(SetKind::of(FieldType::Ipv4).with_intervals(), peers),
+    );
     expect![[r#"
         table inet t-1 {
         	map from-1 {
@@ -69,12 +96,20 @@ fn a_small_table() {
 #[test]
 fn a_transaction() {
     let mut before = Ruleset::new(table());
-    before.put_chain(chain_name("old-1"), Chain::regular(vec![Rule::new().drop()]));
+    before.put_chain(
+        chain_name("old-1"),
+        Chain::regular(vec![Rule::new().drop()]),
+    );
     before.put_set(set_name("old-2"), Set::new(SetKind::of(FieldType::Mark)));
     let mut after = Ruleset::new(table());
     let members = [v4("10.0.0.1"), v4("10.0.0.2")];
-    after.put_set(set_name("new-1"), Set::members(SetKind::of(FieldType::Ipv4), members));
-    let rule = Rule::new().when(Match::in_set(Selector::Saddr4, &set_name("new-1"))).drop();
+    after.put_set(
+        set_name("new-1"),
+        Set::members(SetKind::of(FieldType::Ipv4), members),
+    );
+    let rule = Rule::new()
+        .when(Match::in_set(Selector::Saddr4, &set_name("new-1")))
+        .drop();
     after.put_chain(chain_name("new-2"), Chain::regular(vec![rule]));
     expect![[r#"
         flush chain old-1
@@ -129,11 +164,16 @@ fn check_error(change: impl FnOnce(&mut Ruleset), expected: &str) {
     let mut ruleset = everything();
     change(&mut ruleset);
     let errors = ruleset.check().expect_err("there is an error");
-    assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+    assert_eq!(
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [expected]
+    );
 }
 
 fn add_rule(ruleset: &mut Ruleset, rule: Rule) {
-    Arc::make_mut(ruleset.chains.get_mut("endpoint-2").expect("in the sample")).rules.push(rule);
+    Arc::make_mut(ruleset.chains.get_mut("endpoint-2").expect("in the sample"))
+        .rules
+        .push(rule);
 }
 
 fn add_key(ruleset: &mut Ruleset, set: &str, key: impl Into<Key>) {
@@ -149,21 +189,38 @@ fn references_are_checked() {
     );
     check_error(
         |ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("forward-1"))),
-        "chain endpoint-2, rule 0: chain \"forward-1\" is a base chain, which is no target of jump or goto",
+        "chain endpoint-2, rule 0: chain \"forward-1\" is a base chain, which is no target of jump \
+         or goto",
     );
     check_error(
-        |ruleset| add_rule(ruleset, Rule::new().vmap(Selector::Iifname, &set_name("dispatch-2"))),
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new().vmap(Selector::Iifname, &set_name("dispatch-2")),
+            )
+        },
         "chain endpoint-2, rule 0: set \"dispatch-2\" does not exist",
     );
     check_error(
-        |ruleset| add_rule(ruleset, Rule::new().vmap(Selector::Iifname, &set_name("loop-1"))),
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new().vmap(Selector::Iifname, &set_name("loop-1")),
+            )
+        },
         "chain endpoint-2, rule 0: set \"loop-1\" does not exist",
     );
     check_error(
         |ruleset| {
-            add_rule(ruleset, Rule::new().vmap(Selector::Iifname, &set_name("loop-1")));
+            add_rule(
+                ruleset,
+                Rule::new().vmap(Selector::Iifname, &set_name("loop-1")),
+            );
             let map = [(ifname("a"), Verdict::Goto(chain_name("endpoint-2")))];
-            ruleset.put_set(set_name("loop-1"), Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), map));
+            ruleset.put_set(
+                set_name("loop-1"),
+                Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), map),
+            );
         },
         "chain \"endpoint-2\" jumps to itself, directly or through other chains",
     );
@@ -172,11 +229,25 @@ fn references_are_checked() {
 #[test]
 fn values_are_checked() {
     check_error(
-        |ruleset| add_rule(ruleset, Rule::new().when(Match::in_set(Selector::Saddr6, &set_name("addresses-4"))).drop()),
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new()
+                    .when(Match::in_set(Selector::Saddr6, &set_name("addresses-4")))
+                    .drop(),
+            )
+        },
         "chain endpoint-2, rule 0: expected [Ipv6], found [Ipv4]",
     );
     check_error(
-        |ruleset| add_rule(ruleset, Rule::new().when(Match::is(Selector::L4proto, port(80))).drop()),
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new()
+                    .when(Match::is(Selector::L4proto, port(80)))
+                    .drop(),
+            )
+        },
         "chain endpoint-2, rule 0: expected Proto, found Port",
     );
     check_error(
@@ -196,7 +267,12 @@ fn values_are_checked() {
     );
     let states = CtState::ESTABLISHED | CtState::RELATED;
     check_error(
-        |ruleset| add_rule(ruleset, Rule::new().inline_vmap(Selector::CtState, [(states, Verdict::Accept)])),
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new().inline_vmap(Selector::CtState, [(states, Verdict::Accept)]),
+            )
+        },
         "chain endpoint-2, rule 0: a packet never has the states established,related at once",
     );
     check_error(
@@ -208,7 +284,10 @@ fn values_are_checked() {
     );
     check_error(
         |ruleset| {
-            let mark = MarkSet { mask: 0xff, value: 0x100 };
+            let mark = MarkSet {
+                mask: 0xff,
+                value: 0x100,
+            };
             add_rule(ruleset, Rule::new().then(Statement::MarkSet(mark)));
         },
         "chain endpoint-2, rule 0: mark 0x100 has bits outside its mask 0xff",

@@ -1,7 +1,7 @@
 //! Numbers that nft prints by name.
 
-/// Protocols, named as in Debian's `/etc/protocols`, which nft reads. Others are printed as numbers, though nft may
-/// list them by name.
+/// Protocols, named as in Debian's `/etc/protocols`, which nft reads. Others are printed as
+/// numbers, though nft may list them by name.
 pub(crate) const PROTOCOLS: &[(u8, &str)] = &[
     (0, "ip"),
     (1, "icmp"),
@@ -38,7 +38,8 @@ pub(crate) const ICMP_TYPES: &[(u8, &str)] = &[
     (18, "address-mask-reply"),
 ];
 
-/// ICMP codes. nft names those of destination unreachable, whatever the type (`icmp_code_tbl` in `src/datatype.c`).
+/// ICMP codes. nft names those of destination unreachable, whatever the type (`icmp_code_tbl` in
+/// `src/datatype.c`).
 pub(crate) const ICMP_CODES: &[(u8, &str)] = &[
     (0, "net-unreachable"),
     (1, "host-unreachable"),

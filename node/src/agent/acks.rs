@@ -27,7 +27,11 @@ pub(super) struct Acks {
 
 impl Acks {
     pub(super) fn new(sender: watch::Sender<Option<Arc<Ack>>>) -> Self {
-        Self { sender, pending: VecDeque::new(), last: None }
+        Self {
+            sender,
+            pending: VecDeque::new(),
+            last: None,
+        }
     }
 
     /// Drops everything that belongs to the last stream: its revisions mean nothing on another one.
@@ -39,7 +43,10 @@ impl Acks {
     /// Adds an acknowledgement of what nftables holds; it is published once the route plan of this
     /// generation is applied.
     pub(super) fn push(&mut self, ack: Ack, generation: u64) {
-        let replaces = self.pending.back().is_some_and(|newest| newest.generation == generation);
+        let replaces = self
+            .pending
+            .back()
+            .is_some_and(|newest| newest.generation == generation);
         if replaces || self.pending.len() > 1 {
             self.pending.pop_back();
         }
@@ -50,16 +57,31 @@ impl Acks {
     /// the errors differ.
     pub(super) fn publish(&mut self, applied: u64, errors: &BTreeMap<RecordId, String>) {
         let mut due = None;
-        while let Some(next) = self.pending.pop_front_if(|pending| pending.generation <= applied) {
+        while let Some(next) = self
+            .pending
+            .pop_front_if(|pending| pending.generation <= applied)
+        {
             due = Some(next.ack);
         }
-        let differs = |last: &Arc<Ack>| !last.errors.iter().map(|(id, reason)| (id, reason)).eq(errors);
+        let differs = |last: &Arc<Ack>| {
+            !last
+                .errors
+                .iter()
+                .map(|(id, reason)| (id, reason))
+                .eq(errors)
+        };
         if due.is_none() {
             let again = self.last.as_ref().filter(|last| differs(last));
-            due = again.map(|last| Ack { traceparent: String::new(), ..Ack::clone(last) });
+            due = again.map(|last| Ack {
+                traceparent: String::new(),
+                ..Ack::clone(last)
+            });
         }
         if let Some(ack) = due {
-            let errors = errors.iter().map(|(id, reason)| (id.clone(), reason.clone())).collect();
+            let errors = errors
+                .iter()
+                .map(|(id, reason)| (id.clone(), reason.clone()))
+                .collect();
             let ack = Arc::new(Ack { errors, ..ack });
             self.last = Some(ack.clone());
             self.sender.send_replace(Some(ack));
@@ -72,7 +94,10 @@ mod tests {
     use super::*;
 
     fn mk_errors(names: &[&str]) -> BTreeMap<RecordId, String> {
-        names.iter().map(|name| (RecordId::Node((*name).to_owned()), "x".to_owned())).collect()
+        names
+            .iter()
+            .map(|name| (RecordId::Node((*name).to_owned()), "x".to_owned()))
+            .collect()
     }
 
     /// Pushes revisions with their generations, then publishes as routes are applied.
@@ -84,26 +109,62 @@ mod tests {
     use Step::{Publish, Push, Reset};
 
     #[test]
-    fn a_revision_is_told_of_when_its_routes_are_applied_and_again_when_its_errors_change() {
+    fn a_revision_is_acknowledged_when_its_routes_are_applied_and_again_when_its_errors_change() {
         for (steps, expected) in [
             (vec![Push(1, 0), Publish(0, &[])], vec![(1, 0)]),
-            (vec![Push(1, 1), Publish(0, &[]), Publish(1, &[])], vec![(1, 0)]),
+            (
+                vec![Push(1, 1), Publish(0, &[]), Publish(1, &[])],
+                vec![(1, 0)],
+            ),
             (vec![Push(1, 1), Push(2, 1), Publish(1, &[])], vec![(2, 0)]),
             // The first is not lost while newer ones keep coming.
             (
-                vec![Push(1, 1), Push(2, 2), Push(3, 3), Publish(1, &[]), Push(4, 4), Publish(3, &[])],
+                vec![
+                    Push(1, 1),
+                    Push(2, 2),
+                    Push(3, 3),
+                    Publish(1, &[]),
+                    Push(4, 4),
+                    Publish(3, &[]),
+                ],
                 vec![(1, 0), (3, 0)],
             ),
-            (vec![Push(1, 1), Push(2, 2), Push(3, 3), Publish(9, &[])], vec![(3, 0)]),
-            (vec![Push(1, 1), Publish(1, &["a"]), Publish(1, &["a"]), Publish(1, &[])], vec![(1, 1), (1, 0)]),
+            (
+                vec![Push(1, 1), Push(2, 2), Push(3, 3), Publish(9, &[])],
+                vec![(3, 0)],
+            ),
+            (
+                vec![
+                    Push(1, 1),
+                    Publish(1, &["a"]),
+                    Publish(1, &["a"]),
+                    Publish(1, &[]),
+                ],
+                vec![(1, 1), (1, 0)],
+            ),
             (vec![Publish(1, &["a"])], vec![]),
-            (vec![Push(1, 0), Publish(0, &[]), Push(2, 1), Reset, Publish(1, &["a"])], vec![(1, 0)]),
+            (
+                vec![
+                    Push(1, 0),
+                    Publish(0, &[]),
+                    Push(2, 1),
+                    Reset,
+                    Publish(1, &["a"]),
+                ],
+                vec![(1, 0)],
+            ),
         ] {
             let (sender, mut seen) = watch::channel(None::<Arc<Ack>>);
             let (mut acks, mut found) = (Acks::new(sender), Vec::new());
             for step in steps {
                 match step {
-                    Push(revision, generation) => acks.push(Ack { revision, ..Ack::default() }, generation),
+                    Push(revision, generation) => acks.push(
+                        Ack {
+                            revision,
+                            ..Ack::default()
+                        },
+                        generation,
+                    ),
                     Publish(applied, names) => acks.publish(applied, &mk_errors(names)),
                     Reset => acks.reset(),
                 }

@@ -16,15 +16,24 @@ pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> 
     drop(agent);
     let work = move || loop {
         if let Err(error) = table.wait() {
-            tracing::warn!(%error, "the nftables monitor failed; changes of our table by other programs are found by the periodic check only");
+            tracing::warn!(
+                %error,
+                "the nftables monitor failed; changes of our table by other programs are found by \
+                 the periodic check only",
+            );
             return;
         }
-        let Some(events) = events.upgrade() else { return };
+        let Some(events) = events.upgrade() else {
+            return;
+        };
         if events.blocking_send(AgentEvent::Drift).is_err() {
             return;
         }
     };
-    thread::Builder::new().name("nft-monitor".to_owned()).spawn(work).map(|_| ())
+    thread::Builder::new()
+        .name("nft-monitor".to_owned())
+        .spawn(work)
+        .map(|_| ())
 }
 
 /// Reports changed addresses of the node, from a thread that ends with the agent. `known` are those
@@ -43,11 +52,17 @@ pub fn watch_links(
         let links = match links {
             Ok(links) => links,
             Err(error) => {
-                tracing::error!(%error, "the address monitor failed: host endpoints no longer follow the node's addresses; restart the agent");
+                tracing::error!(
+                    %error,
+                    "the address monitor failed: host endpoints no longer follow the node's \
+                     addresses; restart the agent",
+                );
                 return;
             }
         };
-        let Some(events) = events.upgrade() else { return };
+        let Some(events) = events.upgrade() else {
+            return;
+        };
         if links == known {
             continue;
         }
@@ -57,5 +72,8 @@ pub fn watch_links(
             return;
         }
     };
-    thread::Builder::new().name("addresses".to_owned()).spawn(work).map(|_| ())
+    thread::Builder::new()
+        .name("addresses".to_owned())
+        .spawn(work)
+        .map(|_| ())
 }

@@ -20,22 +20,18 @@ use super::linked::LinkedPods;
 use super::routing::Routing;
 use super::{AgentEvent, AgentParts, Inspection, Status};
 use crate::cni::ports::NotEnforced;
-use crate::metrics::{Kind, Metrics};
+use crate::metrics::Metrics;
 use crate::state::{State, ViewError};
 use crate::store::ViewStore;
+use deadlines::Deadlines;
 
 /// Maximal number of events per commit, so that a flood of frames cannot keep a pod from its
 /// commit.
 const MAX_BATCH: usize = 64;
-/// Interval of reading back and comparing the whole table even if no change was noticed.
-const FULL_CHECK: Duration = Duration::from_secs(120);
 /// Delay until a comparison that could not read the table is repeated.
 const RECHECK_DELAY: Duration = Duration::from_secs(10);
 /// Delay from the first unsaved change of the view until it is saved.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
-/// After a save, the next one waits this many times as long as it took, so that a large view that
-/// changes all the time is not written all the time.
-const SAVE_REST: u32 = 500;
 /// Minimal and maximal delay between attempts at a commit that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 /// Failed attempts in a row before the agent exits: it starts with fresh state, and what is
@@ -45,7 +41,8 @@ const MAX_ATTEMPTS: u32 = 20;
 /// nftables could not be programmed.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced"
+    "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and \
+     what was enforced before stays enforced"
 )]
 pub struct RetriesExhausted {
     attempts: u32,
@@ -98,20 +95,22 @@ struct Batch {
     is_relinked: bool,
 }
 
-/// Deadlines of work that no event triggers.
-struct Deadlines {
-    check: Instant,
-    save: Option<Instant>,
-    /// Earliest time of the next save.
-    next_save: Instant,
-    retry: Option<Instant>,
-    /// When routing that differs from the plan has to be reported.
-    fault: Option<Instant>,
-}
-
 impl StateOwner {
-    pub(super) fn new(parts: AgentParts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
-        let AgentParts { node, view, attached, links, mut dataplane, routes, store, metrics } = parts;
+    pub(super) fn new(
+        parts: AgentParts,
+        status: watch::Sender<Status>,
+        acks: watch::Sender<Option<Arc<Ack>>>,
+    ) -> Self {
+        let AgentParts {
+            node,
+            view,
+            attached,
+            links,
+            mut dataplane,
+            routes,
+            store,
+            metrics,
+        } = parts;
         let state = State::with_records(view);
         dataplane.set_links(links);
         let linked = LinkedPods::from_attached(&attached);
@@ -148,9 +147,13 @@ impl StateOwner {
         self.enforce_saved_view();
         self.commit()?;
         loop {
-            let due = self.dataplane.next_retry().map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
+            let due = self
+                .dataplane
+                .next_retry()
+                .map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
             let deadline = tokio::time::Instant::from_std(due);
-            match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await }) {
+            match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await })
+            {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
                     self.handle_event(event);
@@ -178,21 +181,34 @@ impl StateOwner {
         match self.dataplane.is_programmed() {
             Ok(programmed) => self.active = !programmed,
             Err(error) => {
-                tracing::warn!(%error, "nftables cannot be read; the saved view is not enforced, waiting for the view from typha")
+                tracing::warn!(
+                    %error,
+                    "nftables cannot be read; the saved view is not enforced, waiting for the view \
+                     from typha",
+                )
             }
         }
     }
 
     fn handle_event(&mut self, event: AgentEvent) {
         match event {
-            AgentEvent::Connected { stream, hello, fault, server } => {
+            AgentEvent::Connected {
+                stream,
+                hello,
+                fault,
+                server,
+            } => {
                 self.state.disconnect();
                 // Revisions belong to one stream: this server must not get one of the last
                 // server's.
                 self.batch.frames = false;
                 self.acks.reset();
-                self.stream = Some(Stream { number: stream, fault: Some(fault) });
-                self.status.send_modify(|status| (status.in_sync, status.server) = (false, server));
+                self.stream = Some(Stream {
+                    number: stream,
+                    fault: Some(fault),
+                });
+                self.status
+                    .send_modify(|status| (status.in_sync, status.server) = (false, server));
                 // The stream may have ended while this event was queued.
                 let _ = hello.send(self.state.buckets());
             }
@@ -201,20 +217,36 @@ impl StateOwner {
                 if self.stream.take_if(|own| own.number == stream).is_some() {
                     self.state.disconnect();
                     self.metrics.in_sync.set(0);
-                    self.status.send_modify(|status| (status.in_sync, status.server) = (false, String::new()));
+                    self.status.send_modify(|status| {
+                        (status.in_sync, status.server) = (false, String::new())
+                    });
                 }
             }
-            AgentEvent::Attach { interface, pod, done } => {
+            AgentEvent::Attach {
+                interface,
+                pod,
+                done,
+            } => {
                 // Records before the pod: its policy may be in the frames of this batch.
                 self.update_dataplane();
                 let started = Instant::now();
                 self.batch.is_relinked |= self.linked.ensure(&interface, &pod);
-                self.dataplane.attach(interface.clone(), pod, self.state.records());
+                self.dataplane
+                    .attach(interface.clone(), pod, self.state.records());
                 self.batch.planning += started.elapsed();
                 self.waiters.entry(interface).or_default().push(done);
             }
-            AgentEvent::Detach { interface, endpoint, done } => {
-                if self.dataplane.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
+            AgentEvent::Detach {
+                interface,
+                endpoint,
+                done,
+            } => {
+                if self
+                    .dataplane
+                    .attached()
+                    .get(&interface)
+                    .is_some_and(|pod| pod.endpoint == endpoint)
+                {
                     self.update_dataplane();
                     let started = Instant::now();
                     self.dataplane.detach(&interface, self.state.records());
@@ -224,7 +256,12 @@ impl StateOwner {
                 }
                 self.committed_waiters.push(done);
             }
-            AgentEvent::LinkMade { interface, index, pod, done } => {
+            AgentEvent::LinkMade {
+                interface,
+                index,
+                pod,
+                done,
+            } => {
                 self.linked.add(interface, index, pod);
                 self.batch.is_relinked = true;
                 self.committed_waiters.push(done);
@@ -249,9 +286,16 @@ impl StateOwner {
     }
 
     fn apply_frame(&mut self, stream: u64, frame: Frame) {
-        let Some(own) = self.stream.as_mut().filter(|own| own.number == stream && own.fault.is_some()) else { return };
-        let span =
-            self.batch.span.get_or_insert_with(|| tracing::info_span!("node.frame", revision = frame.trailer.revision));
+        let Some(own) = self
+            .stream
+            .as_mut()
+            .filter(|own| own.number == stream && own.fault.is_some())
+        else {
+            return;
+        };
+        let span = self.batch.span.get_or_insert_with(|| {
+            tracing::info_span!("node.frame", revision = frame.trailer.revision)
+        });
         if let Ok(parent) = frame.trailer.traceparent.parse() {
             telemetry::set_parent(span, parent);
         }
@@ -260,10 +304,13 @@ impl StateOwner {
         match self.state.apply(frame) {
             Ok(()) => self.batch.frames = true,
             Err(fault) => {
-                tracing::warn!(%fault, "a frame cannot be applied; the stream is reopened and the view compared");
-                if let Some(told) = own.fault.take() {
+                tracing::warn!(
+                    %fault,
+                    "a frame cannot be applied; the stream is reopened and the view compared",
+                );
+                if let Some(sender) = own.fault.take() {
                     // The stream may have ended already.
-                    let _ = told.send(fault);
+                    let _ = sender.send(fault);
                 }
             }
         }
@@ -282,13 +329,19 @@ impl StateOwner {
             return;
         }
         let span = self.batch.span.clone().unwrap_or_else(Span::none);
-        let _planning =
-            tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
-                .entered();
+        let _planning = tracing::info_span!(
+            parent: &span,
+            "node.plan",
+            records = dirty.records.len(),
+            sets = dirty.members.len(),
+        )
+        .entered();
         self.batch.is_rerouted |= dirty.records.iter().any(RecordId::is_global);
         self.dataplane.update(self.state.records(), &dirty);
         self.batch.planning += started.elapsed();
-        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.next_save));
+        self.due
+            .save
+            .get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.next_save));
     }
 
     /// Commits the dataplane and answers those who wait for it.
@@ -326,7 +379,11 @@ impl StateOwner {
     }
 
     fn handle_committed(&mut self, committed: Committed, took: Duration) {
-        let Committed { operations, repairs, is_unread } = committed;
+        let Committed {
+            operations,
+            repairs,
+            is_unread,
+        } = committed;
         if self.status.borrow().enforcing {
             self.metrics.repairs.inc_by(repairs);
         }
@@ -339,21 +396,31 @@ impl StateOwner {
         if operations > 0 {
             self.metrics.record_commit(operations, batch.planning, took);
         }
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         if batch.event_unix_ns > 0 {
-            self.metrics.record_lag(since_epoch.saturating_sub(Duration::from_nanos(batch.event_unix_ns)));
+            self.metrics
+                .record_lag(since_epoch.saturating_sub(Duration::from_nanos(batch.event_unix_ns)));
         }
         if batch.is_rerouted {
             let (linked, records) = (&self.linked, self.state.records());
-            self.routing.set_plan(|| plan::plan(&self.node, records, &linked.local_pods()));
+            self.routing
+                .set_plan(|| plan::plan(&self.node, records, &linked.local_pods()));
         } else if batch.is_relinked {
             // Planning only the node's own pods: the cluster has thousands of routes where a node
             // has dozens of pods.
             self.routing.set_pods(self.linked.local_pods());
         }
-        self.metrics.pods.set(self.dataplane.attached().len() as i64);
+        self.metrics
+            .pods
+            .set(self.dataplane.attached().len() as i64);
         if batch.frames {
-            let traceparent = batch.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
+            let traceparent = batch
+                .span
+                .as_ref()
+                .and_then(telemetry::of)
+                .map(|context| context.to_string());
             let ack = Ack {
                 revision: self.state.revision(),
                 errors: Vec::new(),
@@ -361,7 +428,8 @@ impl StateOwner {
                 commit_us: micros(took),
                 traceparent: traceparent.unwrap_or_default(),
             };
-            // After the plan was set: the acknowledgement waits for the generation that contains it.
+            // After the plan was set: the acknowledgement waits for the generation that contains
+            // it.
             self.acks.push(ack, self.routing.generation());
         }
         self.publish_status();
@@ -374,22 +442,42 @@ impl StateOwner {
         let applied = self.routing.applied_generation();
         let mut errors = self.dataplane.errors();
         let of_routing = self.routing.update_errors(&self.node, self.state.records());
-        errors.extend(of_routing.iter().map(|(id, reason)| (id.clone(), reason.clone())));
+        errors.extend(
+            of_routing
+                .iter()
+                .map(|(id, reason)| (id.clone(), reason.clone())),
+        );
         let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
         self.metrics.errors.set(errors.len() as i64);
         self.metrics.in_sync.set(i64::from(in_sync));
-        self.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.metrics
+            .revision
+            .set(i64::try_from(revision).unwrap_or(i64::MAX));
         let now = Instant::now();
         let routing = self.routing.check_fault(now);
         self.due.fault = self.routing.next_check(now);
         self.status.send_if_modified(|status| {
-            for (id, reason) in errors.iter().filter(|(id, reason)| status.errors.get(*id) != Some(*reason)) {
+            for (id, reason) in errors
+                .iter()
+                .filter(|(id, reason)| status.errors.get(*id) != Some(*reason))
+            {
                 tracing::warn!(record = ?id, reason, "record is not enforced as written");
             }
             let server = std::mem::take(&mut status.server);
             let errors = errors.clone();
-            let new = Status { in_sync, enforcing: true, revision, server, errors, failing: None, routing };
-            let changed = Status { server: new.server.clone(), ..status.clone() } != new;
+            let new = Status {
+                in_sync,
+                enforcing: true,
+                revision,
+                server,
+                errors,
+                failing: None,
+                routing,
+            };
+            let changed = Status {
+                server: new.server.clone(),
+                ..status.clone()
+            } != new;
             *status = new;
             changed
         });
@@ -399,10 +487,17 @@ impl StateOwner {
 
     /// Answers the ADDs whose pods have their policy in the kernel, and the DELs.
     fn answer_waiters(&mut self) {
-        let decided: Vec<String> =
-            self.waiters.keys().filter(|interface| self.dataplane.has_policy(interface)).cloned().collect();
+        let decided: Vec<String> = self
+            .waiters
+            .keys()
+            .filter(|interface| self.dataplane.has_policy(interface))
+            .cloned()
+            .collect();
         for interface in decided {
-            let result = self.dataplane.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
+            let result = self
+                .dataplane
+                .refusal(&interface)
+                .map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
             for waiter in self.waiters.remove(&interface).into_iter().flatten() {
                 // The caller may have timed out; it asks again.
                 let _ = waiter.send(result.clone());
@@ -420,45 +515,18 @@ impl StateOwner {
     fn handle_failure(&mut self, error: CommitError) -> Result<(), RetriesExhausted> {
         let CommitError { attempts, reason } = error;
         self.metrics.failures.inc();
-        tracing::warn!(attempt = attempts, reason, "nftables could not be programmed; trying again");
-        self.status.send_modify(|status| status.failing = Some(reason.clone()));
+        tracing::warn!(
+            attempt = attempts,
+            reason,
+            "nftables could not be programmed; trying again"
+        );
+        self.status
+            .send_modify(|status| status.failing = Some(reason.clone()));
         if attempts >= MAX_ATTEMPTS {
             return Err(RetriesExhausted { attempts, reason });
         }
         self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
         Ok(())
-    }
-
-    /// Runs work that is due.
-    fn run_due(&mut self) {
-        let now = Instant::now();
-        if now >= self.due.check {
-            self.due.check = now + FULL_CHECK;
-            self.dataplane.request_comparison();
-        }
-        self.dataplane.retry_refused(self.state.records(), now);
-        if self.due.save.is_some_and(|due| now >= due) {
-            self.due.save = None;
-            self.count_records();
-            let is_saving = self.saving.as_ref().is_some_and(|thread| !thread.is_finished());
-            if self.state.is_in_sync() && !is_saving {
-                self.save();
-                self.due.next_save = now + now.elapsed() * SAVE_REST;
-            } else {
-                self.due.save = Some(now + SAVE_DELAY);
-            }
-        }
-    }
-
-    /// Updates the record metrics. It visits every record, so it does not run for every frame.
-    fn count_records(&self) {
-        let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
-        for id in self.state.records().keys() {
-            *counts.entry(id.kind()).or_default() += 1;
-        }
-        for (kind, count) in counts {
-            self.metrics.records.get_or_create(&Kind { kind: kind.to_owned() }).set(count);
-        }
     }
 }
 
@@ -475,22 +543,11 @@ impl Batch {
     }
 }
 
-impl Deadlines {
-    fn new(now: Instant) -> Self {
-        Self { check: now + FULL_CHECK, save: None, next_save: now, retry: None, fault: None }
-    }
-
-    fn next(&self) -> Instant {
-        [self.save, self.retry, self.fault].into_iter().flatten().fold(self.check, Instant::min)
-    }
-}
-
-const KINDS: [&str; 8] = ["settings", "pool", "node", "route", "ip-set", "policy", "endpoint", "host-endpoint"];
-
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+mod deadlines;
 mod saving;
 #[cfg(test)]
 mod tests;

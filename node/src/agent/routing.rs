@@ -53,7 +53,10 @@ impl Routing {
             let progress = routes.progress();
             (routes, progress)
         });
-        Self { routes, ..Self::default() }
+        Self {
+            routes,
+            ..Self::default()
+        }
     }
 
     /// Generation of the newest plan.
@@ -63,21 +66,29 @@ impl Routing {
 
     /// Generation of the newest plan that has been applied.
     pub(super) fn applied_generation(&self) -> u64 {
-        self.routes.as_ref().map_or(u64::MAX, |(_, progress)| progress.borrow().generation)
+        self.routes
+            .as_ref()
+            .map_or(u64::MAX, |(_, progress)| progress.borrow().generation)
     }
 
     pub(super) fn set_plan(&mut self, plan: impl FnOnce() -> Plan) {
-        let Some((routes, _)) = &mut self.routes else { return };
+        let Some((routes, _)) = &mut self.routes else {
+            return;
+        };
         let plan = plan();
         let unreachable = plan.unreachable.iter().take(MAX_ERRORS + 1);
-        self.unreachable = unreachable.map(|(range, reason)| (RecordId::Route(*range), reason.clone())).collect();
+        self.unreachable = unreachable
+            .map(|(range, reason)| (RecordId::Route(*range), reason.clone()))
+            .collect();
         self.generation = routes.set_plan(plan);
         self.is_stale = true;
     }
 
     /// Replaces the node's own pods in the newest plan.
     pub(super) fn set_pods(&mut self, pods: LocalPods) {
-        let Some((routes, _)) = &mut self.routes else { return };
+        let Some((routes, _)) = &mut self.routes else {
+            return;
+        };
         self.generation = routes.set_pods(pods);
         self.is_stale = true;
     }
@@ -88,14 +99,21 @@ impl Routing {
         own: &str,
         records: &BTreeMap<RecordId, Record>,
     ) -> &BTreeMap<RecordId, String> {
-        let Some((_, progress)) = &mut self.routes else { return &self.errors };
+        let Some((_, progress)) = &mut self.routes else {
+            return &self.errors;
+        };
         // An error means that the worker has ended and nothing more will come.
         if !progress.has_changed().unwrap_or(false) && !self.is_stale {
             return &self.errors;
         }
         self.is_stale = false;
         let mut found = self.unreachable.clone();
-        for (part, reason) in progress.borrow_and_update().failed.iter().take(2 * MAX_ERRORS) {
+        for (part, reason) in progress
+            .borrow_and_update()
+            .failed
+            .iter()
+            .take(2 * MAX_ERRORS)
+        {
             if let Some(id) = record_of(part, own, records) {
                 found.insert(id, format!("{part}: {reason}"));
             }
@@ -104,7 +122,9 @@ impl Routing {
             let id = id.clone();
             drop(found.split_off(&id));
             if let Some(mut last) = found.last_entry() {
-                last.get_mut().push_str("; more records than can be listed are not in force, see the agent's log");
+                last.get_mut().push_str(
+                    "; more records than can be listed are not in force, see the agent's log",
+                );
             }
         }
         self.errors = found;
@@ -125,7 +145,9 @@ impl Routing {
 
     /// When the check has to be repeated because the grace period ends.
     pub(super) fn next_check(&self, now: Instant) -> Option<Instant> {
-        self.failing_since.map(|since| since + GRACE).filter(|due| *due > now)
+        self.failing_since
+            .map(|since| since + GRACE)
+            .filter(|due| *due > now)
     }
 }
 
@@ -135,30 +157,48 @@ fn describe_failures(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
     let mut reason = "routing could not be programmed".to_owned();
     for (index, (part, why)) in own.iter().chain(&others).take(MAX_NAMED).enumerate() {
         // Writing into a string does not fail.
-        let _ = write!(reason, "{} {part}: {why}", if index == 0 { ':' } else { ';' });
+        let _ = write!(
+            reason,
+            "{} {part}: {why}",
+            if index == 0 { ':' } else { ';' }
+        );
     }
     if failed.len() > MAX_NAMED {
         let _ = write!(reason, "; and {} more", failed.len() - MAX_NAMED);
     }
-    RoutingFault { reason, is_own: !own.is_empty() }
+    RoutingFault {
+        reason,
+        is_own: !own.is_empty(),
+    }
 }
 
 fn concerns_node(part: &RoutingPart) -> bool {
     match part {
         RoutingPart::Netlink | RoutingPart::Forwarding(_) | RoutingPart::Tunnel(_) => true,
-        RoutingPart::Link(name) => IpVersion::ALL.iter().any(|version| vxlan_device_name(*version) == name),
+        RoutingPart::Link(name) => IpVersion::ALL
+            .iter()
+            .any(|version| vxlan_device_name(*version) == name),
         RoutingPart::Peer(_) | RoutingPart::Route(_) => false,
     }
 }
 
 /// The record that a failed part belongs to; failures of the node itself belong to its Node.
-fn record_of(part: &RoutingPart, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
+fn record_of(
+    part: &RoutingPart,
+    own: &str,
+    records: &BTreeMap<RecordId, Record>,
+) -> Option<RecordId> {
     match part {
         part if concerns_node(part) => Some(RecordId::Node(own.to_owned())),
-        RoutingPart::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
+        RoutingPart::Route(range) => {
+            Some(RecordId::Route(*range)).filter(|id| records.contains_key(id))
+        }
         RoutingPart::Peer(address) => globals(records).find_map(|(id, record)| match record {
             Record::Node(info) => {
-                let tunnels = [info.vtep.map(|vtep| vtep.address.into()), info.vtep6.map(|vtep| vtep.address.into())];
+                let tunnels = [
+                    info.vtep.map(|vtep| vtep.address.into()),
+                    info.vtep6.map(|vtep| vtep.address.into()),
+                ];
                 tunnels.contains(&Some(*address)).then(|| id.clone())
             }
             _ => None,
@@ -199,10 +239,22 @@ mod tests {
     }
 
     fn mk_records() -> BTreeMap<RecordId, Record> {
-        let vtep = Some(Vtep { address: [10, 1, 2, 0].into(), mac: Mac([0x66; 6]) });
-        let route = RouteRecord { node: "other".to_owned(), encapsulation: Encapsulation::Vxlan };
+        let vtep = Some(Vtep {
+            address: [10, 1, 2, 0].into(),
+            mac: Mac([0x66; 6]),
+        });
+        let route = RouteRecord {
+            node: "other".to_owned(),
+            encapsulation: Encapsulation::Vxlan,
+        };
         [
-            (RecordId::Node("other".to_owned()), Record::Node(NodeInfo { vtep, ..NodeInfo::default() })),
+            (
+                RecordId::Node("other".to_owned()),
+                Record::Node(NodeInfo {
+                    vtep,
+                    ..NodeInfo::default()
+                }),
+            ),
             (RecordId::Route(range("10.1.2.0/26")), Record::Route(route)),
         ]
         .into()
@@ -215,11 +267,23 @@ mod tests {
             (RoutingPart::Netlink, node("own"), true),
             (RoutingPart::Forwarding(IpVersion::V4), node("own"), true),
             (RoutingPart::Tunnel(IpVersion::V6), node("own"), true),
-            (RoutingPart::Link("vxlan.calico".to_owned()), node("own"), true),
+            (
+                RoutingPart::Link("vxlan.calico".to_owned()),
+                node("own"),
+                true,
+            ),
             (RoutingPart::Link("cali1".to_owned()), None, false),
-            (RoutingPart::Peer([10, 1, 2, 0].into()), node("other"), false),
+            (
+                RoutingPart::Peer([10, 1, 2, 0].into()),
+                node("other"),
+                false,
+            ),
             (RoutingPart::Peer([10, 1, 9, 0].into()), None, false),
-            (RoutingPart::Route(range("10.1.2.0/26")), Some(RecordId::Route(range("10.1.2.0/26"))), false),
+            (
+                RoutingPart::Route(range("10.1.2.0/26")),
+                Some(RecordId::Route(range("10.1.2.0/26"))),
+                false,
+            ),
             (RoutingPart::Route(range("10.1.1.5/32")), None, false),
         ] {
             let failed = BTreeMap::from([(part.clone(), "ENETDOWN".to_owned())]);
@@ -234,20 +298,34 @@ mod tests {
             assert_eq!(fault.is_own, is_own, "{part:?}");
             assert!(fault.reason.contains("ENETDOWN"), "{}", fault.reason);
             sender.send_modify(|progress| progress.failed.clear());
-            assert_eq!((routing.check_fault(start + GRACE), routing.next_check(start)), (None, None));
+            assert_eq!(
+                (
+                    routing.check_fault(start + GRACE),
+                    routing.next_check(start)
+                ),
+                (None, None)
+            );
         }
     }
 
     #[test]
-    fn very_many_errors_are_cut_off_and_it_is_said() {
+    fn a_list_of_too_many_errors_is_cut_off_and_ends_with_a_note() {
         let (_sender, mut routing) = mk_routing();
         let unreachable = (0..2 * MAX_ERRORS).map(|number| {
             let range = range(&format!("10.{}.{}.0/26", number / 256, number % 256));
             (range, "no way".to_owned())
         });
-        routing.set_plan(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
+        routing.set_plan(|| Plan {
+            unreachable: unreachable.collect(),
+            ..Plan::default()
+        });
         let errors = routing.update_errors("own", &BTreeMap::new());
         assert_eq!(errors.len(), MAX_ERRORS);
-        assert!(errors.values().last().is_some_and(|reason| reason.contains("more records than can be listed")));
+        assert!(
+            errors
+                .values()
+                .last()
+                .is_some_and(|reason| reason.contains("more records than can be listed"))
+        );
     }
 }

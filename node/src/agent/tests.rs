@@ -27,8 +27,14 @@ pub(super) fn mk_records(pods: &[(usize, Action)]) -> Records {
     let mut records = Records::new();
     for (number, action) in pods {
         let (key, addresses) = mk_pod(*number);
-        let policy = PolicyRecord { ingress: vec![mk_rule(*action)], egress: Vec::new() };
-        records.insert(RecordId::Policy(mk_policy_key(*number)), Record::Policy(policy));
+        let policy = PolicyRecord {
+            ingress: vec![mk_rule(*action)],
+            egress: Vec::new(),
+        };
+        records.insert(
+            RecordId::Policy(mk_policy_key(*number)),
+            Record::Policy(policy),
+        );
         let tier = TierBinding {
             name: "default".to_owned(),
             default_action: Action::Deny,
@@ -48,8 +54,18 @@ pub(super) fn mk_records(pods: &[(usize, Action)]) -> Records {
 }
 
 pub(super) fn mk_frame(revision: u64, records: &Records, in_sync: bool) -> Box<Frame> {
-    let changes = records.iter().map(|(id, record)| Change::Upsert(id.clone(), record.clone())).collect();
-    Box::new(Frame { changes, trailer: Trailer { revision, in_sync, ..Trailer::default() } })
+    let changes = records
+        .iter()
+        .map(|(id, record)| Change::Upsert(id.clone(), record.clone()))
+        .collect();
+    Box::new(Frame {
+        changes,
+        trailer: Trailer {
+            revision,
+            in_sync,
+            ..Trailer::default()
+        },
+    })
 }
 
 struct Rig {
@@ -98,18 +114,30 @@ impl Rig {
             metrics: Metrics::new(&mut Registry::default()),
         };
         let (agent, fatal) = spawn(parts).expect("a thread");
-        Self { kernel, agent, fatal, faults: None }
+        Self {
+            kernel,
+            agent,
+            fatal,
+            faults: None,
+        }
     }
 
     async fn connect(&mut self, stream: u64) {
         let (hello, held) = oneshot::channel();
         let (fault, faults) = oneshot::channel();
-        self.agent.send(AgentEvent::Connected { stream, hello, fault, server: "typha".to_owned() }).await;
+        self.agent
+            .send(AgentEvent::Connected {
+                stream,
+                hello,
+                fault,
+                server: "typha".to_owned(),
+            })
+            .await;
         self.faults = Some(faults);
         held.await.expect("the agent lives");
     }
 
-    async fn tell(&self, stream: u64, frame: Box<Frame>) {
+    async fn send(&self, stream: u64, frame: Box<Frame>) {
         assert!(self.agent.send(AgentEvent::Frame { stream, frame }).await);
     }
 
@@ -117,27 +145,47 @@ impl Rig {
     async fn acked(&self, revision: u64) -> Ack {
         let mut acks = self.agent.acks();
         let wanted = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= revision));
-        let ack = tokio::time::timeout(PATIENCE, wanted).await.expect("in time").expect("the agent lives");
+        let ack = tokio::time::timeout(PATIENCE, wanted)
+            .await
+            .expect("in time")
+            .expect("the agent lives");
         ack.as_deref().expect("it was waited for").clone()
     }
 
     async fn attach(&self, number: usize) -> Result<(), NotEnforced> {
         let (key, addresses) = mk_pod(number);
         let interface = interface_name(&key);
-        let pod = Attached { endpoint: key, uid: String::new(), addresses };
-        tokio::time::timeout(PATIENCE, self.agent.attach(interface, pod)).await.expect("in time")
+        let pod = Attached {
+            endpoint: key,
+            uid: String::new(),
+            addresses,
+        };
+        tokio::time::timeout(PATIENCE, self.agent.attach(interface, pod))
+            .await
+            .expect("in time")
     }
 
     /// Waits until all events sent before are handled.
-    async fn settle(&self) {
-        self.agent.inspect(|_, _| ()).await.expect("the agent lives");
+    async fn drain_events(&self) {
+        self.agent
+            .inspect(|_, _| ())
+            .await
+            .expect("the agent lives");
     }
 
     /// Pods that packets can reach with this table.
     fn dispatched(&self) -> BTreeSet<usize> {
-        let Some(table) = self.kernel.table() else { return BTreeSet::new() };
-        let text = table.sets["receivers"].elements.keys().map(|key| format!("{key}")).collect::<String>();
-        (0..9).filter(|number| text.contains(&interface_name(&mk_pod(*number).0))).collect()
+        let Some(table) = self.kernel.table() else {
+            return BTreeSet::new();
+        };
+        let text = table.sets["receivers"]
+            .elements
+            .keys()
+            .map(|key| format!("{key}"))
+            .collect::<String>();
+        (0..9)
+            .filter(|number| text.contains(&interface_name(&mk_pod(*number).0)))
+            .collect()
     }
 }
 
@@ -146,22 +194,25 @@ async fn nothing_is_written_before_the_whole_view_and_then_all_of_it_at_once() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
     let records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
-    rig.tell(1, mk_frame(1, &records, false)).await;
-    rig.settle().await;
+    rig.send(1, mk_frame(1, &records, false)).await;
+    rig.drain_events().await;
     assert_eq!(rig.kernel.table(), None);
     assert!(rig.agent.status().not_ready_reason().is_some());
-    rig.tell(1, mk_frame(2, &Records::new(), true)).await;
+    rig.send(1, mk_frame(2, &Records::new(), true)).await;
     assert_eq!(rig.acked(2).await.errors, []);
     assert_eq!(rig.kernel.lock().commits, 1);
     assert_eq!(rig.agent.status().not_ready_reason(), None);
-    tokio::time::timeout(PATIENCE, rig.agent.wait_in_sync()).await.expect("in time");
+    tokio::time::timeout(PATIENCE, rig.agent.wait_in_sync())
+        .await
+        .expect("in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
-    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true))
+        .await;
     assert_eq!(rig.attach(0).await, Ok(()));
     assert_eq!(rig.dispatched(), [0].into());
 
@@ -169,17 +220,37 @@ async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
     let early = tokio::spawn(async move {
         let (key, addresses) = mk_pod(1);
         let interface = interface_name(&key);
-        agent.attach(interface, Attached { endpoint: key, uid: String::new(), addresses }).await
+        agent
+            .attach(
+                interface,
+                Attached {
+                    endpoint: key,
+                    uid: String::new(),
+                    addresses,
+                },
+            )
+            .await
     });
-    rig.settle().await;
+    rig.drain_events().await;
     assert!(!early.is_finished());
-    rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
-    assert_eq!(tokio::time::timeout(PATIENCE, early).await.expect("in time").expect("no panic"), Ok(()));
+    rig.send(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true))
+        .await;
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, early)
+            .await
+            .expect("in time")
+            .expect("no panic"),
+        Ok(())
+    );
     assert_eq!(rig.dispatched(), [0, 1].into());
 
     let key = mk_pod(1).0;
     rig.agent.detach(mk_pod(0).0, interface_name(&key)).await;
-    assert_eq!(rig.dispatched(), [0, 1].into(), "another pod's link is not taken down");
+    assert_eq!(
+        rig.dispatched(),
+        [0, 1].into(),
+        "another pod's link is not taken down"
+    );
     rig.agent.detach(key.clone(), interface_name(&key)).await;
     assert_eq!(rig.dispatched(), [0].into());
     rig.agent.detach(key.clone(), interface_name(&key)).await;
@@ -192,11 +263,15 @@ async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
     rig.connect(1).await;
     rig.kernel.lock().refuses = Box::new(|op| match op {
         TransactionOp::AppendRules(name, chain, _) => {
-            name.as_str().starts_with('i') && chain.rules.iter().any(|rule| rule.to_string().contains("accept"))
+            name.as_str().starts_with('i')
+                && chain
+                    .rules
+                    .iter()
+                    .any(|rule| rule.to_string().contains("accept"))
         }
         _ => false,
     });
-    rig.tell(1, mk_frame(1, &records, true)).await;
+    rig.send(1, mk_frame(1, &records, true)).await;
     let ack = rig.acked(1).await;
     let blamed: Vec<RecordId> = ack.errors.into_iter().map(|(id, _)| id).collect();
     assert_eq!(blamed, [RecordId::Policy(mk_policy_key(0))]);
@@ -206,9 +281,12 @@ async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
     // The policy changed: it is retried at once.
     rig.kernel.lock().refuses = Box::new(|_| false);
     let mut records = records;
-    let policy = PolicyRecord { ingress: vec![mk_rule(Action::Allow), mk_rule(Action::Deny)], egress: Vec::new() };
+    let policy = PolicyRecord {
+        ingress: vec![mk_rule(Action::Allow), mk_rule(Action::Deny)],
+        egress: Vec::new(),
+    };
     records.insert(RecordId::Policy(mk_policy_key(0)), Record::Policy(policy));
-    rig.tell(1, mk_frame(2, &records, true)).await;
+    rig.send(1, mk_frame(2, &records, true)).await;
     assert_eq!(rig.acked(2).await.errors, []);
     assert_eq!(rig.attach(0).await, Ok(()));
 }
@@ -218,12 +296,17 @@ async fn a_passing_failure_is_tried_again_and_a_lasting_one_is_the_end() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
     rig.kernel.lock().outages = 3;
-    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true))
+        .await;
     assert_eq!(rig.acked(1).await.revision, 1);
     let before = rig.kernel.table();
     rig.kernel.lock().outages = usize::MAX;
-    rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
-    let fatal = tokio::time::timeout(PATIENCE, &mut rig.fatal).await.expect("in time").expect("a reason");
+    rig.send(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true))
+        .await;
+    let fatal = tokio::time::timeout(PATIENCE, &mut rig.fatal)
+        .await
+        .expect("in time")
+        .expect("a reason");
     assert!(fatal.to_string().contains("stays enforced"), "{fatal}");
     assert_eq!(rig.kernel.table(), before);
 }
@@ -234,18 +317,27 @@ async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone()
     for error in [libc::EMSGSIZE, libc::ENOMEM, libc::ENOBUFS] {
         let mut rig = Rig::new(Model::new(), Records::new());
         rig.connect(1).await;
-        rig.tell(1, mk_frame(1, &mk_records(&[(1, Action::Allow)]), true)).await;
+        rig.send(1, mk_frame(1, &mk_records(&[(1, Action::Allow)]), true))
+            .await;
         rig.acked(1).await;
         rig.kernel.lock().room = (200, error);
         let mut records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
-        let large = PolicyRecord { ingress: vec![mk_rule(Action::Log); 300], egress: Vec::new() };
+        let large = PolicyRecord {
+            ingress: vec![mk_rule(Action::Log); 300],
+            egress: Vec::new(),
+        };
         records.insert(RecordId::Policy(mk_policy_key(0)), Record::Policy(large));
-        rig.tell(1, mk_frame(2, &records, true)).await;
+        rig.send(1, mk_frame(2, &records, true)).await;
         let ack = rig.acked(2).await;
-        let [(RecordId::Policy(key), reason)] = &*ack.errors else { panic!("{ack:?}") };
+        let [(RecordId::Policy(key), reason)] = &*ack.errors else {
+            panic!("{ack:?}")
+        };
         assert_eq!(*key, mk_policy_key(0));
         assert!(reason.contains("too large"), "{reason}");
-        assert!(matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))), "{error}");
+        assert!(
+            matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))),
+            "{error}"
+        );
         assert_eq!(rig.attach(1).await, Ok(()), "{error}");
     }
 }
@@ -254,21 +346,23 @@ async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone()
 async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     let records = mk_records(&[(0, Action::Allow)]);
     let booted = Rig::new(Model::new(), records.clone());
-    booted.settle().await;
+    booted.drain_events().await;
     assert_eq!(booted.agent.status().not_ready_reason(), None);
     assert_eq!(booted.attach(0).await, Ok(()));
 
     // The same kernel, with a saved view older than what it enforces.
     let before = booted.kernel.table();
     let mut restarted = Rig::new(booted.kernel.clone(), mk_records(&[(1, Action::Allow)]));
-    restarted.settle().await;
+    restarted.drain_events().await;
     assert_eq!(restarted.kernel.table(), before);
     assert!(restarted.agent.status().not_ready_reason().is_some());
     let (key, _) = mk_pod(1);
     let gone = restarted.agent.detach(key.clone(), interface_name(&key));
-    tokio::time::timeout(PATIENCE, gone).await.expect("nobody waits for a view to let a pod go");
+    tokio::time::timeout(PATIENCE, gone)
+        .await
+        .expect("nobody waits for a view to let a pod go");
     restarted.connect(1).await;
-    restarted.tell(1, mk_frame(1, &records, true)).await;
+    restarted.send(1, mk_frame(1, &records, true)).await;
     restarted.acked(1).await;
     assert_eq!(restarted.attach(0).await, Ok(()));
     assert_eq!(restarted.dispatched(), [0].into());
@@ -278,12 +372,13 @@ async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
 async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
-    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true))
+        .await;
     rig.acked(1).await;
     let wanted = rig.kernel.table();
     rig.kernel.lock().table = None;
     rig.agent.send(AgentEvent::Drift).await;
-    rig.settle().await;
+    rig.drain_events().await;
     assert_eq!(rig.kernel.table(), wanted);
 
     let strange = Change::Members(
@@ -291,15 +386,28 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
         margay_calc::model::SetKind::Net,
         margay_calc::flush::MemberDelta::default(),
     );
-    let frame = Frame { changes: vec![strange], trailer: Trailer { revision: 2, ..Trailer::default() } };
-    rig.tell(1, Box::new(frame)).await;
-    let fault = rig.faults.take().expect("a stream").await.expect("a reason");
+    let frame = Frame {
+        changes: vec![strange],
+        trailer: Trailer {
+            revision: 2,
+            ..Trailer::default()
+        },
+    };
+    rig.send(1, Box::new(frame)).await;
+    let fault = rig
+        .faults
+        .take()
+        .expect("a stream")
+        .await
+        .expect("a reason");
     assert!(matches!(fault, ViewError::UnknownSet(_)));
     // Later frames of the same stream are ignored.
-    rig.tell(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true))
+        .await;
     rig.connect(2).await;
     assert!(!rig.agent.status().in_sync);
-    rig.tell(2, mk_frame(3, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(2, mk_frame(3, &mk_records(&[(0, Action::Allow)]), true))
+        .await;
     assert_eq!(rig.acked(3).await.revision, 3);
 }
 
@@ -307,30 +415,51 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
 async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_what_they_lack() {
     let (wanted, mut planned) = watch::channel(0);
     let (progress, seen) = watch::channel(Progress::default());
-    let routes = Slow { wanted, progress: seen };
+    let routes = Slow {
+        wanted,
+        progress: seen,
+    };
     let mut rig = Rig::with_routes(Model::new(), Records::new(), Some(Box::new(routes)));
     rig.connect(1).await;
     let range: ipnet::IpNet = "10.9.9.0/26".parse().expect("a range");
     let mut records = mk_records(&[(0, Action::Allow)]);
-    let far = RouteRecord { node: "far".to_owned(), encapsulation: margay_api::network::Encapsulation::Vxlan };
+    let far = RouteRecord {
+        node: "far".to_owned(),
+        encapsulation: margay_api::network::Encapsulation::Vxlan,
+    };
     records.insert(RecordId::Route(range), Record::Route(far));
-    rig.tell(1, mk_frame(1, &records, true)).await;
+    rig.send(1, mk_frame(1, &records, true)).await;
     // The pod does not wait for other pods' routes.
     assert_eq!(rig.attach(0).await, Ok(()));
-    planned.wait_for(|generation| *generation > 0).await.expect("the agent lives");
-    rig.settle().await;
-    assert!(rig.agent.acks().borrow().is_none(), "the routes of the revision are not in the kernel");
+    planned
+        .wait_for(|generation| *generation > 0)
+        .await
+        .expect("the agent lives");
+    rig.drain_events().await;
+    assert!(
+        rig.agent.acks().borrow().is_none(),
+        "the routes of the revision are not in the kernel"
+    );
 
     let failed = BTreeMap::from([(RoutingPart::Route(range), "ENETUNREACH".to_owned())]);
     progress.send_modify(|progress| (progress.generation, progress.failed) = (u64::MAX, failed));
     let ack = rig.acked(1).await;
-    assert_eq!(ack.errors, [(RecordId::Route(range), format!("route {range}: ENETUNREACH"))]);
+    assert_eq!(
+        ack.errors,
+        [(
+            RecordId::Route(range),
+            format!("route {range}: ENETUNREACH")
+        )]
+    );
     // A flap does not make it unready, and the end of the failure is reported without another
     // frame.
     assert_eq!(rig.agent.status().not_ready_reason(), None);
     progress.send_modify(|progress| progress.failed.clear());
     let mut acks = rig.agent.acks();
-    let mended = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));
-    let mended = tokio::time::timeout(PATIENCE, mended).await.expect("in time").expect("the agent lives");
-    assert_eq!(mended.as_ref().map(|ack| ack.revision), Some(1));
+    let repaired = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));
+    let repaired = tokio::time::timeout(PATIENCE, repaired)
+        .await
+        .expect("in time")
+        .expect("the agent lives");
+    assert_eq!(repaired.as_ref().map(|ack| ack.revision), Some(1));
 }

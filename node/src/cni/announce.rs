@@ -42,7 +42,12 @@ struct PodPatch {
 
 impl PodPatch {
     fn new(uid: &str, annotations: Value) -> Self {
-        Self { uid: uid.to_owned(), annotations, due: Instant::now(), retry: Backoff::new(RETRY_MIN, RETRY_MAX) }
+        Self {
+            uid: uid.to_owned(),
+            annotations,
+            due: Instant::now(),
+            retry: Backoff::new(RETRY_MIN, RETRY_MAX),
+        }
     }
 
     /// The same patch, to be retried after a failure.
@@ -69,8 +74,9 @@ impl PatchQueue {
     /// Dequeues a patch that can be sent now.
     fn next_ready(&mut self, now: Instant) -> Option<(EndpointKey, PodPatch)> {
         let mut patches = self.patches.iter();
-        let is_ready =
-            |(endpoint, patch): &(&EndpointKey, &PodPatch)| patch.due <= now && !self.in_flight.contains(*endpoint);
+        let is_ready = |(endpoint, patch): &(&EndpointKey, &PodPatch)| {
+            patch.due <= now && !self.in_flight.contains(*endpoint)
+        };
         let endpoint = patches.find(is_ready)?.0.clone();
         self.in_flight.insert(endpoint.clone());
         self.patches.remove_entry(&endpoint)
@@ -86,7 +92,10 @@ impl PatchQueue {
 
     /// When the next patch is due that does not wait for one in flight.
     fn next_due(&self) -> Option<Instant> {
-        let patches = self.patches.iter().filter(|(endpoint, _)| !self.in_flight.contains(*endpoint));
+        let patches = self
+            .patches
+            .iter()
+            .filter(|(endpoint, _)| !self.in_flight.contains(*endpoint));
         patches.map(|(_, patch)| patch.due).min()
     }
 }
@@ -144,12 +153,18 @@ impl Announcer for Annotations {
             ANNOTATION_POD_IP: addresses.first(),
             ANNOTATION_POD_IPS: addresses.join(","),
         });
-        self.pending.put(attachment.endpoint(), PodPatch::new(&attachment.uid, annotations));
+        self.pending.put(
+            attachment.endpoint(),
+            PodPatch::new(&attachment.uid, annotations),
+        );
     }
 
     fn withdraw(&self, attachment: &Attachment) {
         let annotations = json!({ANNOTATION_POD_IP: "", ANNOTATION_POD_IPS: ""});
-        self.pending.put(attachment.endpoint(), PodPatch::new(&attachment.uid, annotations));
+        self.pending.put(
+            attachment.endpoint(),
+            PodPatch::new(&attachment.uid, annotations),
+        );
     }
 }
 
@@ -170,7 +185,11 @@ async fn run(client: Client, pending: Arc<SharedQueue>) {
             let failed = patch_pod(client, &endpoint, &patch).await.err();
             drop(place);
             let failed = failed.map(|error| {
-                tracing::debug!(pod = %endpoint, %error, "the pod could not be annotated; trying again");
+                tracing::debug!(
+                    pod = %endpoint,
+                    %error,
+                    "the pod could not be annotated; trying again",
+                );
                 patch.retry_later(Instant::now(), jitter())
             });
             pending.complete(endpoint, failed);
@@ -181,7 +200,11 @@ async fn run(client: Client, pending: Arc<SharedQueue>) {
 /// Patches the pod's annotations through the status subresource, as Calico's plugin does, so that a
 /// node needs no right to change a pod's spec. A pod that is gone, or another one of the same name
 /// (the UID is a precondition), needs no annotation.
-async fn patch_pod(client: Client, endpoint: &EndpointKey, patch: &PodPatch) -> Result<(), kube::Error> {
+async fn patch_pod(
+    client: Client,
+    endpoint: &EndpointKey,
+    patch: &PodPatch,
+) -> Result<(), kube::Error> {
     let mut metadata = json!({"annotations": patch.annotations});
     if !patch.uid.is_empty() {
         metadata["uid"] = json!(patch.uid);
@@ -207,28 +230,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_word_on_a_pod_is_under_way_and_the_newest_is_said_last() {
+    async fn a_pod_has_one_patch_under_way_and_the_latest_is_sent_last() {
         let (mut queue, now) = (PatchQueue::default(), Instant::now());
         queue.put(pod(), patch("old"));
         let old = queue.next_ready(now).expect("a patch");
         assert_eq!(old, (pod(), patch("old")));
         queue.put(pod(), patch("new"));
-        assert_eq!((queue.next_ready(now), queue.next_due()), (None, None), "the old one is under way");
+        assert_eq!(
+            (queue.next_ready(now), queue.next_due()),
+            (None, None),
+            "the old one is under way"
+        );
         queue.put(EndpointKey::new("x", "b"), patch("other"));
-        assert_eq!(queue.next_ready(now), Some((EndpointKey::new("x", "b"), patch("other"))));
+        assert_eq!(
+            queue.next_ready(now),
+            Some((EndpointKey::new("x", "b"), patch("other")))
+        );
         queue.complete(pod(), Some(old.1.retry_later(now, 1.0)));
-        assert_eq!(queue.next_ready(now), Some((pod(), patch("new"))), "the old one has failed and is dropped");
+        assert_eq!(
+            queue.next_ready(now),
+            Some((pod(), patch("new"))),
+            "the old one has failed and is dropped"
+        );
         queue.complete(pod(), None);
-        assert_eq!((queue.next_ready(now + RETRY_MAX), queue.next_due()), (None, None), "nothing is said again");
+        assert_eq!(
+            (queue.next_ready(now + RETRY_MAX), queue.next_due()),
+            (None, None),
+            "nothing is sent again"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_failed_is_said_again_later_and_a_newer_word_at_once() {
+    async fn a_failed_patch_is_retried_later_and_a_newer_one_is_sent_at_once() {
         let (mut queue, now) = (PatchQueue::default(), Instant::now());
         queue.put(pod(), patch("old"));
         let (_, old) = queue.next_ready(now).expect("a patch");
         queue.complete(pod(), Some(old.retry_later(now, 1.0)));
-        assert_eq!((queue.next_ready(now), queue.next_due()), (None, Some(now + RETRY_MIN)));
+        assert_eq!(
+            (queue.next_ready(now), queue.next_due()),
+            (None, Some(now + RETRY_MIN))
+        );
         let (_, old) = queue.next_ready(now + RETRY_MIN).expect("it is due");
         assert_eq!(old.annotations, json!("old"));
         let old = old.retry_later(now, 1.0);

@@ -76,7 +76,11 @@ impl Attachment {
     /// The pod as the dataplane attaches it.
     pub fn attached(&self) -> Attached {
         let addresses = self.addresses.iter().map(IpNet::addr).collect();
-        Attached { endpoint: self.endpoint(), uid: self.uid.clone(), addresses }
+        Attached {
+            endpoint: self.endpoint(),
+            uid: self.uid.clone(),
+            addresses,
+        }
     }
 }
 
@@ -107,14 +111,21 @@ impl Attachments {
     /// operator's collector releases the pod's address, and its link carries nothing.
     pub fn load(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let mut attachments =
-            Self { folder: folder.to_owned(), known: BTreeMap::new(), leftovers: Vec::new(), damaged: 0 };
+        let mut attachments = Self {
+            folder: folder.to_owned(),
+            known: BTreeMap::new(),
+            leftovers: Vec::new(),
+            damaged: 0,
+        };
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             match path.extension().and_then(|ending| ending.to_str()) {
                 Some(ending @ (ADDING | FINISHED | GONE)) => attachments.load_file(&path, ending),
                 // Left by a crash before the rename.
-                Some(TEMPORARY) => fs::remove_file(&path)?,
+                Some(TEMPORARY) => {
+                    fs::remove_file(&path)
+                        .unwrap_or_else(|error| attachments.put_aside(&path, &error));
+                }
                 _ => {}
             }
         }
@@ -127,7 +138,10 @@ impl Attachments {
             Err(error) => return self.put_aside(path, &error),
         };
         if ending == GONE {
-            self.leftovers.push(Leftover { interface: attachment.interface, file: path.to_owned() });
+            self.leftovers.push(Leftover {
+                interface: attachment.interface,
+                file: path.to_owned(),
+            });
             return;
         }
         // Of two files of one attachment, that of the ADD in progress is newer.
@@ -142,7 +156,10 @@ impl Attachments {
         let mut attachment: Attachment =
             serde_json::from_slice(&fs::read(path)?).map_err(|error| invalid(error.to_string()))?;
         if self.file_path(&attachment.id, ending) != path {
-            return Err(invalid(format!("it belongs to {}@{}", attachment.id.container, attachment.id.ifname)));
+            return Err(invalid(format!(
+                "it belongs to {}@{}",
+                attachment.id.container, attachment.id.ifname
+            )));
         }
         // Former agents wrote files without a MAC address before ADD had succeeded.
         attachment.is_finished = ending == FINISHED && !attachment.mac.is_empty();
@@ -155,10 +172,15 @@ impl Attachments {
         aside.push(format!(".{DAMAGED}"));
         tracing::error!(
             path = %path.display(), %error,
-            "the attachment file of a pod cannot be read: the pod has no network until it is recreated; the file is renamed to .{DAMAGED}"
+            "the attachment file of a pod cannot be read: the pod has no network until it is \
+             recreated; the file is renamed to .{DAMAGED}"
         );
         if let Err(error) = fs::rename(path, aside) {
-            tracing::error!(path = %path.display(), %error, "the damaged attachment file cannot be renamed either");
+            tracing::error!(
+                path = %path.display(),
+                %error,
+                "the damaged attachment file cannot be renamed either",
+            );
         }
     }
 
@@ -184,7 +206,11 @@ impl Attachments {
 
     /// Other attachments with the same host-side interface.
     pub fn others_on_interface(&self, of: &Attachment) -> Vec<Attachment> {
-        self.known.values().filter(|other| other.interface == of.interface && other.id != of.id).cloned().collect()
+        self.known
+            .values()
+            .filter(|other| other.interface == of.interface && other.id != of.id)
+            .cloned()
+            .collect()
     }
 
     /// Writes an attachment whose ADD is in progress, new or changed. It survives a crash of the
@@ -192,12 +218,21 @@ impl Attachments {
     /// journal its name is durable then too. If it is lost all the same, so is the pod's link, and
     /// DEL releases the addresses by their handle.
     pub fn put(&mut self, attachment: Attachment) -> io::Result<File> {
-        let (path, temporary) = (self.file_path(&attachment.id, ADDING), self.file_path(&attachment.id, TEMPORARY));
+        let (path, temporary) = (
+            self.file_path(&attachment.id, ADDING),
+            self.file_path(&attachment.id, TEMPORARY),
+        );
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&attachment)?)?;
         fs::rename(&temporary, &path)?;
         remove_file(&self.file_path(&attachment.id, FINISHED))?;
-        self.known.insert(attachment.id.clone(), Attachment { is_finished: false, ..attachment });
+        self.known.insert(
+            attachment.id.clone(),
+            Attachment {
+                is_finished: false,
+                ..attachment
+            },
+        );
         Ok(file)
     }
 
@@ -214,8 +249,13 @@ impl Attachments {
 
     /// Removes an attachment whose addresses are released, except for its link.
     pub fn retire(&mut self, id: &AttachmentId) -> io::Result<Option<Leftover>> {
-        let Some(attachment) = self.known.get(id) else { return Ok(None) };
-        let leftover = Leftover { interface: attachment.interface.clone(), file: self.file_path(id, GONE) };
+        let Some(attachment) = self.known.get(id) else {
+            return Ok(None);
+        };
+        let leftover = Leftover {
+            interface: attachment.interface.clone(),
+            file: self.file_path(id, GONE),
+        };
         for ending in [FINISHED, ADDING] {
             match fs::rename(self.file_path(id, ending), &leftover.file) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -237,7 +277,8 @@ impl Attachments {
     fn file_path(&self, id: &AttachmentId, ending: &str) -> PathBuf {
         // Parsing restricts both parts to letters, digits and `_.-`, so neither can leave the
         // directory.
-        self.folder.join(format!("{}@{}.{ending}", id.container, id.ifname))
+        self.folder
+            .join(format!("{}@{}.{ending}", id.container, id.ifname))
     }
 }
 
@@ -262,7 +303,10 @@ mod tests {
 
     fn mk_attachment(container: &str) -> Attachment {
         Attachment {
-            id: AttachmentId { container: container.to_owned(), ifname: "eth0".to_owned() },
+            id: AttachmentId {
+                container: container.to_owned(),
+                ifname: "eth0".to_owned(),
+            },
             network: "k8s-pod-network".to_owned(),
             namespace: "x".to_owned(),
             pod: "a".to_owned(),
@@ -278,8 +322,15 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).expect("a folder");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect();
         names.sort();
         names
     }
@@ -292,12 +343,23 @@ mod tests {
         attachments.put(old.clone()).expect("put");
         attachments.put(new.clone()).expect("put");
         attachments.finish(&new.id).expect("finish");
-        let new = Attachment { is_finished: true, ..new };
+        let new = Attachment {
+            is_finished: true,
+            ..new
+        };
         let mut restarted = Attachments::load(folder.path()).expect("two files");
-        assert_eq!(restarted.iter().cloned().collect::<Vec<_>>(), [new.clone(), old.clone()]);
-        assert_eq!(restarted.others_on_interface(&new), std::slice::from_ref(&old));
+        assert_eq!(
+            restarted.iter().cloned().collect::<Vec<_>>(),
+            [new.clone(), old.clone()]
+        );
+        assert_eq!(
+            restarted.others_on_interface(&new),
+            std::slice::from_ref(&old)
+        );
         restarted.remove(&old.id).expect("remove");
-        restarted.remove(&old.id).expect("removing twice is no error");
+        restarted
+            .remove(&old.id)
+            .expect("removing twice is no error");
         let again = Attachments::load(folder.path()).expect("one file");
         assert_eq!(again.get(&old.id), None);
         assert_eq!(again.get(&new.id), Some(&new));
@@ -311,11 +373,19 @@ mod tests {
         let one = mk_attachment("one");
         attachments.put(one.clone()).expect("put");
         attachments.finish(&one.id).expect("finish");
-        fs::copy(folder.path().join("one@eth0.json"), folder.path().join("kept")).expect("copy");
+        fs::copy(
+            folder.path().join("one@eth0.json"),
+            folder.path().join("kept"),
+        )
+        .expect("copy");
         attachments.put(one.clone()).expect("put again");
         assert_eq!(names(folder.path()), ["kept", "one@eth0.adding"]);
         // A crash between the two renames.
-        fs::rename(folder.path().join("kept"), folder.path().join("one@eth0.json")).expect("rename");
+        fs::rename(
+            folder.path().join("kept"),
+            folder.path().join("one@eth0.json"),
+        )
+        .expect("rename");
         let restarted = Attachments::load(folder.path()).expect("both");
         assert_eq!(restarted.get(&one.id), Some(&one));
     }
@@ -330,10 +400,20 @@ mod tests {
         }
         attachments.finish(&one.id).expect("finish");
         for attachment in [&one, &two] {
-            let leftover = attachments.retire(&attachment.id).expect("retire").expect("it was known");
-            assert_eq!((leftover.interface.as_str(), attachments.get(&attachment.id)), ("cali0", None));
+            let leftover = attachments
+                .retire(&attachment.id)
+                .expect("retire")
+                .expect("it was known");
+            assert_eq!(
+                (leftover.interface.as_str(), attachments.get(&attachment.id)),
+                ("cali0", None)
+            );
         }
-        assert_eq!(attachments.retire(&one.id).expect("retire"), None, "twice is no error");
+        assert_eq!(
+            attachments.retire(&one.id).expect("retire"),
+            None,
+            "twice is no error"
+        );
         let mut restarted = Attachments::load(folder.path()).expect("two files");
         assert_eq!(restarted.iter().count(), 0);
         let leftovers = restarted.take_leftovers();
@@ -351,23 +431,47 @@ mod tests {
         let mut attachments = Attachments::load(folder.path()).expect("an empty folder");
         for container in ["one", "two", "three"] {
             attachments.put(mk_attachment(container)).expect("put");
-            attachments.finish(&mk_attachment(container).id).expect("finish");
+            attachments
+                .finish(&mk_attachment(container).id)
+                .expect("finish");
         }
-        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("write");
+        let write =
+            |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("write");
         // Empty, as after a loss of power; truncated; of another attachment; never renamed.
         write("three@eth0.json", "");
         write("four@eth0.adding", "{\"id\":");
-        fs::copy(folder.path().join("one@eth0.json"), folder.path().join("five@eth0.json")).expect("copy");
+        fs::copy(
+            folder.path().join("one@eth0.json"),
+            folder.path().join("five@eth0.json"),
+        )
+        .expect("copy");
         write("six@eth0.tmp", "{");
+        // No file at all.
+        for name in ["seven@eth0.tmp", "eight@eth0.json"] {
+            fs::create_dir(folder.path().join(name)).expect("create");
+        }
         let restarted = Attachments::load(folder.path()).expect("the others");
-        let containers: Vec<&str> = restarted.iter().map(|attachment| attachment.id.container.as_str()).collect();
-        assert_eq!((containers, restarted.damaged()), (vec!["one", "two"], 3));
-        let aside = ["five@eth0.json.damaged", "four@eth0.adding.damaged", "three@eth0.json.damaged"];
+        let containers: Vec<&str> = restarted
+            .iter()
+            .map(|attachment| attachment.id.container.as_str())
+            .collect();
+        assert_eq!((containers, restarted.damaged()), (vec!["one", "two"], 5));
         let mut wanted = vec!["one@eth0.json", "two@eth0.json"];
-        wanted.extend(aside);
+        wanted.extend([
+            "five@eth0.json.damaged",
+            "four@eth0.adding.damaged",
+            "three@eth0.json.damaged",
+        ]);
+        wanted.extend(["seven@eth0.tmp.damaged", "eight@eth0.json.damaged"]);
         wanted.sort_unstable();
         assert_eq!(names(folder.path()), wanted);
-        assert_eq!(Attachments::load(folder.path()).expect("the others").damaged(), 0, "once is enough");
+        assert_eq!(
+            Attachments::load(folder.path())
+                .expect("the others")
+                .damaged(),
+            0,
+            "once is enough"
+        );
     }
 
     /// Files as written by former agents.
@@ -375,16 +479,28 @@ mod tests {
     fn files_of_former_agents_are_read() {
         let folder = tempfile::tempdir().expect("a folder");
         for (container, mac) in [("done", "02:00:00:00:00:01"), ("begun", "")] {
-            let attachment = Attachment { mac: mac.to_owned(), ..mk_attachment(container) };
+            let attachment = Attachment {
+                mac: mac.to_owned(),
+                ..mk_attachment(container)
+            };
             let text = serde_json::to_vec(&attachment).expect("JSON");
             fs::write(folder.path().join(format!("{container}@eth0.json")), text).expect("write");
         }
         let mut attachments = Attachments::load(folder.path()).expect("two files");
-        let finished: Vec<bool> = attachments.iter().map(|attachment| attachment.is_finished).collect();
+        let finished: Vec<bool> = attachments
+            .iter()
+            .map(|attachment| attachment.is_finished)
+            .collect();
         assert_eq!(finished, [false, true]);
         for attachment in attachments.iter().cloned().collect::<Vec<_>>() {
             attachments.retire(&attachment.id).expect("retire");
         }
-        assert_eq!(Attachments::load(folder.path()).expect("what is left").iter().count(), 0);
+        assert_eq!(
+            Attachments::load(folder.path())
+                .expect("what is left")
+                .iter()
+                .count(),
+            0
+        );
     }
 }

@@ -4,44 +4,27 @@
 //! our plugin; what others have added to it, as service meshes do, stays.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io;
+use std::path::Path;
 
 use margay_proto::conf::{self, CONFLIST, ConfOwner};
 
-/// Interval of checks.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+use super::host_file;
+
 /// Maximal number of bytes read of a file, far more than any configuration has.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 /// File mode, as the installer sets it.
 const MODE: u32 = 0o600;
 
-/// Checks the directory periodically, for ever. `report` is called at first and on each change with
-/// the problem, or with `None`. `own` is our configuration, if this agent is to restore it.
-pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<&str>)) {
-    let mut reported = None;
-    loop {
-        let (seen, text) = (folder.clone(), own.clone());
-        let looked = tokio::task::spawn_blocking(move || check_folder(&seen, text.as_deref())).await;
-        let now = looked.unwrap_or_else(|error| Some(error.to_string()));
-        if reported.as_ref() != Some(&now) {
-            report(now.as_deref());
-            reported = Some(now);
-        }
-        tokio::time::sleep(CHECK_INTERVAL).await;
-    }
-}
-
-/// Restores our configuration if necessary; returns the remaining problem.
-fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
+/// Restores our configuration `own` if necessary (`None`: it is not this agent's to restore);
+/// returns the remaining problem.
+pub fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
     match own.map(|text| restore_own(folder, text)) {
         Some(Ok(true)) => {
             tracing::warn!(
                 file = CONFLIST,
-                "the network configuration was missing or did not call the plugin; it has been restored"
+                "the network configuration was missing or did not call the plugin; it has been \
+                 restored"
             );
         }
         Some(Err(error)) => {
@@ -52,24 +35,14 @@ fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
     find_problem(folder)
 }
 
-/// Writes our configuration if necessary and returns whether it was. The rename is atomic, so a
-/// runtime reads the former file or this one.
+/// Writes our configuration if necessary and returns whether it was.
 fn restore_own(folder: &Path, text: &str) -> io::Result<bool> {
-    let path = folder.join(CONFLIST);
-    match read_file(&path) {
+    match read_file(&folder.join(CONFLIST)) {
         Ok(present) if conf::owner_of(CONFLIST, &present) == ConfOwner::Ours => return Ok(false),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Hidden and without a known suffix, so that no runtime reads it as a configuration.
-    let draft = folder.join(format!(".{CONFLIST}.agent"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&draft)?;
-    // The umask restricts the mode given at creation.
-    file.set_permissions(fs::Permissions::from_mode(MODE))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, &path)?;
-    File::open(folder)?.sync_all()?;
+    host_file::replace(folder, CONFLIST, text.as_bytes(), MODE)?;
     Ok(true)
 }
 
@@ -77,7 +50,8 @@ fn find_problem(folder: &Path) -> Option<String> {
     match read_files(folder) {
         Ok(files) => conf::bypass(&files).map(|bypass| bypass.to_string()),
         Err(error) => Some(format!(
-            "the directory of network configurations (mounted at {}) cannot be read: {error}; mount the host's directory there",
+            "the directory of network configurations (mounted at {}) cannot be read: {error}; \
+             mount the host's directory there",
             folder.display()
         )),
     }
@@ -89,9 +63,14 @@ fn read_files(folder: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
         if conf::is_read(&name) {
-            files.insert(name, read_file(&entry.path()).unwrap_or_else(|error| format!("cannot be read: {error}")));
+            files.insert(
+                name,
+                read_file(&entry.path()).unwrap_or_else(|error| format!("cannot be read: {error}")),
+            );
         }
     }
     Ok(files)
@@ -100,27 +79,45 @@ fn read_files(folder: &Path) -> io::Result<BTreeMap<String, String>> {
 fn read_file(path: &Path) -> io::Result<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE_SIZE).read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?
+        .take(MAX_FILE_SIZE)
+        .read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
     fn a_file_that_comes_before_ours_is_found_and_so_is_ours_that_is_gone() {
         let folder = tempfile::TempDir::new().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        assert!(find_problem(folder.path()).unwrap().contains("10-margay.conflist is missing"));
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        assert!(
+            find_problem(folder.path())
+                .unwrap()
+                .contains("10-margay.conflist is missing")
+        );
         write("10-margay.conflist", r#"{"plugins":[{"type":"margay"}]}"#);
         write("05-notes.txt", "{}");
         assert_eq!(find_problem(folder.path()), None);
         write("05-other.conf", r#"{"type":"bridge"}"#);
-        assert!(find_problem(folder.path()).unwrap().contains("uses 05-other.conf"));
+        assert!(
+            find_problem(folder.path())
+                .unwrap()
+                .contains("uses 05-other.conf")
+        );
         std::fs::remove_file(folder.path().join("05-other.conf")).unwrap();
         assert_eq!(find_problem(folder.path()), None);
-        assert!(find_problem(&folder.path().join("gone")).unwrap().contains("cannot be read"));
+        assert!(
+            find_problem(&folder.path().join("gone"))
+                .unwrap()
+                .contains("cannot be read")
+        );
     }
 
     #[test]
@@ -133,7 +130,11 @@ mod tests {
             ("gone", None, own),
             ("as it was", Some(own), own),
             ("extended", Some(extended), extended),
-            ("of another plugin", Some(r#"{"plugins":[{"type":"bridge"}]}"#), own),
+            (
+                "of another plugin",
+                Some(r#"{"plugins":[{"type":"bridge"}]}"#),
+                own,
+            ),
             ("empty", Some(""), own),
             ("in pieces", Some("{"), own),
         ];
@@ -145,12 +146,27 @@ mod tests {
             assert_eq!(check_folder(folder.path(), Some(own)), None, "{what}");
             assert_eq!(fs::read_to_string(&path).unwrap(), after, "{what}");
             let is_new = before != Some(after);
-            assert!(!is_new || fs::metadata(&path).unwrap().permissions().mode() & 0o777 == MODE, "{what}");
-            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}: a draft is left");
+            assert!(
+                !is_new || fs::metadata(&path).unwrap().permissions().mode() & 0o777 == MODE,
+                "{what}"
+            );
+            assert_eq!(
+                fs::read_dir(folder.path()).unwrap().count(),
+                1,
+                "{what}: a draft is left"
+            );
         }
         fs::remove_file(&path).unwrap();
-        assert!(check_folder(folder.path(), None).unwrap().contains("is missing"), "it is not this agent's to write");
+        assert!(
+            check_folder(folder.path(), None)
+                .unwrap()
+                .contains("is missing"),
+            "it is not this agent's to write"
+        );
         fs::create_dir(&path).unwrap();
-        assert!(check_folder(folder.path(), Some(own)).is_some(), "it cannot be written");
+        assert!(
+            check_folder(folder.path(), Some(own)).is_some(),
+            "it cannot be written"
+        );
     }
 }

@@ -4,6 +4,8 @@
 pub mod announce;
 pub mod attachment;
 pub mod conf;
+pub mod host_file;
+pub mod plugin;
 pub mod ports;
 pub mod request;
 pub mod server;

@@ -23,14 +23,24 @@ pub enum NotEnforced {
 pub trait Enforcer: Clone + Send + Sync + 'static {
     /// Returns once the pod's policy and addresses are committed. May wait for as long as the
     /// caller allows.
-    fn attach(&self, interface: String, pod: Attached) -> impl Future<Output = Result<(), NotEnforced>> + Send;
+    fn attach(
+        &self,
+        interface: String,
+        pod: Attached,
+    ) -> impl Future<Output = Result<(), NotEnforced>> + Send;
     /// Returns once nothing of the endpoint is enforced any more; one that was never attached is a
     /// success. False: nothing is written to the kernel now, and rules of an earlier run may still
     /// let its packets pass, so its link has to be removed first.
-    fn detach(&self, endpoint: EndpointKey, interface: String) -> impl Future<Output = bool> + Send;
+    fn detach(&self, endpoint: EndpointKey, interface: String)
+    -> impl Future<Output = bool> + Send;
     /// Notes that a pod's link was created: its addresses are routed to it from now on. Returns
     /// once the route worker does not remove these routes as stale.
-    fn link_made(&self, interface: String, index: u32, pod: Attached) -> impl Future<Output = ()> + Send;
+    fn link_made(
+        &self,
+        interface: String,
+        index: u32,
+        pod: Attached,
+    ) -> impl Future<Output = ()> + Send;
     /// Notes that the link of a detached endpoint is gone, and its routes with it. A later link of
     /// the same name is left alone.
     fn link_gone(&self, interface: String, index: Option<u32>) -> impl Future<Output = ()> + Send;

@@ -10,7 +10,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_api::meta::{
-    ANNOTATION_POD_ADDRESSES, ANNOTATION_POD_ADDRESSES_NO_IPAM, ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6,
+    ANNOTATION_POD_ADDRESSES, ANNOTATION_POD_ADDRESSES_NO_IPAM, ANNOTATION_POD_POOLS_V4,
+    ANNOTATION_POD_POOLS_V6,
 };
 use margay_proto::cni::{self, code};
 use serde::Deserialize;
@@ -39,7 +40,10 @@ pub struct CniError {
 impl CniError {
     /// Creates an error with a code of [`margay_proto::cni::code`].
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
-        Self { code, msg: msg.into() }
+        Self {
+            code,
+            msg: msg.into(),
+        }
     }
 }
 
@@ -121,7 +125,10 @@ impl Config {
         let wrong = |error: serde_json::Error| {
             CniError::new(
                 code::INVALID_CONFIG,
-                format!("network configuration: {error}; correct the file in the CNI configuration folder"),
+                format!(
+                    "network configuration: {error}; correct the file in the CNI configuration \
+                     folder"
+                ),
             )
         };
         serde_json::from_slice(text).map_err(wrong)
@@ -131,7 +138,10 @@ impl Config {
     /// over those of the network configuration.
     pub fn demands(&self) -> Result<[Demand; 2], CniError> {
         let demand = |switch: Option<Switch>, annotation: &str, configured: &[String]| {
-            let named = self.annotation(annotation).map(|text| parse_pools(annotation, text)).transpose()?;
+            let named = self
+                .annotation(annotation)
+                .map(|text| parse_pools(annotation, text))
+                .transpose()?;
             let pools = named.unwrap_or_else(|| configured.to_vec());
             Ok(match switch {
                 Some(Switch(false)) => Demand::Never,
@@ -148,35 +158,50 @@ impl Config {
 
     /// Whether the pod's annotations name pools for its IPv4 and IPv6 address.
     pub fn names_pools(&self) -> [bool; 2] {
-        [ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6].map(|name| self.annotation(name).is_some())
+        [ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6]
+            .map(|name| self.annotation(name).is_some())
     }
 
     /// Addresses of an earlier ADD, if the runtime passes them.
     pub fn previous_addresses(&self) -> Vec<IpAddr> {
-        let ips = self.previous.get("ips").and_then(serde_json::Value::as_array).into_iter().flatten();
+        let ips = self
+            .previous
+            .get("ips")
+            .and_then(serde_json::Value::as_array)
+            .into_iter()
+            .flatten();
         let address = |ip: &serde_json::Value| ip.get("address")?.as_str()?.parse::<IpNet>().ok();
         ips.filter_map(address).map(|net| net.addr()).collect()
     }
 
     fn annotation(&self, name: &str) -> Option<&str> {
-        self.runtime.annotations.as_ref()?.get(name).map(String::as_str)
+        self.runtime
+            .annotations
+            .as_ref()?
+            .get(name)
+            .map(String::as_str)
     }
 
     /// Addresses requested by the pod's annotation; empty without one.
     pub fn requested_addresses(&self) -> Result<Vec<IpAddr>, CniError> {
         if let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES_NO_IPAM) {
             let text = format!(
-                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses outside IPAM are not supported, as nothing would keep \
-                 two pods from using the same; request an address of a pool with {ANNOTATION_POD_ADDRESSES}"
+                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses outside IPAM \
+                 are not supported, as nothing would keep two pods from using the same; request an \
+                 address of a pool with {ANNOTATION_POD_ADDRESSES}"
             );
             return Err(CniError::new(code::DECODE, text));
         }
-        let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES) else { return Ok(Vec::new()) };
+        let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES) else {
+            return Ok(Vec::new());
+        };
         let addresses: Vec<IpAddr> = serde_json::from_str(text).unwrap_or_default();
         let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
         if addresses.is_empty() || ipv4 > 1 || addresses.len() - ipv4 > 1 {
             let rule = r#"a JSON list of one IPv4 address, one IPv6 address or one of each, such as ["10.0.0.7"]"#;
-            let text = format!("annotation {ANNOTATION_POD_ADDRESSES} is {text:?}: must be {rule}; correct the pod");
+            let text = format!(
+                "annotation {ANNOTATION_POD_ADDRESSES} is {text:?}: must be {rule}; correct the pod"
+            );
             return Err(CniError::new(code::DECODE, text));
         }
         Ok(addresses)
@@ -199,7 +224,9 @@ fn parse_pools(annotation: &str, text: &str) -> Result<Vec<String>, CniError> {
 pub fn attachment_id(attachment: &cni::Attachment) -> Result<AttachmentId, CniError> {
     let plain = |text: &str| {
         !text.is_empty()
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
             && !text.starts_with('.')
     };
     if !plain(&attachment.container_id) {
@@ -216,12 +243,18 @@ pub fn attachment_id(attachment: &cni::Attachment) -> Result<AttachmentId, CniEr
             "an interface name of 1 to 15 letters, digits, '_', '.', '-'",
         ));
     }
-    Ok(AttachmentId { container: attachment.container_id.clone(), ifname: attachment.ifname.clone() })
+    Ok(AttachmentId {
+        container: attachment.container_id.clone(),
+        ifname: attachment.ifname.clone(),
+    })
 }
 
 /// The pod, if the request names one.
 pub fn endpoint(attachment: &cni::Attachment) -> Option<EndpointKey> {
-    let pod = attachment.pod.as_ref().filter(|pod| !pod.namespace.is_empty() && !pod.name.is_empty())?;
+    let pod = attachment
+        .pod
+        .as_ref()
+        .filter(|pod| !pod.namespace.is_empty() && !pod.name.is_empty())?;
     Some(EndpointKey::new(&pod.namespace, &pod.name))
 }
 
@@ -229,7 +262,10 @@ pub fn endpoint(attachment: &cni::Attachment) -> Option<EndpointKey> {
 pub fn new_attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, CniError> {
     let id = attachment_id(asked)?;
     let asked_pod = asked.pod.clone().unwrap_or_default();
-    for (variable, value) in [("K8S_POD_NAMESPACE", &asked_pod.namespace), ("K8S_POD_NAME", &asked_pod.name)] {
+    for (variable, value) in [
+        ("K8S_POD_NAMESPACE", &asked_pod.namespace),
+        ("K8S_POD_NAME", &asked_pod.name),
+    ] {
         if value.is_empty() {
             return Err(environment_error(
                 "CNI_ARGS",
@@ -259,19 +295,31 @@ pub fn new_attachment(network: &str, asked: &cni::Attachment) -> Result<Attachme
 pub fn open_namespace(path: &str) -> Result<File, CniError> {
     let rule = "the path of a network namespace that exists on this node";
     namespace::open(Path::new(path)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment_error("CNI_NETNS", path, rule),
-        _ => CniError::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => {
+            environment_error("CNI_NETNS", path, rule)
+        }
+        _ => CniError::new(
+            code::IO,
+            format!("CNI_NETNS {path:?}: {error}; must be {rule}"),
+        ),
     })
 }
 
 /// Time limit of a response: the plugin's less a margin, at most the configured one.
 pub fn time_limit(timeout_millis: u32, configured: Duration) -> Duration {
     let plugin = Duration::from_millis(u64::from(timeout_millis)).saturating_sub(MARGIN);
-    if timeout_millis == 0 { configured } else { plugin.min(configured) }
+    if timeout_millis == 0 {
+        configured
+    } else {
+        plugin.min(configured)
+    }
 }
 
 fn environment_error(variable: &str, value: &str, rule: &str) -> CniError {
-    CniError::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
+    CniError::new(
+        code::INVALID_ENVIRONMENT,
+        format!("{variable} is {value:?}: must be {rule}"),
+    )
 }
 
 #[cfg(test)]
@@ -279,22 +327,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_pods_need_is_read_in_calicos_words() {
+    fn demands_are_read_from_calicos_configuration() {
         let any = || Demand::Always(Vec::new());
         let table = [
             ("{}", [Demand::IfPooled, Demand::IfPooled]),
-            (r#"{"ipam": {"assign_ipv4": "false", "assign_ipv6": "true"}}"#, [Demand::Never, any()]),
-            (r#"{"ipam": {"assign_ipv4": true, "assign_ipv6": false}}"#, [any(), Demand::Never]),
-            (r#"{"ipam": {"ipv6_pools": ["six"]}}"#, [Demand::IfPooled, Demand::Always(vec!["six".to_owned()])]),
+            (
+                r#"{"ipam": {"assign_ipv4": "false", "assign_ipv6": "true"}}"#,
+                [Demand::Never, any()],
+            ),
+            (
+                r#"{"ipam": {"assign_ipv4": true, "assign_ipv6": false}}"#,
+                [any(), Demand::Never],
+            ),
+            (
+                r#"{"ipam": {"ipv6_pools": ["six"]}}"#,
+                [Demand::IfPooled, Demand::Always(vec!["six".to_owned()])],
+            ),
         ];
         for (text, wanted) in table {
-            assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").demands(), Ok(wanted), "{text}");
+            assert_eq!(
+                Config::parse(text.as_bytes())
+                    .expect("a configuration")
+                    .demands(),
+                Ok(wanted),
+                "{text}"
+            );
         }
-        let none = Config::parse(br#"{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}"#);
-        assert_eq!(none.expect("a configuration").requested_addresses(), Ok(Vec::new()));
-        let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
+        let none =
+            Config::parse(br#"{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}"#);
+        assert_eq!(
+            none.expect("a configuration").requested_addresses(),
+            Ok(Vec::new())
+        );
+        let refusal =
+            Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
         assert_eq!(refusal.code, code::INVALID_CONFIG);
-        assert!(refusal.msg.contains(r#""perhaps" must be true or false"#), "{refusal}");
+        assert!(
+            refusal.msg.contains(r#""perhaps" must be true or false"#),
+            "{refusal}"
+        );
     }
 
     #[test]
@@ -307,55 +378,95 @@ mod tests {
                 r#"{"ips": [{"address": "10.0.0.7/32"}, {"address": "x"}, {}, {"address": "fd00::7/128"}]}"#,
                 &["10.0.0.7", "fd00::7"],
             ),
-            (r#"{"ips": [{"version": "4", "address": "10.0.0.7/24"}]}"#, &["10.0.0.7"]),
+            (
+                r#"{"ips": [{"version": "4", "address": "10.0.0.7/24"}]}"#,
+                &["10.0.0.7"],
+            ),
         ];
         for (text, wanted) in table {
-            let config = Config::parse(format!(r#"{{"prevResult": {text}}}"#).as_bytes()).expect("a configuration");
-            let addresses: Vec<String> = config.previous_addresses().iter().map(IpAddr::to_string).collect();
+            let config = Config::parse(format!(r#"{{"prevResult": {text}}}"#).as_bytes())
+                .expect("a configuration");
+            let addresses: Vec<String> = config
+                .previous_addresses()
+                .iter()
+                .map(IpAddr::to_string)
+                .collect();
             assert_eq!(addresses, wanted, "{text}");
         }
     }
 
     fn annotated(annotation: &str, text: &str) -> Config {
         let annotations = BTreeMap::from([(annotation.to_owned(), text.to_owned())]);
-        let ipam = IpamConfig { ipv4_pools: vec!["configured".to_owned()], ..IpamConfig::default() };
-        Config { ipam, runtime: RuntimeConfig { annotations: Some(annotations) }, ..Config::default() }
+        let ipam = IpamConfig {
+            ipv4_pools: vec!["configured".to_owned()],
+            ..IpamConfig::default()
+        };
+        Config {
+            ipam,
+            runtime: RuntimeConfig {
+                annotations: Some(annotations),
+            },
+            ..Config::default()
+        }
     }
 
     #[test]
     fn pools_that_a_pod_names_come_before_those_of_the_configuration() {
-        let always = |pools: &[&str]| Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect());
+        let always =
+            |pools: &[&str]| Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect());
         let four = annotated(ANNOTATION_POD_POOLS_V4, r#"["a", "10.0.0.0/16"]"#).demands();
         assert_eq!(four, Ok([always(&["a", "10.0.0.0/16"]), Demand::IfPooled]));
-        assert_eq!(annotated(ANNOTATION_POD_POOLS_V4, r#"["a"]"#).names_pools(), [true, false]);
+        assert_eq!(
+            annotated(ANNOTATION_POD_POOLS_V4, r#"["a"]"#).names_pools(),
+            [true, false]
+        );
         let six = annotated(ANNOTATION_POD_POOLS_V6, r#"["six"]"#).demands();
         assert_eq!(six, Ok([always(&["configured"]), always(&["six"])]));
         for wrong in ["", "a", "[]", r#"[""]"#, "[1]"] {
-            let refusal = annotated(ANNOTATION_POD_POOLS_V4, wrong).demands().expect_err(wrong);
-            assert!(refusal.code == code::DECODE && refusal.msg.contains("must be a JSON list"), "{refusal}");
+            let refusal = annotated(ANNOTATION_POD_POOLS_V4, wrong)
+                .demands()
+                .expect_err(wrong);
+            assert!(
+                refusal.code == code::DECODE && refusal.msg.contains("must be a JSON list"),
+                "{refusal}"
+            );
         }
     }
 
     #[test]
     fn addresses_without_ipam_are_refused() {
-        let refusal =
-            annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#).requested_addresses().expect_err("refused");
+        let refusal = annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#)
+            .requested_addresses()
+            .expect_err("refused");
         assert!(
-            refusal.msg.contains("ipAddrsNoIpam") && refusal.msg.contains("cni.projectcalico.org/ipAddrs"),
+            refusal.msg.contains("ipAddrsNoIpam")
+                && refusal.msg.contains("cni.projectcalico.org/ipAddrs"),
             "{refusal}"
         );
     }
 
     #[test]
     fn addresses_that_a_pod_names_are_one_of_each_version_at_most() {
-        let requested = |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested_addresses();
+        let requested =
+            |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested_addresses();
         let addresses = requested(r#"["fd00::7", "10.0.0.7"]"#).expect("one of each");
-        assert_eq!(addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["fd00::7", "10.0.0.7"]);
-        for wrong in
-            ["", "[]", "10.0.0.7", r#"["10.0.0.7/32"]"#, r#"["10.0.0.7", "10.0.0.8"]"#, r#"["fd00::1", "fd00::2"]"#]
-        {
+        assert_eq!(
+            addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>(),
+            ["fd00::7", "10.0.0.7"]
+        );
+        for wrong in [
+            "",
+            "[]",
+            "10.0.0.7",
+            r#"["10.0.0.7/32"]"#,
+            r#"["10.0.0.7", "10.0.0.8"]"#,
+            r#"["fd00::1", "fd00::2"]"#,
+        ] {
             let refusal = requested(wrong).expect_err(wrong);
-            assert!(refusal.code == code::DECODE && refusal.msg.contains("must be a JSON list"), "{refusal}");
+            assert!(
+                refusal.code == code::DECODE && refusal.msg.contains("must be a JSON list"),
+                "{refusal}"
+            );
         }
     }
 }

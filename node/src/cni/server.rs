@@ -48,7 +48,11 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
-        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let permit = permits
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
         let (stream, _) = accept_next(|| listener.accept()).await?;
         let service = service.clone();
         tokio::spawn(async move {
@@ -62,11 +66,17 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
 
 /// Accepts the next connection. A transient error, as when the node is out of file descriptors,
 /// only delays it.
-async fn accept_next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
+async fn accept_next<T, F: Future<Output = io::Result<T>>>(
+    mut accept: impl FnMut() -> F,
+) -> io::Result<T> {
     loop {
         match accept().await {
             Err(error) if !is_lasting(&error) => {
-                tracing::warn!(%error, "a CNI connection could not be accepted; the plugin's call fails and the runtime retries");
+                tracing::warn!(
+                    %error,
+                    "a CNI connection could not be accepted; the plugin's call fails and the \
+                     runtime retries",
+                );
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
             result => return result,
@@ -76,7 +86,10 @@ async fn accept_next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMu
 
 /// Whether the socket itself is unusable.
 fn is_lasting(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP)
+    )
 }
 
 /// Handles one request. The call runs to its end even if the plugin disconnects: an ADD whose
@@ -87,7 +100,10 @@ async fn handle_connection<E: Enforcer, A: Addresses, N: Announcer>(
     service: &Service<E, A, N>,
 ) -> io::Result<()> {
     if stream.peer_cred()?.uid() != 0 {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only root may call"));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "only root may call",
+        ));
     }
     let request = tokio::time::timeout(READ_TIMEOUT, read_request(&mut stream)).await??;
     let span = tracing::info_span!("cni", verb = verb_name(&request), network = request.network);
@@ -97,9 +113,17 @@ async fn handle_connection<E: Enforcer, A: Addresses, N: Announcer>(
     let outcome = dispatch(service, request).instrument(span.clone()).await;
     let outcome = outcome.unwrap_or_else(|refusal| {
         span.in_scope(|| tracing::warn!(code = refusal.code, msg = refusal.msg, "refused"));
-        Outcome::Error(cni::Error { code: refusal.code, msg: refusal.msg, details: String::new() })
+        Outcome::Error(cni::Error {
+            code: refusal.code,
+            msg: refusal.msg,
+            details: String::new(),
+        })
     });
-    stream.write_all(&cni::encode_frame(&Response { outcome: Some(outcome) })?).await
+    stream
+        .write_all(&cni::encode_frame(&Response {
+            outcome: Some(outcome),
+        })?)
+        .await
 }
 
 async fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
@@ -117,7 +141,8 @@ async fn dispatch<E: Enforcer, A: Addresses, N: Announcer>(
     let missing = || {
         CniError::new(
             code::MISUNDERSTOOD,
-            "the request names no attachment; plugin and agent have different versions, restart the agent's pod",
+            "the request names no attachment; plugin and agent have different versions, restart \
+             the agent's pod",
         )
     };
     let call = CniCall {
@@ -127,9 +152,18 @@ async fn dispatch<E: Enforcer, A: Addresses, N: Announcer>(
     };
     let done = |()| Outcome::Done(cni::Done {});
     match request.verb.ok_or_else(missing)? {
-        Verb::Add(add) => service.add(&call, &add.attachment.ok_or_else(missing)?).await.map(Outcome::Result),
-        Verb::Del(del) => service.del(&call, &del.attachment.ok_or_else(missing)?).await.map(done),
-        Verb::Check(check) => service.check(&call, &check.attachment.ok_or_else(missing)?).await.map(done),
+        Verb::Add(add) => service
+            .add(&call, &add.attachment.ok_or_else(missing)?)
+            .await
+            .map(Outcome::Result),
+        Verb::Del(del) => service
+            .del(&call, &del.attachment.ok_or_else(missing)?)
+            .await
+            .map(done),
+        Verb::Check(check) => service
+            .check(&call, &check.attachment.ok_or_else(missing)?)
+            .await
+            .map(done),
         Verb::Status(_) => service.status().map(done),
         Verb::Gc(gc) => service.gc(&call, &gc.valid).await.map(done),
     }
@@ -154,13 +188,33 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_socket_that_is_none_any_more_is_the_end() {
-        let passing = [libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::ENOBUFS, libc::ENOMEM];
-        let mut results: VecDeque<io::Result<u8>> =
-            passing.into_iter().map(|number| Err(io::Error::from_raw_os_error(number))).collect();
+        let passing = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ECONNABORTED,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+        ];
+        let mut results: VecDeque<io::Result<u8>> = passing
+            .into_iter()
+            .map(|number| Err(io::Error::from_raw_os_error(number)))
+            .collect();
         results.push_back(Ok(1));
         results.push_back(Err(io::Error::from_raw_os_error(libc::EBADF)));
-        let mut accept = || std::future::ready(results.pop_front().expect("nobody asks after the end"));
-        assert_eq!(accept_next(&mut accept).await.expect("the connection after the failures"), 1);
-        assert_eq!(accept_next(&mut accept).await.expect_err("the end").raw_os_error(), Some(libc::EBADF));
+        let mut accept =
+            || std::future::ready(results.pop_front().expect("nobody asks after the end"));
+        assert_eq!(
+            accept_next(&mut accept)
+                .await
+                .expect("the connection after the failures"),
+            1
+        );
+        assert_eq!(
+            accept_next(&mut accept)
+                .await
+                .expect_err("the end")
+                .raw_os_error(),
+            Some(libc::EBADF)
+        );
     }
 }

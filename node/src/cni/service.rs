@@ -17,15 +17,15 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::attachment::{Attachment, Attachments, Leftover, ipam_handle};
+use super::attachment::{Attachment, Attachments, ipam_handle};
 use super::ports::{Announcer, Enforcer};
 use super::request::{self, CniError, Config};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
-use margay_dataplane::routes::present;
-use margay_dataplane::routes::removal::{self, LinkRemover};
-use margay_ipam::request::{AddressRequest, Addresses, NoAddress};
+use margay_dataplane::routes::removal::LinkRemover;
+use margay_ipam::request::{AddressRequest, Addresses};
 use margay_netlink::route::RouteSocket;
+use response::{address_error, cni_result, io_error, kernel_error, unavailable_error};
 
 /// Dependencies of the service.
 pub struct ServiceParts<E, A, N> {
@@ -67,22 +67,36 @@ pub struct CniCall {
 impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// Creates a service with the attachments of earlier runs.
     pub fn new(parts: ServiceParts<E, A, N>, attachments: Attachments) -> Self {
-        Self { parts, attachments: Mutex::new(attachments), pods: Mutex::default() }
+        Self {
+            parts,
+            attachments: Mutex::new(attachments),
+            pods: Mutex::default(),
+        }
     }
 
     /// Attaches a pod. Repeated for the same attachment, it returns the same result.
-    pub async fn add(&self, call: &CniCall, asked: &cni::Attachment) -> Result<cni::Result, CniError> {
+    pub async fn add(
+        &self,
+        call: &CniCall,
+        asked: &cni::Attachment,
+    ) -> Result<cni::Result, CniError> {
         let mut wanted = request::new_attachment(&call.network, asked)?;
         wanted.mtu = call.config.mtu;
         let namespace = request::open_namespace(&asked.netns)?;
         let pod = self.pod_lock(&wanted.endpoint());
         let _alone = pod.lock().await;
-        let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
+        let mtu = if call.config.mtu == 0 {
+            *self.parts.mtu.borrow()
+        } else {
+            call.config.mtu
+        };
         self.check_interface(&wanted)?;
         let is_same = |present: &Attachment| present.is_finished && present.netns == asked.netns;
         let present = self.attachments().get(&wanted.id).cloned();
         if let Some(present) = present.filter(is_same)
-            && let Ok(mtu) = self.check_link(&present, namespace.try_clone().map_err(io_error)?, mtu).await
+            && let Ok(mtu) = self
+                .check_link(&present, namespace.try_clone().map_err(io_error)?, mtu)
+                .await
         {
             self.wait_for_policy(call, &present).await?;
             // An agent that ended right after the first ADD may not have announced it.
@@ -101,7 +115,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             }
             Err(refusal) => {
                 if let Err(error) = self.detach(&wanted).await {
-                    tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be undone completely; DEL or GC will");
+                    tracing::warn!(
+                        pod = %wanted.endpoint(),
+                        %error,
+                        "a failed ADD could not be undone completely; DEL or GC will",
+                    );
                 }
                 Err(refusal)
             }
@@ -112,7 +130,9 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     pub async fn del(&self, call: &CniCall, asked: &cni::Attachment) -> Result<(), CniError> {
         let id = request::attachment_id(asked)?;
         let known = self.attachments().get(&id).map(Attachment::endpoint);
-        let pod = known.or_else(|| request::endpoint(asked)).map(|endpoint| self.pod_lock(&endpoint));
+        let pod = known
+            .or_else(|| request::endpoint(asked))
+            .map(|endpoint| self.pod_lock(&endpoint));
         let _alone = match &pod {
             Some(pod) => Some(pod.lock().await),
             None => None,
@@ -123,12 +143,24 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Some(attachment) => self.detach(&attachment).await,
             None => {
                 let handle = ipam_handle(&call.network, &id);
-                if self.attachments().iter().any(|other| other.ipam_handle() == handle) {
+                if self
+                    .attachments()
+                    .iter()
+                    .any(|other| other.ipam_handle() == handle)
+                {
                     // Another interface of the sandbox owns the handle; ADD refused this one.
                     return Ok(());
                 }
-                self.delete_connections(self.unowned(&call.config.previous_addresses()), Extent::Whole).await?;
-                self.parts.addresses.release(handle).await.map_err(unavailable_error)
+                self.delete_connections(
+                    self.unowned(&call.config.previous_addresses()),
+                    Extent::Whole,
+                )
+                .await?;
+                self.parts
+                    .addresses
+                    .release(handle)
+                    .await
+                    .map_err(unavailable_error)
             }
         }
     }
@@ -147,54 +179,15 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             )
         };
         let attachment = self.attachments().get(&id).cloned().ok_or_else(unknown)?;
-        let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
-        self.check_link(&attachment, namespace, mtu).await.map_err(kernel_error)?;
-        self.wait_for_policy(call, &attachment).await
-    }
-
-    /// Undoes ADDs that an earlier run did not finish, none of which got a response, and deletes
-    /// the conntrack entries of pods that went while no agent ran; their DEL is still to come.
-    pub async fn recover(&self) {
-        self.recover_leftovers().await;
-        self.delete_gone_connections().await;
-        let unfinished: Vec<Attachment> =
-            self.attachments().iter().filter(|attachment| !attachment.is_finished).cloned().collect();
-        for attachment in unfinished {
-            let pod = self.pod_lock(&attachment.endpoint());
-            let _alone = pod.lock().await;
-            let is_still_unfinished =
-                self.attachments().get(&attachment.id).is_some_and(|present| !present.is_finished);
-            if !is_still_unfinished {
-                continue;
-            }
-            if let Err(error) = self.detach(&attachment).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be undone; DEL or GC will");
-            }
-        }
-    }
-
-    /// Deletes the conntrack entries of attachments whose links went with their pods.
-    async fn delete_gone_connections(&self) {
-        let links = match run_blocking(|| Ok(present::list_links(&mut RouteSocket::open()?)?)).await {
-            Ok(links) => links,
-            Err(error) => {
-                return tracing::warn!(%error, "links cannot be listed; DEL deletes the conntrack entries of pods that are gone");
-            }
+        let mtu = if call.config.mtu == 0 {
+            *self.parts.mtu.borrow()
+        } else {
+            call.config.mtu
         };
-        let gone: Vec<Attachment> = self
-            .attachments()
-            .iter()
-            .filter(|attachment| !attachment.addresses.is_empty() && !links.contains_key(&attachment.interface))
-            .cloned()
-            .collect();
-        let purges = gone.iter().map(|attachment| async {
-            let pod = self.pod_lock(&attachment.endpoint());
-            let _alone = pod.lock().await;
-            if let Err(error) = self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "conntrack entries of a pod that is gone could not be deleted; DEL will");
-            }
-        });
-        futures::future::join_all(purges).await;
+        self.check_link(&attachment, namespace, mtu)
+            .await
+            .map_err(kernel_error)?;
+        self.wait_for_policy(call, &attachment).await
     }
 
     /// Checks whether ADD can succeed now.
@@ -207,32 +200,67 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     /// Detaches all attachments of the network that are not in the list.
     pub async fn gc(&self, call: &CniCall, valid: &[cni::ValidAttachment]) -> Result<(), CniError> {
-        let valid: BTreeSet<(&str, &str)> =
-            valid.iter().map(|one| (one.container_id.as_str(), one.ifname.as_str())).collect();
+        let valid: BTreeSet<(&str, &str)> = valid
+            .iter()
+            .map(|one| (one.container_id.as_str(), one.ifname.as_str()))
+            .collect();
         let is_stale = |attachment: &&Attachment| {
-            let id = (attachment.id.container.as_str(), attachment.id.ifname.as_str());
+            let id = (
+                attachment.id.container.as_str(),
+                attachment.id.ifname.as_str(),
+            );
             attachment.network == call.network && !valid.contains(&id)
         };
-        let stale: Vec<Attachment> = self.attachments().iter().filter(is_stale).cloned().collect();
+        let stale: Vec<Attachment> = self
+            .attachments()
+            .iter()
+            .filter(is_stale)
+            .cloned()
+            .collect();
         let removals = stale.iter().map(|attachment| async {
             let pod = self.pod_lock(&attachment.endpoint());
             let _alone = pod.lock().await;
             self.detach(attachment).await
         });
-        futures::future::join_all(removals).await.into_iter().collect()
+        futures::future::join_all(removals)
+            .await
+            .into_iter()
+            .collect()
     }
 
-    async fn set_up(&self, call: &CniCall, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), CniError> {
+    async fn set_up(
+        &self,
+        call: &CniCall,
+        wanted: &mut Attachment,
+        namespace: File,
+        mtu: u32,
+    ) -> Result<(), CniError> {
         let [ipv4, ipv6] = call.config.demands()?;
-        let (handle, endpoint, exact) = (wanted.ipam_handle(), wanted.endpoint(), call.config.requested_addresses()?);
+        let (handle, endpoint, exact) = (
+            wanted.ipam_handle(),
+            wanted.endpoint(),
+            call.config.requested_addresses()?,
+        );
         let named_by_pod = call.config.names_pools();
-        let request = AddressRequest { ipv4, ipv6, named_by_pod, exact, ..AddressRequest::of_pod(handle, &endpoint) };
+        let request = AddressRequest {
+            ipv4,
+            ipv6,
+            named_by_pod,
+            exact,
+            ..AddressRequest::of_pod(handle, &endpoint)
+        };
         let claim = self.parts.addresses.assign(request);
         let mac = pod::pod_mac(&wanted.id.container, &wanted.id.ifname);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let same = namespace.try_clone().map_err(io_error)?;
         let link = run_blocking(move || {
-            let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu, mac };
+            let link = PodLink {
+                host: &names.0,
+                pod: &names.1,
+                namespace: &same,
+                mtu,
+                mac,
+            };
             pod::create_link(&mut RouteSocket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
@@ -243,9 +271,21 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let index = index.map_err(kernel_error)?;
         let file = self.attachments().put(wanted.clone()).map_err(io_error)?;
 
-        let (names, addresses) = ((wanted.interface.clone(), wanted.id.ifname.clone()), wanted.addresses.clone());
+        let (names, addresses) = (
+            (wanted.interface.clone(), wanted.id.ifname.clone()),
+            wanted.addresses.clone(),
+        );
         let configured = run_blocking(move || {
-            pod::configure_pod(&PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu, mac }, &addresses)
+            pod::configure_pod(
+                &PodLink {
+                    host: &names.0,
+                    pod: &names.1,
+                    namespace: &namespace,
+                    mtu,
+                    mac,
+                },
+                &addresses,
+            )
         });
         let synced = run_blocking(move || Ok(file.sync_all()?));
         let (configured, synced, opened) = tokio::join!(
@@ -280,52 +320,88 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// then is policy programmed: a packet either meets no policy and is dropped, or starts a new
     /// connection. Without the route, packets could leave by another link meanwhile and create
     /// entries.
-    async fn open_for_traffic(&self, call: &CniCall, wanted: &Attachment, index: u32) -> Result<(), CniError> {
-        self.parts.enforcer.link_made(wanted.interface.clone(), index, wanted.attached()).await;
+    async fn open_for_traffic(
+        &self,
+        call: &CniCall,
+        wanted: &Attachment,
+        index: u32,
+    ) -> Result<(), CniError> {
+        self.parts
+            .enforcer
+            .link_made(wanted.interface.clone(), index, wanted.attached())
+            .await;
         let addresses = wanted.addresses.clone();
-        let routed = run_blocking(move || pod::add_routes(&mut RouteSocket::open()?, index, &addresses));
-        routed.instrument(tracing::info_span!("link.route")).await.map_err(kernel_error)?;
-        self.delete_connections(wanted.addresses.iter().map(IpNet::addr).collect(), Extent::Link).await?;
+        let routed =
+            run_blocking(move || pod::add_routes(&mut RouteSocket::open()?, index, &addresses));
+        routed
+            .instrument(tracing::info_span!("link.route"))
+            .await
+            .map_err(kernel_error)?;
+        self.delete_connections(
+            wanted.addresses.iter().map(IpNet::addr).collect(),
+            Extent::Link,
+        )
+        .await?;
         self.wait_for_policy(call, wanted).await
     }
 
     /// Deletes the conntrack entries of these addresses, none of which belongs to a pod now.
-    async fn delete_connections(&self, addresses: Vec<IpAddr>, extent: Extent) -> Result<(), CniError> {
+    async fn delete_connections(
+        &self,
+        addresses: Vec<IpAddr>,
+        extent: Extent,
+    ) -> Result<(), CniError> {
         let purged = self.parts.conntrack.purge(addresses.clone(), extent);
         let refusal = |error: TableError| {
             let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
             CniError::new(
                 code::TRY_AGAIN,
                 format!(
-                    "conntrack entries of {} could not be deleted, and established connections would bypass policy: {error}",
+                    "conntrack entries of {} could not be deleted, and established connections \
+                     would bypass policy: {error}",
                     addresses.join(" and ")
                 ),
             )
         };
-        purged.instrument(tracing::info_span!("conntrack.purge")).await.map_err(refusal)
+        purged
+            .instrument(tracing::info_span!("conntrack.purge"))
+            .await
+            .map_err(refusal)
     }
 
     /// Waits until the pod's policy is in the kernel. It fails closed when that takes too long, and
     /// the runtime retries.
-    async fn wait_for_policy(&self, call: &CniCall, attachment: &Attachment) -> Result<(), CniError> {
+    async fn wait_for_policy(
+        &self,
+        call: &CniCall,
+        attachment: &Attachment,
+    ) -> Result<(), CniError> {
         let configured = match call.config.policy_setup_timeout_seconds {
             0 => self.parts.policy_timeout,
             seconds => Duration::from_secs(seconds),
         };
         let limit = request::time_limit(call.timeout_millis, configured);
-        let attach = self.parts.enforcer.attach(attachment.interface.clone(), attachment.attached());
-        match tokio::time::timeout(limit, attach.instrument(tracing::info_span!("policy.attach"))).await {
+        let attach = self
+            .parts
+            .enforcer
+            .attach(attachment.interface.clone(), attachment.attached());
+        match tokio::time::timeout(
+            limit,
+            attach.instrument(tracing::info_span!("policy.attach")),
+        )
+        .await
+        {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(CniError::new(code::TRY_AGAIN, error.to_string())),
             Err(_) => {
-                let reason =
-                    self.parts.enforcer.not_ready_reason().unwrap_or_else(|| {
-                        "typha has not sent the policy of this pod, whose UID may be new".to_owned()
-                    });
+                let reason = self.parts.enforcer.not_ready_reason().unwrap_or_else(|| {
+                    "typha has not sent the policy of this pod, whose UID may be new".to_owned()
+                });
                 Err(CniError::new(
                     code::TRY_AGAIN,
                     format!(
-                        "policy of {} was not in force within {limit:?}: {reason}; see the logs of margay-typha and of the agent",
+                        "policy of {} was not in force within {limit:?}: {reason}; see the logs of \
+                         margay-typha and of the agent",
                         attachment.endpoint()
                     ),
                 ))
@@ -338,18 +414,37 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// again; its address is released last, so that nobody gets it while it is in use. The link may
     /// go later: the next owner of the address on this node takes over its route.
     async fn detach(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let shared = self.attachments().others_on_interface(attachment).iter().any(|other| !other.addresses.is_empty());
+        let shared = self
+            .attachments()
+            .others_on_interface(attachment)
+            .iter()
+            .any(|other| !other.addresses.is_empty());
         if !shared {
             let (endpoint, host) = (attachment.endpoint(), attachment.interface.clone());
             let policy = self.parts.enforcer.detach(endpoint, host.clone());
-            if !policy.instrument(tracing::info_span!("policy.detach")).await {
-                let link = self.parts.links.remove(host.clone()).instrument(tracing::info_span!("link.remove"));
+            if !policy
+                .instrument(tracing::info_span!("policy.detach"))
+                .await
+            {
+                let link = self
+                    .parts
+                    .links
+                    .remove(host.clone())
+                    .instrument(tracing::info_span!("link.remove"));
                 link.await.map_err(|error| kernel_error(error.into()))?;
             }
         }
-        self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await?;
-        self.parts.addresses.release(attachment.ipam_handle()).await.map_err(unavailable_error)?;
-        let leftover = self.attachments().retire(&attachment.id).map_err(io_error)?;
+        self.delete_connections(self.addresses_only_of(attachment), Extent::Whole)
+            .await?;
+        self.parts
+            .addresses
+            .release(attachment.ipam_handle())
+            .await
+            .map_err(unavailable_error)?;
+        let leftover = self
+            .attachments()
+            .retire(&attachment.id)
+            .map_err(io_error)?;
         if !shared {
             self.parts.announcer.withdraw(attachment);
         }
@@ -360,69 +455,51 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Starts the removal of a detached pod's link, which carries nothing any more. Where that
-    /// fails, the file remains for the next start.
-    async fn remove_leftover(&self, leftover: Leftover) -> Result<(), CniError> {
-        let (links, enforcer) = (self.parts.links.clone(), self.parts.enforcer.clone());
-        let Some(index) = removal::link_index(&leftover.interface) else {
-            enforcer.link_gone(leftover.interface.clone(), None).await;
-            return leftover.forget().map_err(io_error);
-        };
-        tokio::spawn(async move {
-            let gone = match links.wait_or_remove(index).await {
-                Ok(()) => {
-                    enforcer.link_gone(leftover.interface.clone(), Some(index)).await;
-                    leftover.forget().map_err(|error| error.to_string())
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = gone {
-                tracing::warn!(
-                    interface = leftover.interface,
-                    error,
-                    "the link of a detached pod could not be removed; it carries nothing"
-                );
-            }
-        });
-        Ok(())
-    }
-
-    /// Removes links of detached pods that an earlier run left.
-    async fn recover_leftovers(&self) {
-        let leftovers = self.attachments().take_leftovers();
-        for leftover in leftovers {
-            let interface = leftover.interface.clone();
-            let is_in_use = self.attachments().iter().any(|attachment| attachment.interface == interface);
-            let result =
-                if is_in_use { leftover.forget().map_err(io_error) } else { self.remove_leftover(leftover).await };
-            if let Err(error) = result {
-                tracing::warn!(interface, %error, "the file that records the link of a detached pod could not be removed");
-            }
-        }
-    }
-
     /// Addresses of an attachment that no other attachment has.
     fn addresses_only_of(&self, attachment: &Attachment) -> Vec<IpAddr> {
         let attachments = self.attachments();
         let others = attachments.iter().filter(|other| other.id != attachment.id);
-        let held: BTreeSet<IpNet> = others.flat_map(|other| other.addresses.iter().copied()).collect();
-        attachment.addresses.iter().filter(|address| !held.contains(address)).map(IpNet::addr).collect()
+        let held: BTreeSet<IpNet> = others
+            .flat_map(|other| other.addresses.iter().copied())
+            .collect();
+        attachment
+            .addresses
+            .iter()
+            .filter(|address| !held.contains(address))
+            .map(IpNet::addr)
+            .collect()
     }
 
     /// Addresses of these that no attachment has.
     fn unowned(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
         let attachments = self.attachments();
-        let held: BTreeSet<IpAddr> =
-            attachments.iter().flat_map(|attachment| attachment.addresses.iter().map(IpNet::addr)).collect();
-        addresses.iter().copied().filter(|address| !held.contains(address)).collect()
+        let held: BTreeSet<IpAddr> = attachments
+            .iter()
+            .flat_map(|attachment| attachment.addresses.iter().map(IpNet::addr))
+            .collect();
+        addresses
+            .iter()
+            .copied()
+            .filter(|address| !held.contains(address))
+            .collect()
     }
 
-    async fn check_link(&self, attachment: &Attachment, namespace: File, mtu: u32) -> Result<u32, PodError> {
+    async fn check_link(
+        &self,
+        attachment: &Attachment,
+        namespace: File,
+        mtu: u32,
+    ) -> Result<u32, PodError> {
         let attachment = attachment.clone();
         run_blocking(move || {
             let (host, pod) = (&attachment.interface, &attachment.id.ifname);
-            let link =
-                PodLink { host, pod, namespace: &namespace, mtu, mac: pod::pod_mac(&attachment.id.container, pod) };
+            let link = PodLink {
+                host,
+                pod,
+                namespace: &namespace,
+                mtu,
+                mac: pod::pod_mac(&attachment.id.container, pod),
+            };
             pod::check_link(&mut RouteSocket::open()?, &link, &attachment.addresses)
         })
         .await
@@ -451,15 +528,17 @@ fn check_interface_free(attachments: &Attachments, wanted: &Attachment) -> Resul
         let (interface, pod) = (&wanted.interface, wanted.endpoint());
         if other.endpoint() != pod {
             let text = format!(
-                "interface {interface} of pod {pod} is already used by pod {} on this node, as their names have the same hash; rename one of them",
+                "interface {interface} of pod {pod} is already used by pod {} on this node, as \
+                 their names have the same hash; rename one of them",
                 other.endpoint()
             );
             return Err(CniError::new(code::TRY_AGAIN, text));
         }
         if other.id.container == wanted.id.container {
             let text = format!(
-                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network supports one interface per pod; remove it from the pod's list of \
-                 additional networks",
+                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network \
+                 supports one interface per pod; remove it from the pod's list of additional \
+                 networks",
                 wanted.id.ifname, other.id.ifname
             );
             return Err(CniError::new(code::INVALID_ENVIRONMENT, text));
@@ -473,55 +552,14 @@ async fn run_blocking<T: Send + 'static>(
 ) -> Result<T, PodError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(panic) => Err(PodError::Missing(format!("the request to the kernel panicked: {panic}"))),
+        Err(panic) => Err(PodError::Missing(format!(
+            "the request to the kernel panicked: {panic}"
+        ))),
     }
-}
-
-fn cni_result(attachment: &Attachment, mtu: u32) -> cni::Result {
-    let host = cni::Interface {
-        name: attachment.interface.clone(),
-        mac: pod::HOST_MAC.to_string(),
-        mtu,
-        sandbox: String::new(),
-    };
-    let inside = cni::Interface {
-        name: attachment.id.ifname.clone(),
-        mac: attachment.mac.clone(),
-        mtu,
-        sandbox: attachment.netns.clone(),
-    };
-    let ip = |address: &IpNet| cni::Ip { address: address.to_string(), gateway: String::new(), interface: Some(1) };
-    let default = |address: &IpNet| {
-        let dst = if address.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        cni::Route { dst: dst.to_owned(), gw: pod::pod_gateway(address.addr()).to_string(), ..cni::Route::default() }
-    };
-    cni::Result {
-        interfaces: vec![host, inside],
-        ips: attachment.addresses.iter().map(ip).collect(),
-        routes: attachment.addresses.iter().map(default).collect(),
-        dns: None,
-    }
-}
-
-fn io_error(error: std::io::Error) -> CniError {
-    CniError::new(code::IO, error.to_string())
-}
-
-fn kernel_error(error: PodError) -> CniError {
-    CniError::new(code::KERNEL, error.to_string())
-}
-
-fn address_error(error: NoAddress) -> CniError {
-    match error {
-        NoAddress::Exhausted(_) | NoAddress::Refused(_) => CniError::new(code::NO_ADDRESS, error.to_string()),
-        NoAddress::Unavailable(_) => unavailable_error(error),
-    }
-}
-
-fn unavailable_error(error: NoAddress) -> CniError {
-    CniError::new(code::TRY_AGAIN, error.to_string())
 }
 
 mod mtu;
+mod recovery;
+mod response;
 #[cfg(test)]
 mod tests;

@@ -24,13 +24,22 @@ fn mk_member(number: u8) -> Member {
 fn mk_view(sets: &[Option<BTreeSet<u8>>], pools: &[Option<bool>]) -> Records {
     let sets = sets.iter().enumerate().filter_map(|(number, members)| {
         let members = members.as_ref()?.iter().copied().map(mk_member).collect();
-        Some((RecordId::IpSet(set_id(number as u8)), Record::IpSet(IpSetRecord { kind: SetKind::Net, members })))
+        Some((
+            RecordId::IpSet(set_id(number as u8)),
+            Record::IpSet(IpSetRecord {
+                kind: SetKind::Net,
+                members,
+            }),
+        ))
     });
     let pools = pools.iter().enumerate().filter_map(|(number, nat)| {
         let range = format!("10.{number}.0.0/16").parse().expect("a range");
         Some((
             RecordId::Pool(range),
-            Record::Pool(PoolRecord { nat_outgoing: (*nat)?, encapsulation: Encapsulation::None }),
+            Record::Pool(PoolRecord {
+                nat_outgoing: (*nat)?,
+                encapsulation: Encapsulation::None,
+            }),
         ))
     });
     sets.chain(pools).collect()
@@ -38,7 +47,10 @@ fn mk_view(sets: &[Option<BTreeSet<u8>>], pools: &[Option<bool>]) -> Records {
 
 fn view() -> impl Strategy<Value = Records> {
     let members = prop::option::of(prop::collection::btree_set(0..6_u8, 0..4));
-    (prop::collection::vec(members, 4), prop::collection::vec(prop::option::of(any::<bool>()), 3))
+    (
+        prop::collection::vec(members, 4),
+        prop::collection::vec(prop::option::of(any::<bool>()), 3),
+    )
         .prop_map(|(sets, pools)| mk_view(&sets, &pools))
 }
 
@@ -54,12 +66,22 @@ enum Way {
 }
 
 fn way() -> impl Strategy<Value = Way> {
-    prop_oneof![Just(Way::Differences), Just(Way::Values), (1..4_usize).prop_map(Way::Restatement)]
+    prop_oneof![
+        Just(Way::Differences),
+        Just(Way::Values),
+        (1..4_usize).prop_map(Way::Restatement)
+    ]
 }
 
 fn frames(from: &Records, to: &Records, way: &Way) -> Vec<Frame> {
-    let changed = to.iter().filter(|(id, record)| from.get(*id) != Some(*record));
-    let gone = from.keys().filter(|id| !to.contains_key(*id)).rev().map(|id| Change::Remove(id.clone()));
+    let changed = to
+        .iter()
+        .filter(|(id, record)| from.get(*id) != Some(*record));
+    let gone = from
+        .keys()
+        .filter(|id| !to.contains_key(*id))
+        .rev()
+        .map(|id| Change::Remove(id.clone()));
     let whole = |id: &RecordId, record: &Record| Change::Upsert(id.clone(), record.clone());
     let (changes, parts, restated): (Vec<Change>, usize, Vec<u32>) = match way {
         Way::Differences => {
@@ -71,14 +93,28 @@ fn frames(from: &Records, to: &Records, way: &Way) -> Vec<Frame> {
             });
             (change.chain(gone).collect(), 1, Vec::new())
         }
-        Way::Values => (changed.map(|(id, record)| whole(id, record)).chain(gone).collect(), 1, Vec::new()),
-        Way::Restatement(parts) => {
-            (to.iter().map(|(id, record)| whole(id, record)).collect(), *parts, (0..256).collect())
-        }
+        Way::Values => (
+            changed
+                .map(|(id, record)| whole(id, record))
+                .chain(gone)
+                .collect(),
+            1,
+            Vec::new(),
+        ),
+        Way::Restatement(parts) => (
+            to.iter().map(|(id, record)| whole(id, record)).collect(),
+            *parts,
+            (0..256).collect(),
+        ),
     };
     let size = changes.len().div_ceil(parts).max(1);
-    let mut frames: Vec<Frame> =
-        changes.chunks(size).map(|changes| Frame { changes: changes.to_vec(), trailer: Trailer::default() }).collect();
+    let mut frames: Vec<Frame> = changes
+        .chunks(size)
+        .map(|changes| Frame {
+            changes: changes.to_vec(),
+            trailer: Trailer::default(),
+        })
+        .collect();
     if frames.is_empty() {
         frames.push(Frame::default());
     }
@@ -99,37 +135,53 @@ fn follow(follower: &mut Records, records: &Records, dirty: &Dirty) {
         let Some(Record::IpSet(record)) = follower.get_mut(&RecordId::IpSet(set.clone())) else {
             panic!("members of {set}, which nobody knows");
         };
-        assert!(delta.removed.iter().all(|member| record.members.remove(member)), "a member that was not there went");
-        assert!(delta.added.iter().all(|member| record.members.insert(member.clone())), "a member that was there came");
+        assert!(
+            delta
+                .removed
+                .iter()
+                .all(|member| record.members.remove(member)),
+            "a member that was not there went"
+        );
+        assert!(
+            delta
+                .added
+                .iter()
+                .all(|member| record.members.insert(member.clone())),
+            "a member that was there came"
+        );
     }
 }
 
 proptest! {
     #[test]
-    fn any_history_ends_in_the_last_view_and_dirt_tells_all_of_it(
+    fn any_history_ends_in_the_last_view_and_all_of_it_is_marked_dirty(
         history in prop::collection::vec((view(), way(), any::<bool>()), 1..8),
     ) {
-        let (mut state, mut told, mut follower) = (State::default(), Records::new(), Records::new());
+        let (mut state, mut sent, mut follower) = (
+            State::default(),
+            Records::new(),
+            Records::new(),
+        );
         for (next, way, look) in history {
             if matches!(way, Way::Restatement(_)) {
                 state.disconnect();
             }
-            for frame in frames(&told, &next, &way) {
-                state.apply(frame).expect("a server tells only what fits");
+            for frame in frames(&sent, &next, &way) {
+                state.apply(frame).expect("a server sends only what fits");
             }
-            told = next;
-            prop_assert_eq!(state.records(), &told);
+            sent = next;
+            prop_assert_eq!(state.records(), &sent);
             prop_assert!(state.is_in_sync());
             if look {
                 let dirty = state.take_dirty();
                 follow(&mut follower, state.records(), &dirty);
-                prop_assert_eq!(&follower, &told);
+                prop_assert_eq!(&follower, &sent);
                 prop_assert!(state.take_dirty().is_empty());
             }
         }
         let dirty = state.take_dirty();
         follow(&mut follower, state.records(), &dirty);
-        prop_assert_eq!(&follower, &told);
+        prop_assert_eq!(&follower, &sent);
     }
 }
 
@@ -139,11 +191,15 @@ fn a_record_that_is_sent_again_marks_nothing_dirty() {
     let mut state = State::default();
     for _ in 0..2 {
         state.disconnect();
-        frames(&view, &view, &Way::Restatement(2)).into_iter().for_each(|frame| state.apply(frame).expect("it fits"));
+        frames(&view, &view, &Way::Restatement(2))
+            .into_iter()
+            .for_each(|frame| state.apply(frame).expect("it fits"));
         state.take_dirty();
     }
     state.disconnect();
-    frames(&view, &view, &Way::Restatement(2)).into_iter().for_each(|frame| state.apply(frame).expect("it fits"));
+    frames(&view, &view, &Way::Restatement(2))
+        .into_iter()
+        .for_each(|frame| state.apply(frame).expect("it fits"));
     assert!(state.take_dirty().is_empty());
 }
 
@@ -155,7 +211,13 @@ fn a_stream_that_ends_early_sweeps_nothing() {
     first.trailer.in_sync = false;
     state.apply(first).expect("it fits");
     state.disconnect();
-    let nothing = Frame { changes: Vec::new(), trailer: Trailer { in_sync: true, ..Trailer::default() } };
+    let nothing = Frame {
+        changes: Vec::new(),
+        trailer: Trailer {
+            in_sync: true,
+            ..Trailer::default()
+        },
+    };
     state.apply(nothing).expect("it fits");
     assert_eq!(state.records(), &view);
 }
@@ -167,7 +229,17 @@ fn members_that_fit_nothing_are_a_fault() {
         changes: vec![Change::Members(set.clone(), kind, MemberDelta::default())],
         trailer: Trailer::default(),
     };
-    assert_eq!(state.apply(members(&set_id(9), SetKind::Net)), Err(ViewError::UnknownSet(set_id(9))));
-    let kind = ViewError::SetKind { set: set_id(0), held: SetKind::Net, got: SetKind::AddressPort };
-    assert_eq!(state.apply(members(&set_id(0), SetKind::AddressPort)), Err(kind));
+    assert_eq!(
+        state.apply(members(&set_id(9), SetKind::Net)),
+        Err(ViewError::UnknownSet(set_id(9)))
+    );
+    let kind = ViewError::SetKind {
+        set: set_id(0),
+        held: SetKind::Net,
+        got: SetKind::AddressPort,
+    };
+    assert_eq!(
+        state.apply(members(&set_id(0), SetKind::AddressPort)),
+        Err(kind)
+    );
 }

@@ -107,13 +107,23 @@ impl Upstream {
 
     async fn run_stream(&self, stream: u64) -> Result<std::convert::Infallible, StreamEnd> {
         let endpoint = self.connector.endpoint();
-        let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PONG).keep_alive_while_idle(true);
-        let channel = endpoint.connect_with_connector(self.connector.clone()).await?;
+        let endpoint = endpoint
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .keep_alive_while_idle(true);
+        let channel = endpoint
+            .connect_with_connector(self.connector.clone())
+            .await?;
         let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
 
         let (hello, held) = oneshot::channel();
         let (fault, faults) = oneshot::channel();
-        let opened = AgentEvent::Connected { stream, hello, fault, server: self.server.clone() };
+        let opened = AgentEvent::Connected {
+            stream,
+            hello,
+            fault,
+            server: self.server.clone(),
+        };
         if !self.agent.send(opened).await {
             return Err(StreamEnd::Agent);
         }
@@ -124,10 +134,23 @@ impl Upstream {
 
         let (up, outgoing) = mpsc::channel(QUEUE);
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-        let hello = wire::Hello { agent_version, buckets, host_endpoints: true, compact: true };
+        let hello = wire::Hello {
+            agent_version,
+            buckets,
+            host_endpoints: true,
+            compact: true,
+        };
         // The channel is empty and its receiver exists, so this neither waits nor fails.
-        let _ = up.send(wire::Up { message: Some(wire::up::Message::Hello(hello)) }).await;
-        let frames = client.sync(ReceiverStream::new(outgoing)).await.map_err(Box::new)?.into_inner();
+        let _ = up
+            .send(wire::Up {
+                message: Some(wire::up::Message::Hello(hello)),
+            })
+            .await;
+        let frames = client
+            .sync(ReceiverStream::new(outgoing))
+            .await
+            .map_err(Box::new)?
+            .into_inner();
         tracing::info!(server = self.server, "stream to typha is open");
         tokio::select! {
             ended = self.receive(stream, frames) => Err(ended),

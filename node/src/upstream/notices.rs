@@ -32,7 +32,12 @@ impl NoticeQueue {
 
     /// Notices after this sequence number, in order.
     fn newer_than(&self, number: u64) -> Vec<(u64, LocalEndpoint)> {
-        let mut notices: Vec<_> = self.notices.values().filter(|(sent, _)| *sent > number).cloned().collect();
+        let mut notices: Vec<_> = self
+            .notices
+            .values()
+            .filter(|(sent, _)| *sent > number)
+            .cloned()
+            .collect();
         notices.sort_by_key(|(sent, _)| *sent);
         notices
     }
@@ -40,7 +45,8 @@ impl NoticeQueue {
     /// Drops sent notices that another server does not need: that a pod is gone is in the API as
     /// well.
     fn drop_sent(&mut self, sent: u64) {
-        self.notices.retain(|_, (number, notice)| *number > sent || !notice.addresses.is_empty());
+        self.notices
+            .retain(|_, (number, notice)| *number > sent || !notice.addresses.is_empty());
     }
 }
 
@@ -77,15 +83,24 @@ impl Notices {
     async fn drop_known(&self, agent: &AgentHandle) {
         let notices = self.0.borrow().notices.clone();
         let known = agent.inspect(move |state, _| {
-            let shows = |notice: &LocalEndpoint| match state.records().get(&RecordId::Endpoint(notice.key.clone())) {
+            let shows = |notice: &LocalEndpoint| match state
+                .records()
+                .get(&RecordId::Endpoint(notice.key.clone()))
+            {
                 Some(Record::Endpoint(record)) => record.addresses == notice.addresses,
                 _ => false,
             };
-            notices.into_values().filter(|(_, notice)| shows(notice)).map(|(number, _)| number).collect::<Vec<_>>()
+            notices
+                .into_values()
+                .filter(|(_, notice)| shows(notice))
+                .map(|(number, _)| number)
+                .collect::<Vec<_>>()
         });
         let known = known.await.unwrap_or_default();
         self.0.send_if_modified(|queue| {
-            queue.notices.retain(|_, (number, _)| !known.contains(number));
+            queue
+                .notices
+                .retain(|_, (number, _)| !known.contains(number));
             false
         });
     }
@@ -101,8 +116,16 @@ pub struct AnnounceBoth<N> {
 
 impl<N: Announcer> Announcer for AnnounceBoth<N> {
     fn announce(&self, attachment: &Attachment) {
-        let addresses = attachment.addresses.iter().map(ipnet::IpNet::addr).collect();
-        self.notices.put(LocalEndpoint { key: attachment.endpoint(), addresses, uid: attachment.uid.clone() });
+        let addresses = attachment
+            .addresses
+            .iter()
+            .map(ipnet::IpNet::addr)
+            .collect();
+        self.notices.put(LocalEndpoint {
+            key: attachment.endpoint(),
+            addresses,
+            uid: attachment.uid.clone(),
+        });
         self.then.announce(attachment);
     }
 
@@ -121,20 +144,34 @@ mod tests {
     use super::*;
 
     fn notice(name: &str, address: Option<&str>) -> LocalEndpoint {
-        let addresses = address.iter().map(|address| address.parse().expect("an address")).collect();
-        LocalEndpoint { key: EndpointKey::new("x", name), addresses, uid: "u".to_owned() }
+        let addresses = address
+            .iter()
+            .map(|address| address.parse().expect("an address"))
+            .collect();
+        LocalEndpoint {
+            key: EndpointKey::new("x", name),
+            addresses,
+            uid: "u".to_owned(),
+        }
     }
 
     #[test]
-    fn the_newest_word_counts_and_a_farewell_is_said_once() {
+    fn the_latest_notice_replaces_older_ones_and_a_removal_is_sent_once() {
         let mut queue = NoticeQueue::default();
         queue.put(notice("a", Some("10.0.0.1")));
         queue.put(notice("b", Some("10.0.0.2")));
         queue.put(notice("a", None));
-        assert_eq!(queue.newer_than(0), [(2, notice("b", Some("10.0.0.2"))), (3, notice("a", None))]);
+        assert_eq!(
+            queue.newer_than(0),
+            [(2, notice("b", Some("10.0.0.2"))), (3, notice("a", None))]
+        );
         assert_eq!(queue.newer_than(3), []);
         queue.drop_sent(2);
-        assert_eq!(queue.newer_than(0).len(), 2, "a farewell that was not sent stays");
+        assert_eq!(
+            queue.newer_than(0).len(),
+            2,
+            "a removal that was not sent stays"
+        );
         queue.drop_sent(3);
         assert_eq!(queue.newer_than(0), [(2, notice("b", Some("10.0.0.2")))]);
     }

@@ -2,8 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use sha2::{Digest, Sha256};
 use x509_parser::time::ASN1Time;
@@ -42,9 +42,17 @@ struct Contents<'a> {
 }
 
 /// Applies a step to the stored CA. [`Step::Keep`] returns it unchanged.
-pub fn advance(stored: Option<&Authority>, step: Step, now: Timestamp) -> Result<Authority, IssueError> {
+pub fn advance(
+    stored: Option<&Authority>,
+    step: Step,
+    now: Timestamp,
+) -> Result<Authority, IssueError> {
     let Some(stored) = stored.filter(|_| step != Step::Create) else {
-        return Ok(Authority { current: new_authority(now)?, next: None, previous: None });
+        return Ok(Authority {
+            current: new_authority(now)?,
+            next: None,
+            previous: None,
+        });
     };
     let mut authority = stored.clone();
     match step {
@@ -76,7 +84,10 @@ fn new_authority(now: Timestamp) -> Result<Pair, IssueError> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = false;
     let certificate = params.self_signed(&key).map_err(library("margay"))?;
-    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+    Ok(Pair {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
 }
 
 /// Makes a key and a certificate for a component.
@@ -89,7 +100,10 @@ pub fn leaf(authority: &Authority, leaf: &Leaf, now: Timestamp) -> Result<Pair, 
         not_before: now - SKEW,
         not_after: now + LEAF_LIFE,
     };
-    Ok(Pair { certificate: end_entity(authority, &contents, &key)?, key: key.serialize_pem() })
+    Ok(Pair {
+        certificate: end_entity(authority, &contents, &key)?,
+        key: key.serialize_pem(),
+    })
 }
 
 /// Signs a node's key. Only the key is taken from the request.
@@ -110,29 +124,47 @@ pub fn node(
     end_entity(authority, &contents, key)
 }
 
-fn end_entity(authority: &Authority, contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<String, IssueError> {
+fn end_entity(
+    authority: &Authority,
+    contents: &Contents<'_>,
+    key: &impl PublicKeyData,
+) -> Result<String, IssueError> {
     let end = CertificateFacts::parse(&authority.current.certificate)?.not_after;
     let name = contents.common_name;
     let ca_key = KeyPair::from_pem(&authority.current.key).map_err(library("margay"))?;
-    let issuer = Issuer::from_ca_cert_pem(&authority.current.certificate, ca_key).map_err(library("margay"))?;
-    let contents = Contents { not_after: contents.not_after.min(end), ..*contents };
+    let issuer = Issuer::from_ca_cert_pem(&authority.current.certificate, ca_key)
+        .map_err(library("margay"))?;
+    let contents = Contents {
+        not_after: contents.not_after.min(end),
+        ..*contents
+    };
     let mut params = params(&contents, key)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(key, &issuer).map_err(library(name))?;
     Ok(certificate.pem())
 }
 
-fn params(contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<CertificateParams, IssueError> {
+fn params(
+    contents: &Contents<'_>,
+    key: &impl PublicKeyData,
+) -> Result<CertificateParams, IssueError> {
     let names: Vec<String> = contents.dns_names.iter().map(|n| (*n).to_owned()).collect();
     let mut params = CertificateParams::new(names).map_err(library(contents.common_name))?;
     params.distinguished_name = DistinguishedName::new();
     if let Some(organization) = contents.organization {
-        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, organization);
     }
-    params.distinguished_name.push(DnType::CommonName, contents.common_name);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, contents.common_name);
     let time = |moment: Timestamp| {
         ASN1Time::from_timestamp(moment.as_second())
             .map(|time| time.to_datetime())

@@ -57,13 +57,19 @@ fn encoded(text: &str) -> Value {
 pub fn text(secret: &DynamicObject, key: &str) -> Option<String> {
     let encoded = secret.data["data"][key].as_str()?;
     let bytes = STANDARD.decode(encoded).ok()?;
-    String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
+    String::from_utf8(bytes)
+        .ok()
+        .filter(|text| !text.is_empty())
 }
 
 /// Returns the CA that a Secret holds; none if certificate or key is missing.
 pub fn authority_of(secret: &DynamicObject) -> Option<Authority> {
-    let pair =
-        |certificate: &str, key: &str| Some(Pair { certificate: text(secret, certificate)?, key: text(secret, key)? });
+    let pair = |certificate: &str, key: &str| {
+        Some(Pair {
+            certificate: text(secret, certificate)?,
+            key: text(secret, key)?,
+        })
+    };
     Some(Authority {
         current: pair("tls.crt", "tls.key")?,
         next: pair("next.crt", "next.key"),
@@ -80,13 +86,24 @@ mod tests {
     }
 
     fn whole() -> Authority {
-        let pair = |name: &str| Pair { certificate: format!("certificate {name}"), key: format!("key {name}") };
-        Authority { current: pair("1"), next: Some(pair("2")), previous: Some("certificate 0".to_owned()) }
+        let pair = |name: &str| Pair {
+            certificate: format!("certificate {name}"),
+            key: format!("key {name}"),
+        };
+        Authority {
+            current: pair("1"),
+            next: Some(pair("2")),
+            previous: Some("certificate 0".to_owned()),
+        }
     }
 
     #[test]
     fn an_authority_comes_back_as_it_was_stored() {
-        let plain = Authority { next: None, previous: None, ..whole() };
+        let plain = Authority {
+            next: None,
+            previous: None,
+            ..whole()
+        };
         for stored in [whole(), plain] {
             let object = authority(&stored, "margay-operator", None);
             assert_eq!(authority_of(&read(&object)), Some(stored));

@@ -31,17 +31,25 @@ fn resource(kind: &str) -> (String, &'static str) {
 /// Returns true when RBAC grants the verb to agents.
 fn granted(verb: &str, resource: &str, group: &str) -> bool {
     let lists = |rule: &Value, field: &str, wanted: &str| {
-        rule[field].as_array().is_some_and(|list| list.iter().any(|one| one == wanted))
+        rule[field]
+            .as_array()
+            .is_some_and(|list| list.iter().any(|one| one == wanted))
     };
-    rbac::node_rules(Mode::V3)
-        .iter()
-        .any(|rule| lists(rule, "apiGroups", group) && lists(rule, "resources", resource) && lists(rule, "verbs", verb))
+    rbac::node_rules(Mode::V3).iter().any(|rule| {
+        lists(rule, "apiGroups", group)
+            && lists(rule, "resources", resource)
+            && lists(rule, "verbs", verb)
+    })
 }
 
 fn answer(row: &table::Request, table: &Table) -> String {
     let (before, after) = table.objects_of(row);
     let (plural, group) = resource(before["kind"].as_str().unwrap());
-    let full = if row.sub.is_empty() { plural } else { format!("{plural}/{}", row.sub) };
+    let full = if row.sub.is_empty() {
+        plural
+    } else {
+        format!("{plural}/{}", row.sub)
+    };
     if !granted(&row.verb, &full, group) {
         return "cannot".to_owned();
     }
@@ -51,18 +59,38 @@ fn answer(row: &table::Request, table: &Table) -> String {
         _ => ("UPDATE", Some(&before), Some(&after)),
     };
     let user = json!({"username": REQUESTER, "extra": {NODE_EXTRA: ["n2"]}});
-    let request = Request { operation, user, before, after };
+    let request = Request {
+        operation,
+        user,
+        before,
+        after,
+    };
     let guards = guards();
     let of_kind = guards.iter().filter(|guard| {
-        guard.group == group && guard.resources.contains(&full.as_str()) && guard.operations.contains(&operation)
+        guard.group == group
+            && guard.resources.contains(&full.as_str())
+            && guard.operations.contains(&operation)
     });
     let refusals = of_kind.map(|guard| refusal(&policy(guard, Mode::V3), &request));
-    refusals.flatten().next().unwrap_or_else(|| "granted".to_owned())
+    refusals
+        .flatten()
+        .next()
+        .unwrap_or_else(|| "granted".to_owned())
 }
 
 #[test]
 fn an_agent_writes_what_is_its_own_nodes() {
     let table: Table = table::parse(TABLE).unwrap();
-    let wrong: Vec<String> = table.rows.iter().filter_map(|row| row.fault(&answer(row, &table))).collect();
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), table.rows.len(), wrong.join("\n"));
+    let wrong: Vec<String> = table
+        .rows
+        .iter()
+        .filter_map(|row| row.fault(&answer(row, &table)))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        table.rows.len(),
+        wrong.join("\n")
+    );
 }

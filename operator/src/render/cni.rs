@@ -8,7 +8,10 @@ use crate::defaults::DEFAULT_POLICY_TIMEOUT;
 /// Returns the time that a pod's creation waits for its policy, in seconds. Calico's 0 (do not
 /// wait) means the default: no pod starts unprotected.
 pub(super) fn policy_timeout(network: &CalicoNetworkSpec) -> i32 {
-    network.linux_policy_setup_timeout_seconds.filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_POLICY_TIMEOUT)
+    network
+        .linux_policy_setup_timeout_seconds
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or(DEFAULT_POLICY_TIMEOUT)
 }
 
 /// Returns the configuration list as text. The plugin must know how long its agent may wait;

@@ -10,21 +10,32 @@ use crate::manifest::Object;
 use crate::names::CA_NAME;
 
 /// Tiers of Kubernetes' own policy kinds, with Calico's order and default action.
-const TIERS: [(&str, u32, &str); 3] =
-    [("kube-admin", 1_000, "Pass"), ("default", 1_000_000, "Deny"), ("kube-baseline", 10_000_000, "Pass")];
+const TIERS: [(&str, u32, &str); 3] = [
+    ("kube-admin", 1_000, "Pass"),
+    ("default", 1_000_000, "Deny"),
+    ("kube-baseline", 10_000_000, "Pass"),
+];
 
 /// Returns the configuration that is absent.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     let inputs = context.inputs;
     let mut objects = Vec::new();
-    if inputs.felix.as_ref().is_some_and(|known| !known.contains_key("default")) {
+    if inputs
+        .felix
+        .as_ref()
+        .is_some_and(|known| !known.contains_key("default"))
+    {
         objects.push(named("FelixConfiguration", "default", json!({})));
     }
     if let Some(present) = &inputs.tiers {
         let absent = TIERS.iter().filter(|(name, ..)| !present.contains(*name));
-        objects.extend(
-            absent.map(|(name, order, action)| named("Tier", name, json!({ "order": order, "defaultAction": action }))),
-        );
+        objects.extend(absent.map(|(name, order, action)| {
+            named(
+                "Tier",
+                name,
+                json!({ "order": order, "defaultAction": action }),
+            )
+        }));
     }
     if let Some(present) = &inputs.cluster_information {
         objects.extend(cluster_information(context, present.as_ref()));
@@ -47,7 +58,9 @@ pub(super) fn bundle(context: &Context<'_>) -> Option<Object> {
 /// Returns the cluster's identity, derived from Kubernetes' own so that it is reproducible; an
 /// existing one is kept.
 fn cluster_information(context: &Context<'_>, present: Option<&Value>) -> Option<Object> {
-    let has_guid = present.and_then(|spec| spec["clusterGUID"].as_str()).is_some_and(|guid| !guid.is_empty());
+    let has_guid = present
+        .and_then(|spec| spec["clusterGUID"].as_str())
+        .is_some_and(|guid| !guid.is_empty());
     if has_guid || context.inputs.cluster_id.is_empty() {
         return None;
     }

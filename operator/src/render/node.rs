@@ -6,7 +6,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
-use super::{CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels, probe};
+use super::{
+    CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels, probe,
+};
 use crate::manifest::{Key, Object, kind};
 use crate::names::CA_NAME;
 
@@ -16,11 +18,12 @@ const ADMIN_PORT: u16 = 9099;
 const DEBUG_PORT: u16 = 5474;
 /// Name of the init container, as in Calico.
 const INSTALL: &str = "install-cni";
-/// Mounts of the host's folders in the init container.
+/// Mounts of the host's folders in both containers.
 const HOST_BIN: &str = "/host/opt/cni/bin";
 const HOST_CONF: &str = "/host/etc/cni/net.d";
 
-/// Folders of the host that agent and installation share with it: volume, path on the host, path in the agent (empty: not mounted there).
+/// Folders of the host that agent and installation share with it: volume, path on the host, path in
+/// the agent (empty: not mounted there).
 const HOST_FOLDERS: [(&str, &str, &str); 3] = [
     ("state", "/var/lib/margay", "/var/lib/margay"),
     ("run", "/var/run/margay", "/var/run/margay"),
@@ -38,11 +41,20 @@ pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
             plan.objects.push(daemon_set(context, address));
             return;
         }
-        Some(_) => format!("agents get image {} after Deployment {NAMESPACE}/{TYPHA}", context.image),
-        None => format!("Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents start when it has one"),
+        Some(_) => format!(
+            "agents get image {} after Deployment {NAMESPACE}/{TYPHA}",
+            context.image
+        ),
+        None => format!(
+            "Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents start when it has one"
+        ),
     };
     plan.waiting.push(reason);
-    plan.keep.insert(Key { kind: kind("DaemonSet"), namespace: NAMESPACE.to_owned(), name: NODE.to_owned() });
+    plan.keep.insert(Key {
+        kind: kind("DaemonSet"),
+        namespace: NAMESPACE.to_owned(),
+        name: NODE.to_owned(),
+    });
 }
 
 /// Returns true while there are agents of another image, and typha does not serve with the wanted
@@ -52,25 +64,40 @@ fn is_ahead_of_typha(context: &Context<'_>) -> bool {
     let inputs = context.inputs;
     let runs = |pod: Option<&PodSpec>| {
         let images = pod.map(|pod| pod.containers.as_slice()).unwrap_or_default();
-        images.iter().any(|c| c.image.as_deref() == Some(context.image.as_str()))
+        images
+            .iter()
+            .any(|c| c.image.as_deref() == Some(context.image.as_str()))
     };
-    let agents = inputs.daemon_sets.iter().find(|d| is_named(&d.metadata, NODE));
+    let agents = inputs
+        .daemon_sets
+        .iter()
+        .find(|d| is_named(&d.metadata, NODE));
     let Some(agents) = agents else { return false };
     if runs(agents.spec.template.spec.as_ref()) {
         return false;
     }
-    let typha = inputs.deployments.iter().find(|d| is_named(&d.metadata, TYPHA));
+    let typha = inputs
+        .deployments
+        .iter()
+        .find(|d| is_named(&d.metadata, TYPHA));
     !typha.is_some_and(|typha| runs(typha.spec.template.spec.as_ref()) && serves_alone(typha))
 }
 
 /// Returns true when the Deployment has pods of its newest template only, and one of them is
 /// available.
 fn serves_alone(deployment: &Deployment) -> bool {
-    let Some(status) = &deployment.status else { return false };
-    let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+    let Some(status) = &deployment.status else {
+        return false;
+    };
+    let (all, updated) = (
+        status.replicas.unwrap_or(0),
+        status.updated_replicas.unwrap_or(0),
+    );
     status.observed_generation >= deployment.metadata.generation
         && updated >= all
-        && status.available_replicas.is_some_and(|available| available > 0)
+        && status
+            .available_replicas
+            .is_some_and(|available| available > 0)
 }
 
 fn is_named(metadata: &ObjectMeta, name: &str) -> bool {
@@ -101,7 +128,11 @@ fn daemon_set(context: &Context<'_>, typha: &str) -> Object {
         &mut body,
         spec.calico_node_daemon_set.as_ref(),
         spec.component_resources.as_deref().unwrap_or_default(),
-        &Names { component: "Node", container: NODE, init: INSTALL },
+        &Names {
+            component: "Node",
+            container: NODE,
+            init: INSTALL,
+        },
     );
     context.object("DaemonSet", body)
 }
@@ -153,7 +184,10 @@ fn install(context: &Context<'_>) -> Value {
 fn agent(context: &Context<'_>, typha: &str) -> Value {
     let network = context.spec.calico_network.clone().unwrap_or_default();
     let timeout = cni::policy_timeout(&network);
-    let mut environment = vec![field_env("NODE_NAME", "spec.nodeName"), field_env("NODE_IP", "status.hostIPs")];
+    let mut environment = vec![
+        field_env("NODE_NAME", "spec.nodeName"),
+        field_env("NODE_IP", "status.hostIPs"),
+    ];
     environment.extend(context.environment(&[
         ("MARGAY_TYPHA", authority(typha)),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
@@ -161,6 +195,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         heap(),
         ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
         ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
+        ("MARGAY_CNI_BIN_DIR", HOST_BIN.to_owned()),
         ("MARGAY_CNI_CONF_DIR", HOST_CONF.to_owned()),
         ("CNI_CONFLIST", cni::conflist(context.spec)),
         ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),
@@ -189,23 +224,32 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
 
 /// Formats `host:port`, with brackets around an IPv6 address.
 fn authority(address: &str) -> String {
-    if address.contains(':') { format!("[{address}]:{TYPHA_PORT}") } else { format!("{address}:{TYPHA_PORT}") }
+    if address.contains(':') {
+        format!("[{address}]:{TYPHA_PORT}")
+    } else {
+        format!("{address}:{TYPHA_PORT}")
+    }
 }
 
 fn mounts() -> Vec<Value> {
     let mut mounts = vec![
         json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true }),
-        // The agent checks which configuration the container runtime reads, and restores its own.
+        // The agent checks which configuration the container runtime reads and which plugin it
+        // calls, and restores its own.
+        json!({ "name": "cni-bin", "mountPath": HOST_BIN }),
         json!({ "name": "cni-conf", "mountPath": HOST_CONF }),
     ];
     for (name, _, path) in HOST_FOLDERS {
         match name {
             // Container runtimes use either path for namespaces; without a distribution's symbolic
             // link they differ.
-            "netns" => mounts.extend(
-                [path, "/var/run/netns"]
-                    .map(|path| json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })),
-            ),
+            "netns" => mounts.extend([path, "/var/run/netns"].map(|path| {
+                json!({
+                    "name": name,
+                    "mountPath": path,
+                    "mountPropagation": "HostToContainer",
+                })
+            })),
             _ => mounts.push(json!({ "name": name, "mountPath": path })),
         }
     }
@@ -214,13 +258,27 @@ fn mounts() -> Vec<Value> {
 
 fn volumes(context: &Context<'_>) -> Vec<Value> {
     let cni = context.spec.cni.clone().unwrap_or_default();
-    let folder =
-        |name: &str, path: String| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
+    let folder = |name: &str, path: String| {
+        json!({
+            "name": name,
+            "hostPath": { "path": path, "type": "DirectoryOrCreate" },
+        })
+    };
     let mut volumes = vec![
         json!({ "name": "ca", "configMap": { "name": CA_NAME } }),
-        folder("cni-bin", cni.bin_dir.unwrap_or_else(|| "/opt/cni/bin".to_owned())),
-        folder("cni-conf", cni.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".to_owned())),
+        folder(
+            "cni-bin",
+            cni.bin_dir.unwrap_or_else(|| "/opt/cni/bin".to_owned()),
+        ),
+        folder(
+            "cni-conf",
+            cni.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".to_owned()),
+        ),
     ];
-    volumes.extend(HOST_FOLDERS.iter().map(|(name, host, _)| folder(name, (*host).to_owned())));
+    volumes.extend(
+        HOST_FOLDERS
+            .iter()
+            .map(|(name, host, _)| folder(name, (*host).to_owned())),
+    );
     volumes
 }

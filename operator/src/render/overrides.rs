@@ -16,7 +16,12 @@ pub(super) struct Names {
 }
 
 /// Applies component resources, then the workload's own overrides, which take precedence.
-pub(super) fn apply(body: &mut Value, over: Option<&WorkloadOverride>, resources: &[ComponentResource], names: &Names) {
+pub(super) fn apply(
+    body: &mut Value,
+    over: Option<&WorkloadOverride>,
+    resources: &[ComponentResource],
+    names: &Names,
+) {
     for resource in resources {
         if resource.component_name == names.component
             && let Some(wanted) = &resource.resource_requirements
@@ -58,7 +63,11 @@ fn apply_pod(wanted: &mut Value, pod: &PodSpecOverride, names: &Names) {
     }
     add_resources(&mut wanted["containers"], &pod.containers, names.container);
     if !names.init.is_empty() {
-        add_resources(&mut wanted["initContainers"], &pod.init_containers, names.init);
+        add_resources(
+            &mut wanted["initContainers"],
+            &pod.init_containers,
+            names.init,
+        );
     }
 }
 
@@ -80,7 +89,8 @@ fn add_metadata(wanted: &mut Value, over: Option<&MetadataOverride>) {
         if added.is_empty() {
             continue;
         }
-        let mut merged: Map<String, Value> = added.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let mut merged: Map<String, Value> =
+            added.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         if let Value::Object(own) = wanted[field].take() {
             merged.extend(own);
         }

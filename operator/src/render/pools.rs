@@ -21,7 +21,10 @@ pub struct PoolPlan {
 /// Compares the Installation's pools with the existing ones.
 pub(super) fn plan(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     let mut plan = PoolPlan::default();
-    let wanted = spec.calico_network.as_ref().and_then(|n| n.ip_pools.as_deref());
+    let wanted = spec
+        .calico_network
+        .as_ref()
+        .and_then(|n| n.ip_pools.as_deref());
     let (Some(wanted), Some(existing)) = (wanted, &inputs.pools) else {
         return plan;
     };
@@ -41,21 +44,22 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
         let differing = differing(&fields, &found.spec);
         if found.name != name {
             return Err(format!(
-                "IPPool {} has the range {} that the Installation calls {name}; use the existing name or remove the name",
+                "IPPool {} has the range {} that the Installation calls {name}; use the existing \
+                 name or remove the name",
                 found.name, pool.cidr
             ));
         }
         if let Some(field) = differing.iter().find(|f| f.as_str() == "blockSize") {
             return Err(format!(
-                "IPPool {name} has {field} {} and the Installation wants {}, which cannot change on a pool; \
-                 set the Installation's {field} to the pool's",
+                "IPPool {name} has {field} {} and the Installation wants {}, which cannot change \
+                 on a pool; set the Installation's {field} to the pool's",
                 found.spec[field], fields[field]
             ));
         }
         if !found.managed && !differing.is_empty() {
             return Err(format!(
-                "IPPool {name} ({}) exists, was not created from the Installation, and differs in {}; make them equal, \
-                 or remove the pool from spec.calicoNetwork.ipPools",
+                "IPPool {name} ({}) exists, was not created from the Installation, and differs in \
+                 {}; make them equal, or remove the pool from spec.calicoNetwork.ipPools",
                 pool.cidr,
                 differing.join(", ")
             ));
@@ -65,8 +69,8 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
     }
     if let Some(other) = existing.iter().find(|other| other.name == name) {
         return Err(format!(
-            "IPPool {name} exists with range {}, the Installation wants {}; a pool's range cannot change: give the new pool \
-             another name",
+            "IPPool {name} exists with range {}, the Installation wants {}; a pool's range cannot \
+             change: give the new pool another name",
             other.cidr(),
             pool.cidr
         ));
@@ -100,7 +104,10 @@ fn fields(pool: &IpPoolSpec) -> Map<String, Value> {
     set("blockSize", json!(pool.block_size));
     set("vxlanMode", json!(vxlan));
     set("ipipMode", json!("Never"));
-    set("natOutgoing", json!(pool.nat_outgoing.as_deref() == Some("Enabled")));
+    set(
+        "natOutgoing",
+        json!(pool.nat_outgoing.as_deref() == Some("Enabled")),
+    );
     set("nodeSelector", json!(pool.node_selector));
     if let Some(disabled) = pool.disable_new_allocations {
         set("disabled", json!(disabled));
@@ -127,7 +134,9 @@ fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
                 Some(found) if !found.is_null() => found.clone(),
                 _ => match field.as_str() {
                     "vxlanMode" | "ipipMode" => json!("Never"),
-                    "blockSize" => json!(default_block_size(wanted["cidr"].as_str().unwrap_or_default())),
+                    "blockSize" => json!(default_block_size(
+                        wanted["cidr"].as_str().unwrap_or_default()
+                    )),
                     "nodeSelector" => json!("all()"),
                     "allowedUses" => json!(["Workload", "Tunnel"]),
                     "assignmentMode" => json!("Automatic"),
@@ -141,7 +150,11 @@ fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
 }
 
 fn object(name: &str, fields: Map<String, Value>) -> Object {
-    Object::new("IPPool", json!({ "metadata": { "name": name }, "spec": fields })).managed()
+    Object::new(
+        "IPPool",
+        json!({ "metadata": { "name": name }, "spec": fields }),
+    )
+    .managed()
 }
 
 #[cfg(test)]

@@ -4,11 +4,19 @@ use super::*;
 use crate::defaults;
 
 fn existing(name: &str, spec: Value, managed: bool) -> PoolFacts {
-    PoolFacts { name: name.to_owned(), spec, managed, ..PoolFacts::default() }
+    PoolFacts {
+        name: name.to_owned(),
+        spec,
+        managed,
+        ..PoolFacts::default()
+    }
 }
 
 fn planned(pools: Value, found: Vec<PoolFacts>) -> PoolPlan {
-    let inputs = Inputs { pools: Some(found), ..Inputs::default() };
+    let inputs = Inputs {
+        pools: Some(found),
+        ..Inputs::default()
+    };
     let given = serde_json::from_value(json!({ "calicoNetwork": { "ipPools": pools } })).unwrap();
     plan(&defaults::complete(&given, &inputs), &inputs)
 }
@@ -30,12 +38,18 @@ fn a_pool_is_made_where_there_is_none() {
 
 #[test]
 fn an_identical_pool_is_adopted_and_then_left_alone() {
-    let adopted = planned(json!([{ "cidr": "10.0.0.0/16" }]), vec![existing("theirs", ours(), false)]);
+    let adopted = planned(
+        json!([{ "cidr": "10.0.0.0/16" }]),
+        vec![existing("theirs", ours(), false)],
+    );
     assert_eq!(adopted.conflicts, [""; 0]);
     assert_eq!(adopted.objects[0].key.name, "theirs");
     let labels = &adopted.objects[0].body["metadata"]["labels"];
     assert_eq!(labels["app.kubernetes.io/managed-by"], "margay-operator");
-    let unchanged = planned(json!([{ "cidr": "10.0.0.0/16" }]), vec![existing("theirs", ours(), true)]);
+    let unchanged = planned(
+        json!([{ "cidr": "10.0.0.0/16" }]),
+        vec![existing("theirs", ours(), true)],
+    );
     assert_eq!(unchanged, PoolPlan::default());
 }
 
@@ -56,7 +70,8 @@ fn an_impossible_pool_is_reported_and_blocks_no_other_one() {
         (
             json!([{ "cidr": "10.0.0.0/16", "natOutgoing": "Disabled" }, good]),
             existing("theirs", ours(), false),
-            "IPPool theirs (10.0.0.0/16) exists, was not created from the Installation, and differs in natOutgoing",
+            "IPPool theirs (10.0.0.0/16) exists, was not created from the Installation, and \
+             differs in natOutgoing",
         ),
         (
             json!([{ "cidr": "10.0.0.0/16", "blockSize": 28 }, good]),

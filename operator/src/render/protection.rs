@@ -17,8 +17,13 @@ pub(super) const NAMES: [&str; 2] = [TIERS, ADDRESSES];
 
 /// Returns the policies and their bindings.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    let both = [(TIERS, tiers(context.settings.mode)), (ADDRESSES, addresses())];
-    both.into_iter().flat_map(|(name, spec)| validating_policy::objects(context, name, MANAGER, spec)).collect()
+    let both = [
+        (TIERS, tiers(context.settings.mode)),
+        (ADDRESSES, addresses()),
+    ];
+    both.into_iter()
+        .flat_map(|(name, spec)| validating_policy::objects(context, name, MANAGER, spec))
+        .collect()
 }
 
 fn tiers(mode: Mode) -> Value {
@@ -26,9 +31,11 @@ fn tiers(mode: Mode) -> Value {
         "failurePolicy": "Fail",
         "matchConstraints": Requests::of_calico(mode, &["tiers"], &["DELETE"]).constraints(),
         "validations": [{
-            "expression": "!(oldObject.metadata.name in ['default', 'kube-admin', 'kube-baseline'])",
-            "message": "this tier is built in: policies that specify no tier, and Kubernetes' cluster-wide policies, are in such tiers; \
-                delete the policies of the tier instead",
+            "expression": "!(oldObject.metadata.name in ['default', 'kube-admin', \
+                           'kube-baseline'])",
+            "message": "this tier is built in: policies that specify no tier, and Kubernetes' \
+                        cluster-wide policies, are in such tiers; delete the policies of the tier \
+                        instead",
             "reason": "Forbidden",
         }],
     })
@@ -38,9 +45,17 @@ fn tiers(mode: Mode) -> Value {
 /// pod's status may not write them either: he could give his pod another pod's address, for every
 /// policy that selects it.
 fn addresses() -> Value {
-    let annotations = |of: &str| format!("has({of}.metadata.annotations) ? {of}.metadata.annotations : {{}}");
-    let before = format!("request.operation == 'CREATE' ? {{}} : {}", annotations("oldObject"));
-    let requests = Requests { api: ("", "v1"), resources: &["pods"], operations: &["CREATE", "UPDATE"] };
+    let annotations =
+        |of: &str| format!("has({of}.metadata.annotations) ? {of}.metadata.annotations : {{}}");
+    let before = format!(
+        "request.operation == 'CREATE' ? {{}} : {}",
+        annotations("oldObject")
+    );
+    let requests = Requests {
+        api: ("", "v1"),
+        resources: &["pods"],
+        operations: &["CREATE", "UPDATE"],
+    };
     json!({
         "failurePolicy": "Fail",
         "matchConstraints": requests.constraints(),
@@ -49,12 +64,15 @@ fn addresses() -> Value {
             { "name": "after", "expression": annotations("object") },
         ],
         "validations": [{
-            "expression": "['cni.projectcalico.org/podIP', 'cni.projectcalico.org/podIPs', 'cni.projectcalico.org/containerID']\
-                .all(name, (name in variables.before ? variables.before[name] : '') == \
-                (name in variables.after ? variables.after[name] : '')) || \
-                authorizer.group('').resource('pods').subresource('status').namespace(request.namespace).check('patch').allowed()",
-            "message": "annotations cni.projectcalico.org/podIP, podIPs and containerID are set by the network: writing them requires permission to patch \
-                pods/status; remove them",
+            "expression": "['cni.projectcalico.org/podIP', 'cni.projectcalico.org/podIPs', \
+                           'cni.projectcalico.org/containerID'].all(name, (name in \
+                           variables.before ? variables.before[name] : '') == (name in \
+                           variables.after ? variables.after[name] : '')) || \
+                           authorizer.group('').resource('pods').subresource('status')\
+                           .namespace(request.namespace).check('patch').allowed()",
+            "message": "annotations cni.projectcalico.org/podIP, podIPs and containerID are set by \
+                        the network: writing them requires permission to patch pods/status; remove \
+                        them",
             "reason": "Forbidden",
         }],
     })

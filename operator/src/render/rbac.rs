@@ -44,8 +44,10 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
 
 /// Returns a rule for kinds of Calico, by their plural in `projectcalico.org/v3`, in that storage.
 pub(crate) fn calico(mode: Mode, plurals: &[&str], verbs: &[&str]) -> Value {
-    let resources: Vec<&str> =
-        plurals.iter().map(|plural| Kind::of_plural(plural).map_or(*plural, |kind| kind.plural_in(mode))).collect();
+    let resources: Vec<&str> = plurals
+        .iter()
+        .map(|plural| Kind::of_plural(plural).map_or(*plural, |kind| kind.plural_in(mode)))
+        .collect();
     rule(&[mode.group()], &resources, verbs)
 }
 
@@ -54,7 +56,8 @@ fn optional(mode: Mode) -> Vec<String> {
     let mut names = vec![DEFINITION.to_owned()];
     if mode == Mode::V1 {
         let later = crds::later().into_iter();
-        let read = later.filter(|definition| TYPHA_KINDS.contains(&definition.spec.names.plural.as_str()));
+        let read =
+            later.filter(|definition| TYPHA_KINDS.contains(&definition.spec.names.plural.as_str()));
         names.extend(read.map(|definition| definition.name_any()));
     }
     names
@@ -64,10 +67,18 @@ fn optional(mode: Mode) -> Vec<String> {
 /// its key of one ConfigMap.
 pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
     vec![
-        rule(&[""], &["namespaces", "nodes", "pods", "serviceaccounts"], &READ),
+        rule(
+            &[""],
+            &["namespaces", "nodes", "pods", "serviceaccounts"],
+            &READ,
+        ),
         rule(&["networking.k8s.io"], &["networkpolicies"], &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
-        rule(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &READ),
+        rule(
+            &["policy.networking.k8s.io"],
+            &["clusternetworkpolicies"],
+            &READ,
+        ),
         calico(mode, &TYPHA_KINDS, &READ),
         rule(&["events.k8s.io"], &["events"], &["create"]),
         json!({
@@ -96,10 +107,27 @@ pub(super) fn node_rules(mode: Mode) -> Vec<Value> {
         rule(&[""], &["pods/status"], &["patch"]),
         // Restrictions of the pools for the pods of a namespace.
         rule(&[""], &["namespaces"], &["get"]),
-        calico(mode, &["blockaffinities", "ipamblocks", "ipamhandles"], &["get", "create", "update", "delete"]),
-        calico(mode, &["clusterinformations", "ipamconfigurations", "ippools", "ipreservations"], &READ),
+        calico(
+            mode,
+            &["blockaffinities", "ipamblocks", "ipamhandles"],
+            &["get", "create", "update", "delete"],
+        ),
+        calico(
+            mode,
+            &[
+                "clusterinformations",
+                "ipamconfigurations",
+                "ippools",
+                "ipreservations",
+            ],
+            &READ,
+        ),
         // Its own certificate.
-        rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "watch"]),
+        rule(
+            &["certificates.k8s.io"],
+            &["certificatesigningrequests"],
+            &["create", "get", "watch"],
+        ),
     ]
 }
 
@@ -109,7 +137,10 @@ fn account(context: &Context<'_>, name: &str, rules: &[Value]) -> [Object; 3] {
             "ServiceAccount",
             json!({ "metadata": { "name": name, "namespace": NAMESPACE, "labels": labels(name) } }),
         ),
-        context.object("ClusterRole", json!({ "metadata": { "name": name, "labels": labels(name) }, "rules": rules })),
+        context.object(
+            "ClusterRole",
+            json!({ "metadata": { "name": name, "labels": labels(name) }, "rules": rules }),
+        ),
         context.object(
             "ClusterRoleBinding",
             json!({

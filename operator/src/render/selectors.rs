@@ -20,19 +20,31 @@ const POLICIES: &str = "margay-policy-selectors";
 const NODES: &str = "margay-node-selectors";
 
 /// Matches requests that change the spec.
-const CHANGED: &str =
-    "has(object.spec) && (oldObject == null || !has(oldObject.spec) || object.spec != oldObject.spec)";
+const CHANGED: &str = "has(object.spec) && (oldObject == null || !has(oldObject.spec) || \
+                       object.spec != oldObject.spec)";
 
 /// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 2] = [POLICIES, NODES];
 
 /// Returns the policies and their bindings.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    let policies = ["NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy"];
-    let others = ["IPPool", "FelixConfiguration", "KubeControllersConfiguration"];
+    let policies = [
+        "NetworkPolicy",
+        "GlobalNetworkPolicy",
+        "StagedNetworkPolicy",
+        "StagedGlobalNetworkPolicy",
+    ];
+    let others = [
+        "IPPool",
+        "FelixConfiguration",
+        "KubeControllersConfiguration",
+    ];
     let both = [(POLICIES, &policies[..]), (NODES, &others[..])].into_iter();
     let spec = |name, kinds| specification(context.settings.mode, kinds, name);
-    both.flat_map(|(name, kinds)| validating_policy::objects(context, name, MANAGER, spec(name, kinds))).collect()
+    both.flat_map(|(name, kinds)| {
+        validating_policy::objects(context, name, MANAGER, spec(name, kinds))
+    })
+    .collect()
 }
 
 type Variable = (&'static str, String);
@@ -41,23 +53,41 @@ type Variable = (&'static str, String);
 fn variables(name: &str) -> Vec<Variable> {
     let texts = match name {
         POLICIES => texts_of_policies(),
-        _ => [fields("variables.spec", &["nodeSelector", "namespaceSelector"]), vec![texts_of_templates()]]
-            .concat()
-            .join(" + "),
+        _ => [
+            fields("variables.spec", &["nodeSelector", "namespaceSelector"]),
+            vec![texts_of_templates()],
+        ]
+        .concat()
+        .join(" + "),
     };
-    let rules = if name == POLICIES { rules() } else { Vec::new() };
+    let rules = if name == POLICIES {
+        rules()
+    } else {
+        Vec::new()
+    };
     let spec = ("spec", "dyn(object.spec)".to_owned());
-    let wrong = ("wrong", format!("variables.texts.filter(text, !({}))", selector::cel("text")));
+    let wrong = (
+        "wrong",
+        format!("variables.texts.filter(text, !({}))", selector::cel("text")),
+    );
     [vec![spec], rules, vec![("texts", texts), wrong]].concat()
 }
 
 fn specification(mode: Mode, kinds: &[&str], name: &str) -> Value {
-    let resources: Vec<&str> = kinds.iter().filter_map(|kind| Some(Kind::of(kind)?.plural_in(mode))).collect();
+    let resources: Vec<&str> = kinds
+        .iter()
+        .filter_map(|kind| Some(Kind::of(kind)?.plural_in(mode)))
+        .collect();
     let variables = variables(name).into_iter();
-    let variables = variables.map(|(name, expression)| json!({ "name": name, "expression": expression }));
+    let variables =
+        variables.map(|(name, expression)| json!({ "name": name, "expression": expression }));
     json!({
         "failurePolicy": if name == POLICIES { "Ignore" } else { "Fail" },
-        "matchConstraints": Requests::of_calico(mode, &resources, &["CREATE", "UPDATE"]).constraints(),
+        "matchConstraints": Requests::of_calico(
+            mode,
+            &resources,
+            &["CREATE", "UPDATE"],
+        ).constraints(),
         "matchConditions": [{
             "name": "its-specification-changes",
             "expression": CHANGED,
@@ -70,7 +100,10 @@ fn specification(mode: Mode, kinds: &[&str], name: &str) -> Value {
 /// Returns expressions for a list with the text of each of these fields, or an empty list where it
 /// is unset.
 fn fields(of: &str, names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| format!("(has({of}.{name}) ? [{of}.{name}] : [])")).collect()
+    names
+        .iter()
+        .map(|name| format!("(has({of}.{name}) ? [{of}.{name}] : [])"))
+        .collect()
 }
 
 /// Variables for the rules of both directions, and for their sources and destinations.
@@ -84,12 +117,18 @@ fn rules() -> Vec<Variable> {
 }
 
 fn texts_of_policies() -> String {
-    let own = fields("variables.spec", &["selector", "namespaceSelector", "serviceAccountSelector"]);
+    let own = fields(
+        "variables.spec",
+        &["selector", "namespaceSelector", "serviceAccountSelector"],
+    );
     let of_ends = ["selector", "notSelector", "namespaceSelector"];
-    let of_ends = of_ends.map(|name| format!("variables.ends.filter(e, has(e.{name})).map(e, e.{name})"));
-    let accounts = "variables.ends.filter(e, has(e.serviceAccounts) && has(e.serviceAccounts.selector))\
-         .map(e, e.serviceAccounts.selector)";
-    [own, of_ends.to_vec(), vec![accounts.to_owned()]].concat().join(" + ")
+    let of_ends =
+        of_ends.map(|name| format!("variables.ends.filter(e, has(e.{name})).map(e, e.{name})"));
+    let accounts = "variables.ends.filter(e, has(e.serviceAccounts) && \
+                    has(e.serviceAccounts.selector)).map(e, e.serviceAccounts.selector)";
+    [own, of_ends.to_vec(), vec![accounts.to_owned()]]
+        .concat()
+        .join(" + ")
 }
 
 /// Returns an expression for the selectors in templates of host endpoints.
@@ -100,15 +139,21 @@ fn texts_of_templates() -> String {
         path = format!("{path}.{field}");
         conditions.push(format!("has({path})"));
     }
-    format!("({} ? {path}.filter(t, has(t.nodeSelector)).map(t, t.nodeSelector) : [])", conditions.join(" && "))
+    format!(
+        "({} ? {path}.filter(t, has(t.nodeSelector)).map(t, t.nodeSelector) : [])",
+        conditions.join(" && ")
+    )
 }
 
 fn refusal() -> Value {
     json!({
         "expression": "size(variables.wrong) == 0",
-        "messageExpression": "'not a selector: ' + variables.wrong[0].substring(0, size(variables.wrong[0]) < 300 ? size(variables.wrong[0]) : 300) + \
-            '; write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||'",
-        "message": "not a selector: write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||",
+        "messageExpression": "'not a selector: ' + variables.wrong[0].substring(0, \
+                              size(variables.wrong[0]) < 300 ? size(variables.wrong[0]) : 300) + \
+                              '; write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or \
+                              all(), joined by && and ||'",
+        "message": "not a selector: write operations like has(a), a == \"b\", a in {\"b\", \"c\"} \
+                    or all(), joined by && and ||",
         "reason": "Invalid",
     })
 }

@@ -14,7 +14,10 @@ use crate::inputs::{NodeFacts, PoolFacts};
 use crate::validate;
 
 fn owner() -> Owner {
-    Owner { name: "default".to_owned(), uid: "8f6d1c1e-0000-4000-8000-000000000001".to_owned() }
+    Owner {
+        name: "default".to_owned(),
+        uid: "8f6d1c1e-0000-4000-8000-000000000001".to_owned(),
+    }
 }
 
 fn settings() -> Settings {
@@ -30,14 +33,25 @@ fn settings() -> Settings {
 /// A cluster of three nodes with no objects of ours but the CA and typha's Service.
 fn inputs() -> Inputs {
     let authority = Authority {
-        current: Pair { certificate: "CERTIFICATE 1".to_owned(), key: "KEY 1".to_owned() },
-        next: Some(Pair { certificate: "CERTIFICATE 2".to_owned(), key: "KEY 2".to_owned() }),
+        current: Pair {
+            certificate: "CERTIFICATE 1".to_owned(),
+            key: "KEY 1".to_owned(),
+        },
+        next: Some(Pair {
+            certificate: "CERTIFICATE 2".to_owned(),
+            key: "KEY 2".to_owned(),
+        }),
         previous: None,
     };
-    let labels: BTreeMap<String, String> =
-        [("kubernetes.io/os", "linux"), ("role", "control")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-    let node =
-        |name: &str| NodeFacts { name: name.to_owned(), usable: true, labels: labels.clone(), ..NodeFacts::default() };
+    let labels: BTreeMap<String, String> = [("kubernetes.io/os", "linux"), ("role", "control")]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
+    let node = |name: &str| NodeFacts {
+        name: name.to_owned(),
+        usable: true,
+        labels: labels.clone(),
+        ..NodeFacts::default()
+    };
     Inputs {
         nodes: ["n1", "n2", "n3"].map(node).to_vec(),
         pod_subnets: vec!["10.244.0.0/16".to_owned()],
@@ -48,7 +62,10 @@ fn inputs() -> Inputs {
         cluster_information: Some(None),
         mutates: true,
         typha_address: Some("10.96.0.40".to_owned()),
-        certificates: Stored { authority: Some((authority, "1".to_owned())), ..Stored::default() },
+        certificates: Stored {
+            authority: Some((authority, "1".to_owned())),
+            ..Stored::default()
+        },
         ..Inputs::default()
     }
 }
@@ -61,7 +78,10 @@ fn completed(spec: Value, inputs: &Inputs) -> InstallationSpec {
 }
 
 fn text(objects: &[Object]) -> String {
-    let documents: Vec<String> = objects.iter().map(|object| serde_yaml_ng::to_string(&object.body).unwrap()).collect();
+    let documents: Vec<String> = objects
+        .iter()
+        .map(|object| serde_yaml_ng::to_string(&object.body).unwrap())
+        .collect();
     documents.join("---\n")
 }
 
@@ -81,15 +101,27 @@ fn an_empty_installation_gives_the_whole_default() {
 #[test]
 fn the_older_storage_differs_in_rights_admission_and_environment() {
     let spec = completed(json!({}), &inputs());
-    let settings = Settings { mode: Mode::V1, ..settings() };
+    let settings = Settings {
+        mode: Mode::V1,
+        ..settings()
+    };
     let plan = plan(&spec, &inputs(), &owner(), &settings);
-    let differs =
-        |object: &&Object| ["ClusterRole", "ValidatingAdmissionPolicy", "Deployment"].contains(&object.key.kind.kind);
+    let differs = |object: &&Object| {
+        ["ClusterRole", "ValidatingAdmissionPolicy", "Deployment"].contains(&object.key.kind.kind)
+    };
     let shown: Vec<Object> = plan.objects.iter().filter(differs).cloned().collect();
     expect_file!["../../tests/golden/storage-v1.yaml"].assert_eq(&text(&shown));
-    assert!(plan.objects.iter().all(|object| object.key.kind.kind != "MutatingAdmissionPolicy"));
+    assert!(
+        plan.objects
+            .iter()
+            .all(|object| object.key.kind.kind != "MutatingAdmissionPolicy")
+    );
     let all = text(&plan.objects);
-    assert_eq!(all.matches("value: crd.projectcalico.org/v1").count(), 2, "typha and the agents have the variable");
+    assert_eq!(
+        all.matches("value: crd.projectcalico.org/v1").count(),
+        2,
+        "typha and the agents have the variable"
+    );
 }
 
 #[test]
@@ -103,19 +135,35 @@ fn every_override_lands_in_its_place() {
         "calicoNetwork": {
             "mtu": 1400, "hostPorts": "Enabled", "linuxPolicySetupTimeoutSeconds": 5,
             "ipPools": [
-                { "cidr": "10.1.0.0/16", "encapsulation": "None", "natOutgoing": "Disabled", "blockSize": 28 },
-                { "cidr": "10.2.0.0/16", "encapsulation": "VXLANCrossSubnet", "nodeSelector": "zone == 'a'" },
+                {
+                    "cidr": "10.1.0.0/16",
+                    "encapsulation": "None",
+                    "natOutgoing": "Disabled",
+                    "blockSize": 28,
+                },
+                {
+                    "cidr": "10.2.0.0/16",
+                    "encapsulation": "VXLANCrossSubnet",
+                    "nodeSelector": "zone == 'a'",
+                },
             ],
         },
         "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "20%" } },
         "componentResources": [{ "componentName": "Typha", "resourceRequirements": resources }],
         "typhaReplicas": { "minimum": 3 },
-        "typhaDeployment": { "spec": { "template": { "spec": { "tolerations": [{ "key": "only" }] } } } },
+        "typhaDeployment": {
+            "spec": { "template": { "spec": { "tolerations": [{ "key": "only" }] } } },
+        },
         "calicoNodeDaemonSet": {
             "metadata": { "labels": { "team": "net", "app.kubernetes.io/name": "theirs" } },
             "spec": { "minReadySeconds": 3, "template": {
                 "metadata": { "annotations": { "scrape": "yes" } },
-                "spec": { "containers": [{ "name": "calico-node", "resources": { "limits": { "memory": "64Mi" } } }] },
+                "spec": {
+                    "containers": [{
+                        "name": "calico-node",
+                        "resources": { "limits": { "memory": "64Mi" } },
+                    }],
+                },
             } },
         },
     });
@@ -128,8 +176,16 @@ fn every_override_lands_in_its_place() {
 
 #[test]
 fn without_an_address_of_typha_agents_stay_as_they_are() {
-    let inputs = Inputs { typha_address: None, ..inputs() };
-    let plan = plan(&completed(json!({}), &inputs), &inputs, &owner(), &settings());
+    let inputs = Inputs {
+        typha_address: None,
+        ..inputs()
+    };
+    let plan = plan(
+        &completed(json!({}), &inputs),
+        &inputs,
+        &owner(),
+        &settings(),
+    );
     let kept: Vec<String> = plan.keep.iter().map(Key::to_string).collect();
     assert_eq!(kept, ["DaemonSet margay-system/margay-node"]);
     assert!(plan.waiting[0].contains("Service margay-system/margay-typha"));
@@ -150,7 +206,8 @@ fn a_new_version_reaches_typha_first() {
     };
     let agents = |image: &str| {
         let status = json!({
-            "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
+            "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0,
+            "numberReady": 3,
         });
         vec![serde_json::from_value(workload(NODE, image, status)).unwrap()]
     };
@@ -159,7 +216,8 @@ fn a_new_version_reaches_typha_first() {
         let all = if available < 0 { 3 } else { 2 };
         let available = available.abs();
         let status = json!({
-            "observedGeneration": 2, "replicas": all, "updatedReplicas": 2, "availableReplicas": available,
+            "observedGeneration": 2, "replicas": all, "updatedReplicas": 2,
+            "availableReplicas": available,
         });
         vec![serde_json::from_value(workload(TYPHA, image, status)).unwrap()]
     };
@@ -177,7 +235,11 @@ fn a_new_version_reaches_typha_first() {
         (vec![], typha(old, 2), false),
     ];
     for (index, (daemon_sets, deployments, held)) in table.into_iter().enumerate() {
-        let inputs = Inputs { daemon_sets, deployments, ..inputs() };
+        let inputs = Inputs {
+            daemon_sets,
+            deployments,
+            ..inputs()
+        };
         let spec = completed(json!({}), &inputs);
         let plan = plan(&spec, &inputs, &owner(), &settings());
         assert_eq!(plan.keep.len(), usize::from(held), "row {index}");
@@ -189,10 +251,17 @@ fn a_new_version_reaches_typha_first() {
 fn shared_configuration_is_neither_created_twice_nor_owned() {
     let first = rendered(json!({}), &inputs());
     let shared = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
-    let made: Vec<&Object> = first.iter().filter(|object| shared.contains(&object.key.kind.kind)).collect();
+    let made: Vec<&Object> = first
+        .iter()
+        .filter(|object| shared.contains(&object.key.kind.kind))
+        .collect();
     assert_eq!(made.len(), 6);
     for object in &made {
-        assert!(object.body["metadata"]["ownerReferences"].is_null(), "{}", object.key);
+        assert!(
+            object.body["metadata"]["ownerReferences"].is_null(),
+            "{}",
+            object.key
+        );
     }
     let find = |kind: &str| made.iter().find(|o| o.key.kind.kind == kind).unwrap();
     let inputs = Inputs {
@@ -203,28 +272,47 @@ fn shared_configuration_is_neither_created_twice_nor_owned() {
             ..PoolFacts::default()
         }]),
         felix: Some([("default".to_owned(), json!({}))].into()),
-        tiers: Some(["default", "kube-admin", "kube-baseline"].map(str::to_owned).into()),
+        tiers: Some(
+            ["default", "kube-admin", "kube-baseline"]
+                .map(str::to_owned)
+                .into(),
+        ),
         cluster_information: Some(Some(find("ClusterInformation").body["spec"].clone())),
         ..inputs()
     };
     let again = rendered(json!({}), &inputs);
-    assert!(again.iter().all(|object| !shared.contains(&object.key.kind.kind)));
+    assert!(
+        again
+            .iter()
+            .all(|object| !shared.contains(&object.key.kind.kind))
+    );
     assert_eq!(again.len(), first.len() - made.len());
 }
 
 #[test]
 fn kinds_that_are_not_served_block_nothing_else() {
-    let bare = Inputs { pools: None, felix: None, tiers: None, cluster_information: None, ..inputs() };
+    let bare = Inputs {
+        pools: None,
+        felix: None,
+        tiers: None,
+        cluster_information: None,
+        ..inputs()
+    };
     let objects = rendered(json!({}), &bare);
     assert!(objects.iter().any(|o| o.key.kind.kind == "DaemonSet"));
 }
 
 /// Decodes into the typed form and back, which drops unknown fields.
 fn survives<T: DeserializeOwned + Serialize>(object: &Object) {
-    let typed: T =
-        serde_json::from_value(object.body.clone()).unwrap_or_else(|error| panic!("{}: {error}", object.key));
+    let typed: T = serde_json::from_value(object.body.clone())
+        .unwrap_or_else(|error| panic!("{}: {error}", object.key));
     let back = serde_json::to_value(&typed).unwrap();
-    assert_eq!(without_empty(&back), without_empty(&object.body), "{}", object.key);
+    assert_eq!(
+        without_empty(&back),
+        without_empty(&object.body),
+        "{}",
+        object.key
+    );
 }
 
 /// Removes empty lists and objects and unifies 1 with 1.0, which typed forms do not distinguish.
@@ -264,7 +352,9 @@ fn every_field_is_one_that_kubernetes_knows() {
             "ValidatingAdmissionPolicy" => {
                 survives::<admissionregistration::v1::ValidatingAdmissionPolicy>(object);
             }
-            "MutatingAdmissionPolicy" => survives::<admissionregistration::v1::MutatingAdmissionPolicy>(object),
+            "MutatingAdmissionPolicy" => {
+                survives::<admissionregistration::v1::MutatingAdmissionPolicy>(object)
+            }
             "MutatingAdmissionPolicyBinding" => {
                 survives::<admissionregistration::v1::MutatingAdmissionPolicyBinding>(object);
             }
@@ -284,15 +374,27 @@ fn every_field_is_one_that_kubernetes_knows() {
 fn images_are_named_from_registry_path_and_prefix() {
     let table = [
         (json!({}), "margay.io/margay:v0.1.0"),
-        (json!({"registry": "UseDefault", "imagePath": "UseDefault"}), "margay.io/margay:v0.1.0"),
+        (
+            json!({"registry": "UseDefault", "imagePath": "UseDefault"}),
+            "margay.io/margay:v0.1.0",
+        ),
         (json!({"registry": "r.example/"}), "r.example/margay:v0.1.0"),
-        (json!({"registry": "r.example/", "imagePath": "a/b"}), "r.example/a/b/margay:v0.1.0"),
-        (json!({"imagePath": "a/", "imagePrefix": "p-"}), "margay.io/a/p-margay:v0.1.0"),
+        (
+            json!({"registry": "r.example/", "imagePath": "a/b"}),
+            "r.example/a/b/margay:v0.1.0",
+        ),
+        (
+            json!({"imagePath": "a/", "imagePrefix": "p-"}),
+            "margay.io/a/p-margay:v0.1.0",
+        ),
     ];
     for (spec, wanted) in table {
         let spec: InstallationSpec = serde_json::from_value(spec).unwrap();
         assert_eq!(image(&spec, &settings()), wanted);
     }
-    let fixed = Settings { image: "local:1".to_owned(), ..settings() };
+    let fixed = Settings {
+        image: "local:1".to_owned(),
+        ..settings()
+    };
     assert_eq!(image(&InstallationSpec::default(), &fixed), "local:1");
 }

@@ -17,8 +17,12 @@ use crate::manifest::{MANAGER, Object};
 const RIGHTS: &str = "margay-tier-rights";
 
 /// Kinds of policies that have a tier.
-const POLICIES: [&str; 4] =
-    ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"];
+const POLICIES: [&str; 4] = [
+    "globalnetworkpolicies",
+    "networkpolicies",
+    "stagedglobalnetworkpolicies",
+    "stagednetworkpolicies",
+];
 
 /// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 1] = [RIGHTS];
@@ -32,10 +36,17 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
 /// request. A check costs a third of the limit of an expression, so each expression has at most
 /// two. Admission does not distinguish updates from patches: permission for either is sufficient.
 fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
-    let variable =
-        |name: &str, expression: String| json!({ "name": format!("{side}{name}"), "expression": expression });
+    let variable = |name: &str, expression: String| {
+        json!({
+            "name": format!("{side}{name}"),
+            "expression": expression,
+        })
+    };
     let reads = |group: &str| {
-        format!("authorizer.group('{group}').resource('tiers').name(variables.{side}Tier).check('get').allowed()")
+        format!(
+            "authorizer.group('{group}').resource('tiers').name(variables.{side}Tier)\
+             .check('get').allowed()"
+        )
     };
     // In the older storage a tier may also be read in its stored group.
     let reads = match mode {
@@ -44,7 +55,8 @@ fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
     };
     let writes = |name: &str, verb: &str| {
         format!(
-            "authorizer.group('{}').resource('tier.' + request.resource.resource).namespace(variables.where).name({name}).check({verb}).allowed()",
+            "authorizer.group('{}').resource('tier.' + request.resource.resource)\
+             .namespace(variables.where).name({name}).check({verb}).allowed()",
             v3::GROUP
         )
     };
@@ -66,14 +78,20 @@ fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
 /// the older storage.
 fn rights(mode: Mode) -> Value {
     let variable = |name: &str, expression: &str| json!({ "name": name, "expression": expression });
-    let tier = |of: &str| format!("(has({of}.spec.tier) && {of}.spec.tier != '' ? {of}.spec.tier : 'default')");
+    let tier = |of: &str| {
+        format!("(has({of}.spec.tier) && {of}.spec.tier != '' ? {of}.spec.tier : 'default')")
+    };
     let of = |side: &str| {
         format!(
-            "(variables.{side}Tier == '' || (variables.{side}Reads && (variables.{side}All || variables.{side}One)))"
+            "(variables.{side}Tier == '' || (variables.{side}Reads && (variables.{side}All || \
+             variables.{side}One)))"
         )
     };
     let mut variables = vec![
-        variable("afterTier", &format!("request.operation == 'DELETE' ? '' : {}", tier("object"))),
+        variable(
+            "afterTier",
+            &format!("request.operation == 'DELETE' ? '' : {}", tier("object")),
+        ),
         // Only if it is a different one.
         variable(
             "beforeTier",
@@ -82,23 +100,37 @@ fn rights(mode: Mode) -> Value {
                 old = tier("oldObject")
             ),
         ),
-        variable("name", "request.operation == 'DELETE' ? oldObject.metadata.name : object.metadata.name"),
+        variable(
+            "name",
+            "request.operation == 'DELETE' ? oldObject.metadata.name : object.metadata.name",
+        ),
         variable("where", "has(request.namespace) ? request.namespace : ''"),
         variable(
             "verb",
-            "request.operation == 'CREATE' ? 'create' : request.operation == 'DELETE' ? 'delete' : 'update'",
+            "request.operation == 'CREATE' ? 'create' : request.operation == 'DELETE' ? 'delete' : \
+             'update'",
         ),
     ];
-    variables.extend(["before", "after"].into_iter().flat_map(|side| authorizer_checks(side, mode)));
+    variables.extend(
+        ["before", "after"]
+            .into_iter()
+            .flat_map(|side| authorizer_checks(side, mode)),
+    );
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": Requests::of_calico(mode, &POLICIES, &["CREATE", "UPDATE", "DELETE"]).constraints(),
+        "matchConstraints": Requests::of_calico(
+            mode,
+            &POLICIES,
+            &["CREATE", "UPDATE", "DELETE"],
+        ).constraints(),
         "variables": variables,
         "validations": [{
             "expression": format!("{} && {}", of("before"), of("after")),
-            "message": "writing policies of a tier requires permission to get the tier, and for the verb on tier.networkpolicies (or \
-                tier.globalnetworkpolicies, tier.stagednetworkpolicies, tier.stagedglobalnetworkpolicies) of projectcalico.org for the name \
-                TIER.* or the policy's name; grant it with a Role or ClusterRole",
+            "message": "writing policies of a tier requires permission to get the tier, and for \
+                        the verb on tier.networkpolicies (or tier.globalnetworkpolicies, \
+                        tier.stagednetworkpolicies, tier.stagedglobalnetworkpolicies) of \
+                        projectcalico.org for the name TIER.* or the policy's name; grant it with \
+                        a Role or ClusterRole",
             "reason": "Forbidden",
         }],
     })

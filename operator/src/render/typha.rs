@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
-use super::{CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, probe};
+use super::{
+    CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, probe,
+};
 use crate::manifest::Object;
 use crate::names::{CA_NAME, TYPHA_SECRET};
 use crate::scale;
@@ -15,7 +17,11 @@ const USER: u32 = 65532;
 
 /// Returns typha's objects except its account.
 pub(super) fn objects(context: &Context<'_>) -> [Object; 3] {
-    [context.object("Service", service()), context.object("PodDisruptionBudget", budget()), deployment(context)]
+    [
+        context.object("Service", service()),
+        context.object("PodDisruptionBudget", budget()),
+        deployment(context),
+    ]
 }
 
 fn selector() -> Value {
@@ -67,7 +73,11 @@ fn deployment(context: &Context<'_>) -> Object {
         &mut body,
         spec.typha_deployment.as_ref(),
         spec.component_resources.as_deref().unwrap_or_default(),
-        &Names { component: "Typha", container: TYPHA, init: "" },
+        &Names {
+            component: "Typha",
+            container: TYPHA,
+            init: "",
+        },
     );
     body["spec"]["replicas"] = json!(replicas(context, &body));
     context.object("Deployment", body)
@@ -77,8 +87,14 @@ fn deployment(context: &Context<'_>) -> Object {
 fn replicas(context: &Context<'_>, body: &Value) -> i32 {
     let inputs = context.inputs;
     let pod = serde_json::from_value(body["spec"]["template"]["spec"].clone());
-    let eligible = pod.map_or(inputs.usable_nodes(), |pod| scale::eligible(&inputs.nodes, &pod));
-    scale::typha_replicas(inputs.usable_nodes(), eligible, context.spec.typha_replicas.as_ref())
+    let eligible = pod.map_or(inputs.usable_nodes(), |pod| {
+        scale::eligible(&inputs.nodes, &pod)
+    });
+    scale::typha_replicas(
+        inputs.usable_nodes(),
+        eligible,
+        context.spec.typha_replicas.as_ref(),
+    )
 }
 
 /// Returns the pod spec. Typha runs in the host's network and tolerates everything, because it must
@@ -86,7 +102,12 @@ fn replicas(context: &Context<'_>, body: &Value) -> i32 {
 fn pod(context: &Context<'_>) -> Value {
     let spec = context.spec;
     let mut tolerations = vec![json!({ "operator": "Exists" })];
-    tolerations.extend(spec.control_plane_tolerations.iter().flatten().map(|t| json!(t)));
+    tolerations.extend(
+        spec.control_plane_tolerations
+            .iter()
+            .flatten()
+            .map(|t| json!(t)),
+    );
     let mut nodes = json!({ "kubernetes.io/os": "linux" });
     for (label, value) in spec.control_plane_node_selector.iter().flatten() {
         nodes[label] = json!(value);

@@ -18,8 +18,16 @@ pub(super) struct Requests<'a> {
 
 impl<'a> Requests<'a> {
     /// Creates requests for kinds of Calico, in that storage.
-    pub(super) fn of_calico(mode: Mode, resources: &'a [&'a str], operations: &'a [&'a str]) -> Self {
-        Self { api: (mode.group(), mode.version()), resources, operations }
+    pub(super) fn of_calico(
+        mode: Mode,
+        resources: &'a [&'a str],
+        operations: &'a [&'a str],
+    ) -> Self {
+        Self {
+            api: (mode.group(), mode.version()),
+            resources,
+            operations,
+        }
     }
 
     /// Returns `matchConstraints` of a policy.
@@ -43,7 +51,12 @@ pub(super) fn metadata(name: &str, component: &str) -> Value {
 }
 
 /// Returns a policy and a binding that refuses its requests in every namespace.
-pub(super) fn objects(context: &Context<'_>, name: &str, component: &str, spec: Value) -> [Object; 2] {
+pub(super) fn objects(
+    context: &Context<'_>,
+    name: &str,
+    component: &str,
+    spec: Value,
+) -> [Object; 2] {
     bound(context, name, component, spec, json!({}))
 }
 
@@ -55,15 +68,33 @@ pub(super) fn with_parameter(
     spec: Value,
     parameter: Value,
 ) -> [Object; 2] {
-    bound(context, name, component, spec, json!({ "paramRef": parameter }))
+    bound(
+        context,
+        name,
+        component,
+        spec,
+        json!({ "paramRef": parameter }),
+    )
 }
 
-fn bound(context: &Context<'_>, name: &str, component: &str, spec: Value, mut binding: Value) -> [Object; 2] {
+fn bound(
+    context: &Context<'_>,
+    name: &str,
+    component: &str,
+    spec: Value,
+    mut binding: Value,
+) -> [Object; 2] {
     let metadata = metadata(name, component);
     binding["policyName"] = name.into();
     binding["validationActions"] = json!(["Deny"]);
     [
-        context.object("ValidatingAdmissionPolicy", json!({ "metadata": metadata, "spec": spec })),
-        context.object("ValidatingAdmissionPolicyBinding", json!({ "metadata": metadata, "spec": binding })),
+        context.object(
+            "ValidatingAdmissionPolicy",
+            json!({ "metadata": metadata, "spec": spec }),
+        ),
+        context.object(
+            "ValidatingAdmissionPolicyBinding",
+            json!({ "metadata": metadata, "spec": binding }),
+        ),
     ]
 }

@@ -30,7 +30,10 @@ pub(super) struct Health {
 pub(super) fn health(inputs: &Inputs) -> Health {
     let mut failing = Vec::new();
     let mut waiting = Vec::new();
-    let pods = inputs.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let pods = inputs
+        .pods
+        .iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none());
     for pod in pods {
         let before = failing.len();
         failing.extend(containers(pod).filter_map(|container| stuck(pod, container)));
@@ -38,14 +41,19 @@ pub(super) fn health(inputs: &Inputs) -> Health {
             waiting.extend(unready(pod));
         }
     }
-    Health { failing: (!failing.is_empty()).then(|| Finding::new("PodFailure", examples(&failing))), waiting }
+    Health {
+        failing: (!failing.is_empty()).then(|| Finding::new("PodFailure", examples(&failing))),
+        waiting,
+    }
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     let status = pod.status.as_ref();
     let init = status.and_then(|s| s.init_container_statuses.as_deref());
     let main = status.and_then(|s| s.container_statuses.as_deref());
-    init.unwrap_or_default().iter().chain(main.unwrap_or_default())
+    init.unwrap_or_default()
+        .iter()
+        .chain(main.unwrap_or_default())
 }
 
 /// Formats `pod NAME on node NODE`.
@@ -63,7 +71,10 @@ fn stuck(pod: &Pod, container: &ContainerStatus) -> Option<String> {
     if !STUCK.contains(&reason) {
         return None;
     }
-    let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let ended = container
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
     let detail = match ended {
         Some(ended) => format!("it ended with status {}", ended.exit_code),
         None => brief(waiting.message.as_deref().unwrap_or_default()),
@@ -90,11 +101,15 @@ fn remedy(pod: &Pod, container: &ContainerStatus, reason: &str) -> String {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     if reason.contains("Image") {
         format!(
-            "make image {} available to the node, or set spec.registry, imagePath and imagePullSecrets",
+            "make image {} available to the node, or set spec.registry, imagePath and \
+             imagePullSecrets",
             container.image
         )
     } else if reason == "CrashLoopBackOff" {
-        format!("see kubectl logs -n {namespace} {name} -c {} --previous", container.name)
+        format!(
+            "see kubectl logs -n {namespace} {name} -c {} --previous",
+            container.name
+        )
     } else {
         format!("see kubectl describe pod -n {namespace} {name}")
     }
@@ -107,14 +122,19 @@ fn unready(pod: &Pod) -> Option<String> {
     if condition("Ready").is_some_and(|c| c.status == "True") {
         return None;
     }
-    let why =
-        ["PodScheduled", "Initialized", "Ready"].into_iter().filter_map(condition).find(|c| c.status != "True").map(
-            |c| {
-                let reason = c.reason.as_deref().unwrap_or_default();
-                let message = c.message.as_deref().unwrap_or_default();
-                format!("{reason}: {message}")
-            },
-        );
+    let why = ["PodScheduled", "Initialized", "Ready"]
+        .into_iter()
+        .filter_map(condition)
+        .find(|c| c.status != "True")
+        .map(|c| {
+            let reason = c.reason.as_deref().unwrap_or_default();
+            let message = c.message.as_deref().unwrap_or_default();
+            format!("{reason}: {message}")
+        });
     let phase = status.phase.as_deref().unwrap_or("Pending");
-    Some(format!("{} is {phase} and not ready ({})", title(pod), why.unwrap_or_default()))
+    Some(format!(
+        "{} is {phase} and not ready ({})",
+        title(pod),
+        why.unwrap_or_default()
+    ))
 }

@@ -10,19 +10,19 @@ use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
-    RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord,
+    Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
 use super::fields::{
-    ADDRESS, RANGE, decode_byte, decode_port, non_empty, out_of_range, parse, parse_list, require, truncate,
-    unknown_kind,
+    ADDRESS, RANGE, decode_byte, decode_port, non_empty, out_of_range, parse, parse_list, require,
+    truncate, unknown_kind,
 };
 use super::members::unpack;
 use super::settings::decode_settings;
 use super::{
-    Ack, Change, Error, Frame, LocalEndpoint, MAX_ADDRESSES, MAX_ERRORS, MAX_NAME, MAX_REASON, NodeProblem, Trailer,
-    wire,
+    Ack, Change, Error, Frame, LocalEndpoint, MAX_ADDRESSES, MAX_ERRORS, MAX_NAME, MAX_REASON,
+    NodeProblem, Trailer, wire,
 };
 
 /// Decodes a frame. One change that cannot be decoded refuses all of it, because others may refer
@@ -72,10 +72,16 @@ pub fn decode_record(record: wire::Record) -> Result<(RecordId, Record), Error> 
         (RecordId::Route(_), Value::Route(value)) => Record::Route(decode_route(value)?),
         (RecordId::IpSet(_), Value::IpSet(value)) => Record::IpSet(decode_ip_set(value)?),
         (RecordId::Policy(_), Value::Policy(value)) => Record::Policy(decode_policy(value)?),
-        (RecordId::Endpoint(_), Value::Endpoint(value)) => Record::Endpoint(decode_endpoint(value)?),
-        (RecordId::HostEndpoint(_), Value::HostEndpoint(value)) => Record::HostEndpoint(decode_host_endpoint(value)?),
+        (RecordId::Endpoint(_), Value::Endpoint(value)) => {
+            Record::Endpoint(decode_endpoint(value)?)
+        }
+        (RecordId::HostEndpoint(_), Value::HostEndpoint(value)) => {
+            Record::HostEndpoint(decode_host_endpoint(value)?)
+        }
         _ => {
-            return Err(Error::Kind { id: truncate(&format!("{id:?}")) });
+            return Err(Error::Kind {
+                id: truncate(&format!("{id:?}")),
+            });
         }
     };
     Ok((id, value))
@@ -95,15 +101,23 @@ pub fn decode_id(id: wire::RecordId) -> Result<RecordId, Error> {
             namespace: non_empty("record_id.endpoint.namespace", key.namespace)?,
             name: non_empty("record_id.endpoint.name", key.name)?,
         })),
-        Id::HostEndpoint(name) => Ok(RecordId::HostEndpoint(non_empty("record_id.host_endpoint", name)?)),
+        Id::HostEndpoint(name) => Ok(RecordId::HostEndpoint(non_empty(
+            "record_id.host_endpoint",
+            name,
+        )?)),
     }
 }
 
 /// Decodes an ack, limited to the number and length of errors that a node of this version sends.
 pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
     let error = |mut error: wire::RecordError| {
-        error.message.truncate(error.message.floor_char_boundary(MAX_REASON));
-        Ok((decode_id(require("ack.errors.id", error.id)?)?, error.message))
+        error
+            .message
+            .truncate(error.message.floor_char_boundary(MAX_REASON));
+        Ok((
+            decode_id(require("ack.errors.id", error.id)?)?,
+            error.message,
+        ))
     };
     let errors: Result<_, Error> = ack.errors.into_iter().take(MAX_ERRORS).map(error).collect();
     Ok(Ack {
@@ -119,7 +133,11 @@ pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
 pub fn decode_local_endpoint(endpoint: wire::LocalEndpoint) -> Result<LocalEndpoint, Error> {
     if endpoint.addresses.len() > MAX_ADDRESSES {
         let count = u32::try_from(endpoint.addresses.len()).unwrap_or(u32::MAX);
-        return Err(out_of_range("local_endpoint.addresses", count, "0..=8 addresses"));
+        return Err(out_of_range(
+            "local_endpoint.addresses",
+            count,
+            "0..=8 addresses",
+        ));
     }
     Ok(LocalEndpoint {
         key: EndpointKey {
@@ -127,7 +145,10 @@ pub fn decode_local_endpoint(endpoint: wire::LocalEndpoint) -> Result<LocalEndpo
                 "local_endpoint.namespace",
                 non_empty("local_endpoint.namespace", endpoint.namespace)?,
             )?,
-            name: bounded_name("local_endpoint.name", non_empty("local_endpoint.name", endpoint.name)?)?,
+            name: bounded_name(
+                "local_endpoint.name",
+                non_empty("local_endpoint.name", endpoint.name)?,
+            )?,
         },
         addresses: parse_list("local_endpoint.addresses", &endpoint.addresses, ADDRESS)?,
         uid: bounded_name("local_endpoint.uid", endpoint.uid)?,
@@ -138,7 +159,11 @@ pub fn decode_local_endpoint(endpoint: wire::LocalEndpoint) -> Result<LocalEndpo
 pub fn decode_problems(problems: wire::NodeProblems) -> Result<Vec<NodeProblem>, Error> {
     let decode = |problem: wire::NodeProblem| {
         let code = non_empty("problems.code", problem.code)?;
-        Ok(NodeProblem { code, message: problem.message, degraded: problem.degraded })
+        Ok(NodeProblem {
+            code,
+            message: problem.message,
+            degraded: problem.degraded,
+        })
     };
     let problems: Result<Vec<_>, Error> = problems.problems.into_iter().map(decode).collect();
     Ok(NodeProblem::bounded(problems?))
@@ -146,7 +171,11 @@ pub fn decode_problems(problems: wire::NodeProblems) -> Result<Vec<NodeProblem>,
 
 fn bounded_name(field: &'static str, value: String) -> Result<String, Error> {
     if value.len() > MAX_NAME {
-        return Err(Error::Length { field, length: value.len(), rule: "0..=253" });
+        return Err(Error::Length {
+            field,
+            length: value.len(),
+            rule: "0..=253",
+        });
     }
     Ok(value)
 }
@@ -161,7 +190,11 @@ fn decode_policy_key(key: wire::PolicyKey) -> Result<PolicyKey, Error> {
         value: truncate(&key.kind),
         rule: "a kind of policy that this version knows",
     })?;
-    Ok(PolicyKey { kind, namespace: key.namespace, name: non_empty("policy.name", key.name)? })
+    Ok(PolicyKey {
+        kind,
+        namespace: key.namespace,
+        name: non_empty("policy.name", key.name)?,
+    })
 }
 
 fn decode_encapsulation(value: i32) -> Result<Encapsulation, Error> {
@@ -176,25 +209,37 @@ fn decode_encapsulation(value: i32) -> Result<Encapsulation, Error> {
 }
 
 fn decode_pool(value: &wire::Pool) -> Result<PoolRecord, Error> {
-    Ok(PoolRecord { nat_outgoing: value.nat_outgoing, encapsulation: decode_encapsulation(value.encapsulation)? })
+    Ok(PoolRecord {
+        nat_outgoing: value.nat_outgoing,
+        encapsulation: decode_encapsulation(value.encapsulation)?,
+    })
 }
 
 fn decode_node(value: wire::Node) -> Result<NodeInfo, Error> {
     let optional = |value: String| (!value.is_empty()).then_some(value);
     let ipv4 = optional(value.ipv4);
     let ipv6 = optional(value.ipv6);
-    let vtep = decode_mac("node.vtep_mac", &value.vtep_mac)?
-        .map(|mac| Vtep { address: Ipv4Addr::from_bits(value.vtep_address), mac });
+    let vtep = decode_mac("node.vtep_mac", &value.vtep_mac)?.map(|mac| Vtep {
+        address: Ipv4Addr::from_bits(value.vtep_address),
+        mac,
+    });
     let vtep6 = match decode_mac("node.vtep6_mac", &value.vtep6_mac)? {
         Some(mac) => {
             let bytes = decode_bytes::<16>("node.vtep6_address", &value.vtep6_address, "16")?;
-            Some(Vtep { address: Ipv6Addr::from(bytes), mac })
+            Some(Vtep {
+                address: Ipv6Addr::from(bytes),
+                mac,
+            })
         }
         None => None,
     };
     Ok(NodeInfo {
-        ipv4: ipv4.map(|net| parse("node.ipv4", &net, RANGE)).transpose()?,
-        ipv6: ipv6.map(|net| parse("node.ipv6", &net, RANGE)).transpose()?,
+        ipv4: ipv4
+            .map(|net| parse("node.ipv4", &net, RANGE))
+            .transpose()?,
+        ipv6: ipv6
+            .map(|net| parse("node.ipv6", &net, RANGE))
+            .transpose()?,
         vtep,
         vtep6,
         labels: value.labels.into_iter().collect(),
@@ -203,11 +248,23 @@ fn decode_node(value: wire::Node) -> Result<NodeInfo, Error> {
 }
 
 fn decode_mac(field: &'static str, value: &[u8]) -> Result<Option<Mac>, Error> {
-    if value.is_empty() { Ok(None) } else { decode_bytes::<6>(field, value, "6").map(|mac| Some(Mac(mac))) }
+    if value.is_empty() {
+        Ok(None)
+    } else {
+        decode_bytes::<6>(field, value, "6").map(|mac| Some(Mac(mac)))
+    }
 }
 
-fn decode_bytes<const N: usize>(field: &'static str, value: &[u8], rule: &'static str) -> Result<[u8; N], Error> {
-    value.try_into().map_err(|_| Error::Length { field, length: value.len(), rule })
+fn decode_bytes<const N: usize>(
+    field: &'static str,
+    value: &[u8],
+    rule: &'static str,
+) -> Result<[u8; N], Error> {
+    value.try_into().map_err(|_| Error::Length {
+        field,
+        length: value.len(),
+        rule,
+    })
 }
 
 fn decode_route(value: wire::Route) -> Result<RouteRecord, Error> {
@@ -227,18 +284,33 @@ fn decode_set_kind(value: i32) -> Result<SetKind, Error> {
 
 fn decode_ip_set(value: wire::IpSet) -> Result<IpSetRecord, Error> {
     let kind = decode_set_kind(value.kind)?;
-    Ok(IpSetRecord { kind, members: unpack(kind, &value.members.unwrap_or_default())? })
+    Ok(IpSetRecord {
+        kind,
+        members: unpack(kind, &value.members.unwrap_or_default())?,
+    })
 }
 
 /// Ports and port sets shared by rules.
 type PortList = (Arc<[PortRange]>, Arc<[SetId]>);
 
 fn decode_policy(value: wire::Policy) -> Result<PolicyRecord, Error> {
-    let list = |list: wire::PortList| Ok((decode_ranges(&list.ports)?, decode_sets(list.port_sets)?));
-    let lists = value.port_lists.into_iter().map(list).collect::<Result<Vec<PortList>, Error>>()?;
-    let rules =
-        |rules: Vec<wire::Rule>| rules.into_iter().map(|one| decode_rule(one, &lists)).collect::<Result<_, Error>>();
-    Ok(PolicyRecord { ingress: rules(value.ingress)?, egress: rules(value.egress)? })
+    let list =
+        |list: wire::PortList| Ok((decode_ranges(&list.ports)?, decode_sets(list.port_sets)?));
+    let lists = value
+        .port_lists
+        .into_iter()
+        .map(list)
+        .collect::<Result<Vec<PortList>, Error>>()?;
+    let rules = |rules: Vec<wire::Rule>| {
+        rules
+            .into_iter()
+            .map(|one| decode_rule(one, &lists))
+            .collect::<Result<_, Error>>()
+    };
+    Ok(PolicyRecord {
+        ingress: rules(value.ingress)?,
+        egress: rules(value.egress)?,
+    })
 }
 
 fn decode_action(field: &'static str, value: i32) -> Result<Action, Error> {
@@ -252,7 +324,11 @@ fn decode_action(field: &'static str, value: i32) -> Result<Action, Error> {
 }
 
 fn decode_rule(value: wire::Rule, lists: &[PortList]) -> Result<RuleRecord, Error> {
-    let protocol = |field, value: Option<u32>| value.map(|value| decode_byte(field, value).map(Protocol)).transpose();
+    let protocol = |field, value: Option<u32>| {
+        value
+            .map(|value| decode_byte(field, value).map(Protocol))
+            .transpose()
+    };
     Ok(RuleRecord {
         action: decode_action("rule.action", value.action)?,
         ip_version: match value.ip_version {
@@ -272,7 +348,10 @@ fn decode_rule(value: wire::Rule, lists: &[PortList]) -> Result<RuleRecord, Erro
 
 fn decode_icmp(value: &wire::Icmp) -> Result<Icmp, Error> {
     let part = |field, value: Option<u32>| value.map(|value| decode_byte(field, value)).transpose();
-    Ok(Icmp { kind: part("icmp.type", value.r#type)?, code: part("icmp.code", value.code)? })
+    Ok(Icmp {
+        kind: part("icmp.type", value.r#type)?,
+        code: part("icmp.code", value.code)?,
+    })
 }
 
 fn decode_sets<T: FromIterator<SetId>>(sets: Vec<String>) -> Result<T, Error> {
@@ -287,8 +366,12 @@ fn decode_side(value: wire::Side, lists: &[PortList]) -> Result<SideMatch, Error
     let (ports, port_sets) = match value.port_list {
         None => (decode_ranges(&value.ports)?, decode_sets(value.port_sets)?),
         Some(place) => {
-            let list = lists.get(place as usize).filter(|_| value.ports.is_empty() && value.port_sets.is_empty());
-            list.cloned().ok_or_else(|| out_of_range("side.port_list", place, "the lists of the policy, alone"))?
+            let list = lists
+                .get(place as usize)
+                .filter(|_| value.ports.is_empty() && value.port_sets.is_empty());
+            list.cloned().ok_or_else(|| {
+                out_of_range("side.port_list", place, "the lists of the policy, alone")
+            })?
         }
     };
     Ok(SideMatch {
@@ -305,8 +388,10 @@ fn decode_side(value: wire::Side, lists: &[PortList]) -> Result<SideMatch, Error
 }
 
 fn decode_port_range(value: &wire::PortRange) -> Result<PortRange, Error> {
-    let range =
-        PortRange { first: decode_port("ports.first", value.first)?, last: decode_port("ports.last", value.last)? };
+    let range = PortRange {
+        first: decode_port("ports.first", value.first)?,
+        last: decode_port("ports.last", value.last)?,
+    };
     if range.first > range.last {
         return Err(out_of_range("ports.first", value.first, "0..=last"));
     }
@@ -330,9 +415,11 @@ fn decode_host_endpoint(value: wire::HostEndpoint) -> Result<HostEndpointRecord,
         interfaces: match require(INTERFACES, value.interfaces)? {
             Interfaces::All(_) => HostInterfaces::All,
             Interfaces::Named(name) => HostInterfaces::Named(non_empty(INTERFACES, name)?),
-            Interfaces::WithAddress(with) => {
-                HostInterfaces::WithAddress(parse_list(INTERFACES, &with.addresses, ADDRESS)?.into_iter().collect())
-            }
+            Interfaces::WithAddress(with) => HostInterfaces::WithAddress(
+                parse_list(INTERFACES, &with.addresses, ADDRESS)?
+                    .into_iter()
+                    .collect(),
+            ),
         },
         normal: decode_tiers(value.normal)?,
         forward: decode_tiers(value.forward)?,
@@ -355,7 +442,11 @@ fn decode_tiers(value: Vec<wire::Tier>) -> Result<Vec<TierBinding>, Error> {
 }
 
 fn decode_tier(value: wire::Tier) -> Result<TierBinding, Error> {
-    let keys = |keys: Vec<wire::PolicyKey>| keys.into_iter().map(decode_policy_key).collect::<Result<_, Error>>();
+    let keys = |keys: Vec<wire::PolicyKey>| {
+        keys.into_iter()
+            .map(decode_policy_key)
+            .collect::<Result<_, Error>>()
+    };
     let default_action = match decode_action("tier.default_action", value.default_action)? {
         decided @ (Action::Deny | Action::Pass) => decided,
         Action::Allow | Action::Log => return Err(unknown_kind("tier.default_action")),

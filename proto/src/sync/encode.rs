@@ -11,8 +11,8 @@ use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
 use margay_calc::model::{
-    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
-    RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord,
+    Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use prost::Message;
 
@@ -31,7 +31,9 @@ pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
     encode_changes([match change {
         ChangeRef::Upsert(id, value) => wire::change::Change::Upsert(encode_record(id, value)),
         ChangeRef::Remove(id) => wire::change::Change::Remove(encode_id(id)),
-        ChangeRef::Members(set, kind, delta) => encode_members(set, kind, pack(&delta.added), pack(&delta.removed)),
+        ChangeRef::Members(set, kind, delta) => {
+            encode_members(set, kind, pack(&delta.added), pack(&delta.removed))
+        }
     }])
 }
 
@@ -43,29 +45,50 @@ pub fn encode_compact(change: ChangeRef<'_>) -> Bytes {
     match change {
         ChangeRef::Upsert(id, Record::Policy(value)) => {
             let value = wire::record::Value::Policy(encode_compact_policy(value));
-            encode_changes([Change::Upsert(wire::Record { id: Some(encode_id(id)), value: Some(value) })])
+            encode_changes([Change::Upsert(wire::Record {
+                id: Some(encode_id(id)),
+                value: Some(value),
+            })])
         }
-        ChangeRef::Upsert(id @ RecordId::IpSet(set), Record::IpSet(IpSetRecord { kind, members: all }))
-            if all.len() > MAX_MEMBERS =>
-        {
+        ChangeRef::Upsert(
+            id @ RecordId::IpSet(set),
+            Record::IpSet(IpSetRecord { kind, members: all }),
+        ) if all.len() > MAX_MEMBERS => {
             let mut pieces = pack_chunks(all, MAX_MEMBERS);
-            let first = wire::IpSet { kind: encode_set_kind(*kind).into(), members: pieces.next() };
+            let first = wire::IpSet {
+                kind: encode_set_kind(*kind).into(),
+                members: pieces.next(),
+            };
             let value = Some(wire::record::Value::IpSet(first));
-            let first = Change::Upsert(wire::Record { id: Some(encode_id(id)), value });
-            let rest = pieces.map(|piece| encode_members(set, *kind, piece, wire::Members::default()));
+            let first = Change::Upsert(wire::Record {
+                id: Some(encode_id(id)),
+                value,
+            });
+            let rest =
+                pieces.map(|piece| encode_members(set, *kind, piece, wire::Members::default()));
             encode_changes([first].into_iter().chain(rest))
         }
-        ChangeRef::Members(set, kind, delta) if delta.added.len() + delta.removed.len() > MAX_MEMBERS => {
+        ChangeRef::Members(set, kind, delta)
+            if delta.added.len() + delta.removed.len() > MAX_MEMBERS =>
+        {
             let removed = pack_chunks(&delta.removed, MAX_MEMBERS);
-            let removed = removed.map(|piece| encode_members(set, kind, wire::Members::default(), piece));
+            let removed =
+                removed.map(|piece| encode_members(set, kind, wire::Members::default(), piece));
             let added = pack_chunks(&delta.added, MAX_MEMBERS);
-            encode_changes(removed.chain(added.map(|piece| encode_members(set, kind, piece, wire::Members::default()))))
+            encode_changes(removed.chain(
+                added.map(|piece| encode_members(set, kind, piece, wire::Members::default())),
+            ))
         }
         other => encode_change(other),
     }
 }
 
-fn encode_members(set: &SetId, kind: SetKind, added: wire::Members, removed: wire::Members) -> wire::change::Change {
+fn encode_members(
+    set: &SetId,
+    kind: SetKind,
+    added: wire::Members,
+    removed: wire::Members,
+) -> wire::change::Change {
     wire::change::Change::Members(wire::MemberDelta {
         ip_set: set.0.clone(),
         kind: encode_set_kind(kind).into(),
@@ -77,7 +100,9 @@ fn encode_members(set: &SetId, kind: SetKind, added: wire::Members, removed: wir
 fn encode_changes(changes: impl IntoIterator<Item = wire::change::Change>) -> Bytes {
     let mut bytes = BytesMut::new();
     for change in changes {
-        let change = wire::Change { change: Some(change) };
+        let change = wire::Change {
+            change: Some(change),
+        };
         bytes.reserve(prost::encoding::message::encoded_len(1, &change));
         // Tag and length of the repeated field, as the encoder of a frame writes them.
         prost::encoding::message::encode(1, &change, &mut bytes);
@@ -87,7 +112,13 @@ fn encode_changes(changes: impl IntoIterator<Item = wire::change::Change>) -> By
 
 /// Encodes a frame without changes.
 pub fn encode_trailer(trailer: &Trailer) -> Bytes {
-    let Trailer { revision, restated_buckets, in_sync, traceparent, event_unix_ns } = trailer;
+    let Trailer {
+        revision,
+        restated_buckets,
+        in_sync,
+        traceparent,
+        event_unix_ns,
+    } = trailer;
     let frame = wire::Frame {
         changes: Vec::new(),
         revision: *revision,
@@ -129,7 +160,9 @@ pub fn encode_local_endpoint(endpoint: &LocalEndpoint) -> wire::Up {
 /// Encodes problems of a node.
 pub fn encode_problems(problems: &[NodeProblem]) -> wire::Up {
     let problems = problems.iter().cloned().map(NodeProblem::into_wire);
-    up(wire::up::Message::Problems(wire::NodeProblems { problems: problems.collect() }))
+    up(wire::up::Message::Problems(wire::NodeProblems {
+        problems: problems.collect(),
+    }))
 }
 
 /// Encodes the id of a record.
@@ -161,11 +194,16 @@ pub fn encode_record(id: &RecordId, record: &Record) -> wire::Record {
         Record::Endpoint(value) => Value::Endpoint(encode_endpoint(value)),
         Record::HostEndpoint(value) => Value::HostEndpoint(encode_host_endpoint(value)),
     };
-    wire::Record { id: Some(encode_id(id)), value: Some(value) }
+    wire::Record {
+        id: Some(encode_id(id)),
+        value: Some(value),
+    }
 }
 
 fn up(message: wire::up::Message) -> wire::Up {
-    wire::Up { message: Some(message) }
+    wire::Up {
+        message: Some(message),
+    }
 }
 
 fn to_strings<T: ToString>(values: &[T]) -> Vec<String> {
@@ -173,11 +211,18 @@ fn to_strings<T: ToString>(values: &[T]) -> Vec<String> {
 }
 
 fn encode_endpoint_key(key: &EndpointKey) -> wire::EndpointKey {
-    wire::EndpointKey { namespace: key.namespace.clone(), name: key.name.clone() }
+    wire::EndpointKey {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
 }
 
 fn encode_policy_key(key: &PolicyKey) -> wire::PolicyKey {
-    wire::PolicyKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
+    wire::PolicyKey {
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
 }
 
 fn encode_encapsulation(value: Encapsulation) -> i32 {
@@ -192,26 +237,55 @@ fn encode_encapsulation(value: Encapsulation) -> i32 {
 }
 
 fn encode_pool(value: &PoolRecord) -> wire::Pool {
-    let PoolRecord { nat_outgoing, encapsulation: travel } = value;
-    wire::Pool { nat_outgoing: *nat_outgoing, encapsulation: encode_encapsulation(*travel) }
+    let PoolRecord {
+        nat_outgoing,
+        encapsulation: travel,
+    } = value;
+    wire::Pool {
+        nat_outgoing: *nat_outgoing,
+        encapsulation: encode_encapsulation(*travel),
+    }
 }
 
 fn encode_node(value: &NodeInfo) -> wire::Node {
-    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = value;
+    let NodeInfo {
+        ipv4,
+        ipv6,
+        vtep,
+        vtep6,
+        labels,
+        standing: _,
+    } = value;
     wire::Node {
         ipv4: ipv4.map(|net| net.to_string()).unwrap_or_default(),
         ipv6: ipv6.map(|net| net.to_string()).unwrap_or_default(),
-        vtep_address: vtep.as_ref().map(|vtep| vtep.address.to_bits()).unwrap_or_default(),
-        vtep_mac: vtep.as_ref().map(|vtep| Bytes::copy_from_slice(&vtep.mac.0)).unwrap_or_default(),
-        vtep6_address: vtep6.map(|vtep| Bytes::copy_from_slice(&vtep.address.octets())).unwrap_or_default(),
-        vtep6_mac: vtep6.map(|vtep| Bytes::copy_from_slice(&vtep.mac.0)).unwrap_or_default(),
+        vtep_address: vtep
+            .as_ref()
+            .map(|vtep| vtep.address.to_bits())
+            .unwrap_or_default(),
+        vtep_mac: vtep
+            .as_ref()
+            .map(|vtep| Bytes::copy_from_slice(&vtep.mac.0))
+            .unwrap_or_default(),
+        vtep6_address: vtep6
+            .map(|vtep| Bytes::copy_from_slice(&vtep.address.octets()))
+            .unwrap_or_default(),
+        vtep6_mac: vtep6
+            .map(|vtep| Bytes::copy_from_slice(&vtep.mac.0))
+            .unwrap_or_default(),
         labels: labels.clone().into_iter().collect(),
     }
 }
 
 fn encode_route(value: &RouteRecord) -> wire::Route {
-    let RouteRecord { node, encapsulation: travel } = value;
-    wire::Route { node: node.clone(), encapsulation: encode_encapsulation(*travel) }
+    let RouteRecord {
+        node,
+        encapsulation: travel,
+    } = value;
+    wire::Route {
+        node: node.clone(),
+        encapsulation: encode_encapsulation(*travel),
+    }
 }
 
 fn encode_set_kind(value: SetKind) -> wire::SetKind {
@@ -223,7 +297,10 @@ fn encode_set_kind(value: SetKind) -> wire::SetKind {
 
 fn encode_ip_set(value: &IpSetRecord) -> wire::IpSet {
     let IpSetRecord { kind, members } = value;
-    wire::IpSet { kind: encode_set_kind(*kind).into(), members: Some(pack(members)) }
+    wire::IpSet {
+        kind: encode_set_kind(*kind).into(),
+        members: Some(pack(members)),
+    }
 }
 
 fn encode_policy(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
@@ -239,7 +316,11 @@ fn encode_compact_policy(PolicyRecord { ingress, egress }: &PolicyRecord) -> wir
     let mut lists = PortLists::default();
     let ingress = ingress.iter().map(|rule| lists.add_rule(rule)).collect();
     let egress = egress.iter().map(|rule| lists.add_rule(rule)).collect();
-    wire::Policy { ingress, egress, port_lists: lists.into_lists() }
+    wire::Policy {
+        ingress,
+        egress,
+        port_lists: lists.into_lists(),
+    }
 }
 
 /// Ports and port sets of sides, with their index.
@@ -248,7 +329,11 @@ struct PortLists<'a>(BTreeMap<(&'a [PortRange], &'a [SetId]), u32>);
 
 impl<'a> PortLists<'a> {
     fn add_rule(&mut self, value: &'a RuleRecord) -> wire::Rule {
-        encode_rule_with_sides(value, self.add_side(&value.source), self.add_side(&value.destination))
+        encode_rule_with_sides(
+            value,
+            self.add_side(&value.source),
+            self.add_side(&value.destination),
+        )
     }
 
     fn add_side(&mut self, value: &'a SideMatch) -> Option<wire::Side> {
@@ -258,8 +343,15 @@ impl<'a> PortLists<'a> {
         }
         let next = u32::try_from(self.0.len()).expect("a policy has fewer rules");
         let index = *self.0.entry(list).or_insert(next);
-        let rest = SideMatch { ports: Arc::default(), port_sets: Arc::default(), ..value.clone() };
-        Some(wire::Side { port_list: Some(index), ..encode_side(&rest).unwrap_or_default() })
+        let rest = SideMatch {
+            ports: Arc::default(),
+            port_sets: Arc::default(),
+            ..value.clone()
+        };
+        Some(wire::Side {
+            port_list: Some(index),
+            ..encode_side(&rest).unwrap_or_default()
+        })
     }
 
     fn into_lists(self) -> Vec<wire::PortList> {
@@ -284,7 +376,11 @@ fn encode_action(value: Action) -> i32 {
 }
 
 fn encode_rule(value: &RuleRecord) -> wire::Rule {
-    encode_rule_with_sides(value, encode_side(&value.source), encode_side(&value.destination))
+    encode_rule_with_sides(
+        value,
+        encode_side(&value.source),
+        encode_side(&value.destination),
+    )
 }
 
 /// Encodes a rule whose sides are encoded already.
@@ -293,9 +389,20 @@ fn encode_rule_with_sides(
     source: Option<wire::Side>,
     destination: Option<wire::Side>,
 ) -> wire::Rule {
-    let RuleRecord { action: what, ip_version, protocol, not_protocol, icmp, not_icmp, source: _, destination: _ } =
-        value;
-    let icmp_match = |icmp: &Icmp| wire::Icmp { r#type: icmp.kind.map(u32::from), code: icmp.code.map(u32::from) };
+    let RuleRecord {
+        action: what,
+        ip_version,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        source: _,
+        destination: _,
+    } = value;
+    let icmp_match = |icmp: &Icmp| wire::Icmp {
+        r#type: icmp.kind.map(u32::from),
+        code: icmp.code.map(u32::from),
+    };
     wire::Rule {
         action: encode_action(*what),
         ip_version: match ip_version {
@@ -317,7 +424,17 @@ fn encode_side(value: &SideMatch) -> Option<wire::Side> {
     if *value == SideMatch::default() {
         return None;
     }
-    let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } = value;
+    let SideMatch {
+        nets,
+        not_nets,
+        sets,
+        not_sets,
+        ports,
+        port_sets,
+        not_ports,
+        not_port_sets,
+        service_set,
+    } = value;
     let names = |sets: &[SetId]| sets.iter().map(|set| set.0.clone()).collect();
     Some(wire::Side {
         nets: to_strings::<IpNet>(nets),
@@ -334,11 +451,20 @@ fn encode_side(value: &SideMatch) -> Option<wire::Side> {
 }
 
 fn encode_port_range(value: &PortRange) -> wire::PortRange {
-    wire::PortRange { first: value.first.into(), last: value.last.into() }
+    wire::PortRange {
+        first: value.first.into(),
+        last: value.last.into(),
+    }
 }
 
 fn encode_endpoint(value: &EndpointRecord) -> wire::Endpoint {
-    let EndpointRecord { interface, uid, addresses, tiers, unmatched } = value;
+    let EndpointRecord {
+        interface,
+        uid,
+        addresses,
+        tiers,
+        unmatched,
+    } = value;
     wire::Endpoint {
         interface: interface.clone(),
         uid: uid.clone(),
@@ -350,7 +476,14 @@ fn encode_endpoint(value: &EndpointRecord) -> wire::Endpoint {
 
 fn encode_host_endpoint(value: &HostEndpointRecord) -> wire::HostEndpoint {
     use wire::host_endpoint::Interfaces;
-    let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = value;
+    let HostEndpointRecord {
+        interfaces,
+        normal,
+        forward,
+        pre_dnat,
+        untracked,
+        unmatched,
+    } = value;
     let interfaces = match interfaces {
         HostInterfaces::All => Interfaces::All(true),
         HostInterfaces::Named(name) => Interfaces::Named(name.clone()),
@@ -371,7 +504,12 @@ fn encode_host_endpoint(value: &HostEndpointRecord) -> wire::HostEndpoint {
 }
 
 fn encode_tier(value: &TierBinding) -> wire::Tier {
-    let TierBinding { name, default_action, ingress, egress } = value;
+    let TierBinding {
+        name,
+        default_action,
+        ingress,
+        egress,
+    } = value;
     wire::Tier {
         name: name.clone(),
         default_action: encode_action(*default_action),

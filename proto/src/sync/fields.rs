@@ -1,4 +1,5 @@
-//! Parts of messages that many fields have in common, decoded with the name of the field for errors.
+//! Parts of messages that many fields have in common, decoded with the name of the field for
+//! errors.
 
 use std::str::FromStr;
 
@@ -21,8 +22,16 @@ pub(super) fn non_empty(field: &'static str, value: String) -> Result<String, Er
     Ok(value)
 }
 
-pub(super) fn parse<T: FromStr>(field: &'static str, value: &str, rule: &'static str) -> Result<T, Error> {
-    value.parse().map_err(|_| Error::Text { field, value: truncate(value), rule })
+pub(super) fn parse<T: FromStr>(
+    field: &'static str,
+    value: &str,
+    rule: &'static str,
+) -> Result<T, Error> {
+    value.parse().map_err(|_| Error::Text {
+        field,
+        value: truncate(value),
+        rule,
+    })
 }
 
 pub(super) fn parse_list<T: FromStr>(
@@ -30,7 +39,10 @@ pub(super) fn parse_list<T: FromStr>(
     values: &[String],
     rule: &'static str,
 ) -> Result<Vec<T>, Error> {
-    values.iter().map(|value| parse(field, value, rule)).collect()
+    values
+        .iter()
+        .map(|value| parse(field, value, rule))
+        .collect()
 }
 
 pub(super) fn truncate(value: &str) -> String {
@@ -46,7 +58,11 @@ pub(super) fn decode_port(field: &'static str, value: u32) -> Result<u16, Error>
 }
 
 pub(super) fn out_of_range(field: &'static str, value: u32, rule: &'static str) -> Error {
-    Error::Number { field, value: value.into(), rule }
+    Error::Number {
+        field,
+        value: value.into(),
+        rule,
+    }
 }
 
 pub(super) fn unknown_kind(field: &'static str) -> Error {

@@ -11,7 +11,10 @@ use margay_calc::model::{Member, SetKind};
 use super::{Error, wire};
 
 /// Packs the members in chunks of at most `most`, in order; at least one chunk.
-pub(super) fn pack_chunks(members: &BTreeSet<Member>, most: usize) -> impl Iterator<Item = wire::Members> {
+pub(super) fn pack_chunks(
+    members: &BTreeSet<Member>,
+    most: usize,
+) -> impl Iterator<Item = wire::Members> {
     let mut rest = members.iter();
     let pieces = members.len().div_ceil(most).max(1);
     (0..pieces).map(move |_| pack(rest.by_ref().take(most)))
@@ -41,7 +44,12 @@ pub(super) fn pack<'a>(members: impl IntoIterator<Item = &'a Member>) -> wire::M
             }
         }
     }
-    wire::Members { net4: net4.into(), net6: net6.into(), port4: port4.into(), port6: port6.into() }
+    wire::Members {
+        net4: net4.into(),
+        net6: net6.into(),
+        port4: port4.into(),
+        port6: port6.into(),
+    }
 }
 
 pub(super) fn unpack(kind: SetKind, packed: &wire::Members) -> Result<BTreeSet<Member>, Error> {
@@ -60,12 +68,14 @@ pub(super) fn unpack(kind: SetKind, packed: &wire::Members) -> Result<BTreeSet<M
     let mut members = BTreeSet::new();
     for entry in entries::<5>("members.net4", &packed.net4)? {
         let [a, b, c, d, length] = *entry;
-        let net = Ipv4Net::new(Ipv4Addr::new(a, b, c, d), length).map_err(|_| prefix(length, "0..=32"))?;
+        let net = Ipv4Net::new(Ipv4Addr::new(a, b, c, d), length)
+            .map_err(|_| prefix(length, "0..=32"))?;
         members.insert(Member::Net(net.into()));
     }
     for entry in entries::<17>("members.net6", &packed.net6)? {
         let (address, [length]) = split::<17, 16, 1>(entry);
-        let net = Ipv6Net::new(Ipv6Addr::from(address), length).map_err(|_| prefix(length, "0..=128"))?;
+        let net =
+            Ipv6Net::new(Ipv6Addr::from(address), length).map_err(|_| prefix(length, "0..=128"))?;
         members.insert(Member::Net(net.into()));
     }
     for entry in entries::<7>("members.port4", &packed.port4)? {
@@ -79,10 +89,17 @@ pub(super) fn unpack(kind: SetKind, packed: &wire::Members) -> Result<BTreeSet<M
     Ok(members)
 }
 
-fn entries<'a, const N: usize>(field: &'static str, bytes: &'a Bytes) -> Result<&'a [[u8; N]], Error> {
+fn entries<'a, const N: usize>(
+    field: &'static str,
+    bytes: &'a Bytes,
+) -> Result<&'a [[u8; N]], Error> {
     match bytes.as_chunks::<N>() {
         (entries, []) => Ok(entries),
-        _ => Err(Error::Length { field, length: bytes.len(), rule: "a whole number of entries" }),
+        _ => Err(Error::Length {
+            field,
+            length: bytes.len(),
+            rule: "a whole number of entries",
+        }),
     }
 }
 
@@ -99,5 +116,9 @@ fn address_port(address: IpAddr, [protocol, high, low]: [u8; 3]) -> Member {
 }
 
 fn prefix(length: u8, rule: &'static str) -> Error {
-    Error::Number { field: "members.prefix_length", value: length.into(), rule }
+    Error::Number {
+        field: "members.prefix_length",
+        value: length.into(),
+        rule,
+    }
 }

@@ -57,7 +57,8 @@ fn field(mut message: &[u8]) -> Option<usize> {
     let context = prost::encoding::DecodeContext::default();
     match kind {
         prost::encoding::WireType::LengthDelimited => {
-            let length = usize::try_from(prost::encoding::decode_varint(&mut message).ok()?).ok()?;
+            let length =
+                usize::try_from(prost::encoding::decode_varint(&mut message).ok()?).ok()?;
             (length <= message.remaining()).then(|| message.advance(length))?;
         }
         other => prost::encoding::skip_field(other, tag, &mut message, context).ok()?,

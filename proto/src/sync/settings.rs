@@ -24,7 +24,11 @@ macro_rules! conversions {
         pub(super) fn decode_settings(value: wire::Settings) -> Result<FelixSettings, Error> {
             let default = FelixSettings::default();
             Ok(FelixSettings {
-                $($($name: Wire::decode(value.$name, concat!("settings.", stringify!($name)), default.$name)?,)*)*
+                $($($name: Wire::decode(
+                    value.$name,
+                    concat!("settings.", stringify!($name)),
+                    default.$name,
+                )?,)*)*
             })
         }
     };
@@ -49,7 +53,11 @@ impl Wire<u32> for u16 {
     }
 
     fn decode(value: u32, field: &'static str, default: Self) -> Result<Self, Error> {
-        if value == 0 { Ok(default) } else { decode_port(field, value) }
+        if value == 0 {
+            Ok(default)
+        } else {
+            decode_port(field, value)
+        }
     }
 }
 
@@ -95,7 +103,10 @@ impl Wire<i32> for EndpointToHostAction {
 
 impl Wire<Option<wire::LogRate>> for Option<LogRate> {
     fn encode(&self) -> Option<wire::LogRate> {
-        self.map(|rate| wire::LogRate { count: rate.count.into(), unit: encode_time_unit(rate.unit) })
+        self.map(|rate| wire::LogRate {
+            count: rate.count.into(),
+            unit: encode_time_unit(rate.unit),
+        })
     }
 
     fn decode(value: Option<wire::LogRate>, _: &'static str, _: Self) -> Result<Self, Error> {
@@ -105,16 +116,30 @@ impl Wire<Option<wire::LogRate>> for Option<LogRate> {
 
 impl Wire<Option<wire::Failsafes>> for Vec<Failsafe> {
     fn encode(&self) -> Option<wire::Failsafes> {
-        let ports = self.iter().map(|Failsafe { protocol, port, net }| wire::Failsafe {
-            protocol: protocol.0.into(),
-            port: (*port).into(),
-            net: net.map(|net| net.to_string()).unwrap_or_default(),
-        });
-        Some(wire::Failsafes { ports: ports.collect() })
+        let ports = self.iter().map(
+            |Failsafe {
+                 protocol,
+                 port,
+                 net,
+             }| wire::Failsafe {
+                protocol: protocol.0.into(),
+                port: (*port).into(),
+                net: net.map(|net| net.to_string()).unwrap_or_default(),
+            },
+        );
+        Some(wire::Failsafes {
+            ports: ports.collect(),
+        })
     }
 
-    fn decode(value: Option<wire::Failsafes>, _: &'static str, default: Self) -> Result<Self, Error> {
-        let Some(value) = value else { return Ok(default) };
+    fn decode(
+        value: Option<wire::Failsafes>,
+        _: &'static str,
+        default: Self,
+    ) -> Result<Self, Error> {
+        let Some(value) = value else {
+            return Ok(default);
+        };
         value.ports.into_iter().map(decode_failsafe).collect()
     }
 }
@@ -140,7 +165,11 @@ fn decode_log_rate(value: wire::LogRate) -> Result<LogRate, Error> {
     };
     match u16::try_from(value.count) {
         Ok(count) if count > 0 => Ok(LogRate { count, unit }),
-        _ => Err(out_of_range("settings.log_rate.count", value.count, "1..=65535")),
+        _ => Err(out_of_range(
+            "settings.log_rate.count",
+            value.count,
+            "1..=65535",
+        )),
     }
 }
 

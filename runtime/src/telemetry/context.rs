@@ -1,5 +1,5 @@
-//! Trace context as text, in the form of W3C Trace Context (`00-TRACE-SPAN-FLAGS`): it travels in frames,
-//! in annotations of records and in the `TRACEPARENT` variable of a CNI call.
+//! Trace context as text, in the form of W3C Trace Context (`00-TRACE-SPAN-FLAGS`): it travels in
+//! frames, in annotations of records and in the `TRACEPARENT` variable of a CNI call.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,8 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The context of one span. It is a value that a record can carry, also through a process that exports nothing.
+/// The context of one span. It is a value that a record can carry, also through a process that
+/// exports nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Traceparent {
     trace: TraceId,
@@ -19,7 +20,10 @@ pub struct Traceparent {
 
 /// A text is not a traceparent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("traceparent {0:?}: must be 00-, 32 hex digits, -, 16 hex digits, -, 2 hex digits, neither id all zero")]
+#[error(
+    "traceparent {0:?}: must be 00-, 32 hex digits, -, 16 hex digits, -, 2 hex digits, neither id \
+     all zero"
+)]
 pub struct TraceparentError(String);
 
 impl Traceparent {
@@ -64,7 +68,13 @@ impl FromStr for Traceparent {
 
 impl fmt::Display for Traceparent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{}-{}-{:02x}", self.trace, self.span, self.flags.to_u8())
+        write!(
+            f,
+            "00-{}-{}-{:02x}",
+            self.trace,
+            self.span,
+            self.flags.to_u8()
+        )
     }
 }
 
@@ -91,7 +101,8 @@ pub fn of(span: &Span) -> Option<Traceparent> {
 
 /// Makes `span`, which must not have been entered yet, part of the trace that `parent` belongs to.
 pub fn set_parent(span: &Span, parent: Traceparent) {
-    // Refused only if the span has started already or is not recorded: then there is nothing to continue.
+    // Refused only if the span has started already or is not recorded: then there is nothing to
+    // continue.
     let _ = span.set_parent(Context::new().with_remote_span_context(parent.context()));
 }
 
@@ -111,12 +122,26 @@ mod tests {
 
     #[test]
     fn text_forms() {
-        let same = [TEXT, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"];
+        let same = [
+            TEXT,
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
+        ];
         for text in same {
-            assert_eq!(text.parse::<Traceparent>().map(|t| t.to_string()).as_deref(), Ok(text));
+            assert_eq!(
+                text.parse::<Traceparent>()
+                    .map(|t| t.to_string())
+                    .as_deref(),
+                Ok(text)
+            );
         }
         let later = "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-comes";
-        assert_eq!(later.parse::<Traceparent>().map(|t| t.to_string()).as_deref(), Ok(TEXT));
+        assert_eq!(
+            later
+                .parse::<Traceparent>()
+                .map(|t| t.to_string())
+                .as_deref(),
+            Ok(TEXT)
+        );
         let refused = [
             "",
             "00",
@@ -130,7 +155,10 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
         ];
         for text in refused {
-            assert_eq!(text.parse::<Traceparent>(), Err(TraceparentError(text.to_owned())));
+            assert_eq!(
+                text.parse::<Traceparent>(),
+                Err(TraceparentError(text.to_owned()))
+            );
         }
     }
 

@@ -18,16 +18,25 @@ pub(super) fn provider(settings: &Settings) -> Result<Option<SdkTracerProvider>,
     let Some(endpoint) = &settings.endpoint else {
         return Ok(None);
     };
-    let refused = |reason: String| Error::Export { endpoint: shown(endpoint), reason };
+    let refused = |reason: String| Error::Export {
+        endpoint: shown(endpoint),
+        reason,
+    };
     if tokio::runtime::Handle::try_current().is_err() {
-        return Err(refused("spans can be exported only from within a tokio runtime".to_owned()));
+        return Err(refused(
+            "spans can be exported only from within a tokio runtime".to_owned(),
+        ));
     }
-    let mut target =
-        Endpoint::from_shared(endpoint.clone()).map_err(|error| refused(error.to_string()))?.timeout(settings.timeout);
+    let mut target = Endpoint::from_shared(endpoint.clone())
+        .map_err(|error| refused(error.to_string()))?
+        .timeout(settings.timeout);
     if let Some(path) = &settings.certificate {
-        let pem = fs::read(path).map_err(|error| refused(format!("{}: {error}", path.display())))?;
+        let pem =
+            fs::read(path).map_err(|error| refused(format!("{}: {error}", path.display())))?;
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-        target = target.tls_config(tls).map_err(|error| refused(error.to_string()))?;
+        target = target
+            .tls_config(tls)
+            .map_err(|error| refused(error.to_string()))?;
     }
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
@@ -42,7 +51,10 @@ pub(super) fn provider(settings: &Settings) -> Result<Option<SdkTracerProvider>,
         .build();
     Ok(Some(
         SdkTracerProvider::builder()
-            .with_batch_exporter(Reporting { exporter, failing: AtomicBool::new(false) })
+            .with_batch_exporter(Reporting {
+                exporter,
+                failing: AtomicBool::new(false),
+            })
             .with_resource(resource)
             .build(),
     ))
@@ -62,7 +74,11 @@ impl<E: SpanExporter> SpanExporter for Reporting<E> {
         let failed_before = self.failing.swap(outcome.is_err(), Ordering::Relaxed);
         match &outcome {
             Err(error) if !failed_before => {
-                tracing::warn!(%error, "spans are not exported; correct OTEL_EXPORTER_OTLP_ENDPOINT or start the collector");
+                tracing::warn!(
+                    %error,
+                    "spans are not exported; correct OTEL_EXPORTER_OTLP_ENDPOINT or start the \
+                     collector",
+                );
             }
             Ok(()) if failed_before => tracing::info!("spans are exported again"),
             _ => {}

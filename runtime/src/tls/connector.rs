@@ -30,7 +30,8 @@ pub enum ConnectError {
     },
     /// The peer is not the server that we expect, or it does not accept us.
     #[error(
-        "{address}: TLS handshake with {name:?}: {source}; both certificates must be of the cluster's CA and in force"
+        "{address}: TLS handshake with {name:?}: {source}; both certificates must be of the \
+         cluster's CA and in force"
     )]
     Handshake {
         /// The server's address.
@@ -63,9 +64,13 @@ impl Connector {
     /// `address` is `HOST:PORT`; the server's certificate must be valid for `server_name`, whatever
     /// its address.
     pub fn new(tls: Tls, address: &str, server_name: &str) -> Result<Self, TlsError> {
-        let name =
-            ServerName::try_from(server_name.to_owned()).map_err(|_| TlsError::ServerName(server_name.to_owned()))?;
-        Ok(Self { tls, address: Arc::from(address), name })
+        let name = ServerName::try_from(server_name.to_owned())
+            .map_err(|_| TlsError::ServerName(server_name.to_owned()))?;
+        Ok(Self {
+            tls,
+            address: Arc::from(address),
+            name,
+        })
     }
 
     /// An endpoint to give this connector to, as in `endpoint.connect_with_connector(connector)`.
@@ -79,18 +84,33 @@ impl Connector {
     /// Connects and completes the handshake.
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let connected = tokio::time::timeout(HANDSHAKE, self.shake()).await;
-        connected.unwrap_or_else(|_| Err(ConnectError::Timeout { address: self.address.clone(), patience: HANDSHAKE }))
+        connected.unwrap_or_else(|_| {
+            Err(ConnectError::Timeout {
+                address: self.address.clone(),
+                patience: HANDSHAKE,
+            })
+        })
     }
 
     async fn shake(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let tcp = |source| ConnectError::Tcp { address: self.address.clone(), source };
+        let tcp = |source| ConnectError::Tcp {
+            address: self.address.clone(),
+            source,
+        };
         let stream = TcpStream::connect(&*self.address).await.map_err(tcp)?;
         stream.set_nodelay(true).map_err(tcp)?;
         let connector = TlsConnector::from(self.tls.current().client.clone());
-        connector.connect(self.name.clone(), stream).await.map_err(|source| {
-            let name = self.name.to_str().into_owned();
-            ConnectError::Handshake { address: self.address.clone(), name, source }
-        })
+        connector
+            .connect(self.name.clone(), stream)
+            .await
+            .map_err(|source| {
+                let name = self.name.to_str().into_owned();
+                ConnectError::Handshake {
+                    address: self.address.clone(),
+                    name,
+                    source,
+                }
+            })
     }
 }
 

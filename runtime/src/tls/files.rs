@@ -28,8 +28,8 @@ pub struct Files {
     pub authorities: PathBuf,
 }
 
-/// Identity and age of the three files. Mounted Secrets are replaced by a change of a symbolic link, which shows
-/// as another inode here.
+/// Identity and age of the three files. Mounted Secrets are replaced by a change of a symbolic
+/// link, which shows as another inode here.
 pub(super) type Stamp = [Option<(u64, u64, u64, i64, i64)>; 3];
 
 impl Files {
@@ -46,8 +46,14 @@ impl Files {
     pub(super) fn stamp(&self) -> Stamp {
         [&self.certificate, &self.key, &self.authorities].map(|path| {
             let meta = fs::metadata(path).ok()?;
-            let changed = meta.ctime().wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec());
-            let written = meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec());
+            let changed = meta
+                .ctime()
+                .wrapping_mul(1_000_000_000)
+                .wrapping_add(meta.ctime_nsec());
+            let written = meta
+                .mtime()
+                .wrapping_mul(1_000_000_000)
+                .wrapping_add(meta.mtime_nsec());
             Some((meta.dev(), meta.ino(), meta.len(), written, changed))
         })
     }
@@ -61,23 +67,35 @@ impl Files {
         let verifier = self.verifier(provider.clone(), roots.clone())?;
         // Validity at the present time is a separate question, which the certificate's own dates
         // answer.
-        let start = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(leaf.not_before).unwrap_or(0)));
-        let is_trusted = verifier.verify_client_cert(&chain[0], &chain[1..], start).is_ok();
+        let start = UnixTime::since_unix_epoch(Duration::from_secs(
+            u64::try_from(leaf.not_before).unwrap_or(0),
+        ));
+        let is_trusted = verifier
+            .verify_client_cert(&chain[0], &chain[1..], start)
+            .is_ok();
         let server = self.server(provider.clone(), verifier, chain.clone(), key.clone_key())?;
         let client = self.client(provider, roots, chain, key)?;
-        Ok(Material { server: Arc::new(server), client: Arc::new(client), leaf, is_trusted })
+        Ok(Material {
+            server: Arc::new(server),
+            client: Arc::new(client),
+            leaf,
+            is_trusted,
+        })
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let pem = read(&self.key)?;
         // The cause is left out: nothing of a key's file may reach a log.
-        PrivateKeyDer::from_pem_slice(&pem).map_err(|_| content(&self.key, "must hold one private key in PEM"))
+        PrivateKeyDer::from_pem_slice(&pem)
+            .map_err(|_| content(&self.key, "must hold one private key in PEM"))
     }
 
     fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&self.authorities)? {
-            roots.add(certificate).map_err(|error| content(&self.authorities, error))?;
+            roots
+                .add(certificate)
+                .map_err(|error| content(&self.authorities, error))?;
         }
         Ok(Arc::new(roots))
     }
@@ -134,8 +152,9 @@ impl Files {
 /// Reads at least one certificate.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(path)?;
-    let found: Vec<_> =
-        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|error| content(path, error))?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| content(path, error))?;
     if found.is_empty() {
         return Err(content(path, "must hold at least one certificate in PEM"));
     }
@@ -143,9 +162,15 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+    fs::read(path).map_err(|source| TlsError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn content(path: &Path, rule: impl ToString) -> TlsError {
-    TlsError::Content { path: path.to_owned(), rule: rule.to_string() }
+    TlsError::Content {
+        path: path.to_owned(),
+        rule: rule.to_string(),
+    }
 }

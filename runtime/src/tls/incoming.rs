@@ -47,7 +47,8 @@ impl Connected for Connection {
     }
 }
 
-/// The stream for `Server::serve_with_incoming`; it never yields an error and ends only when dropped.
+/// The stream for `Server::serve_with_incoming`; it never yields an error and ends only when
+/// dropped.
 #[derive(Debug)]
 pub struct Incoming {
     ready: mpsc::Receiver<Connection>,
@@ -58,7 +59,9 @@ impl Stream for Incoming {
     type Item = io::Result<Connection>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.ready.poll_recv(cx).map(|connection| connection.map(Ok))
+        self.ready
+            .poll_recv(cx)
+            .map(|connection| connection.map(Ok))
     }
 }
 
@@ -73,7 +76,12 @@ pub fn incoming(listener: TcpListener, tls: Tls) -> Incoming {
     start(listener, tls, HANDSHAKES, HANDSHAKE)
 }
 
-pub(super) fn start(listener: TcpListener, tls: Tls, handshakes: usize, patience: Duration) -> Incoming {
+pub(super) fn start(
+    listener: TcpListener,
+    tls: Tls,
+    handshakes: usize,
+    patience: Duration,
+) -> Incoming {
     let (done, ready) = mpsc::channel(READY);
     let acceptor = Acceptor {
         tls,
@@ -148,7 +156,9 @@ impl Acceptor {
                 Ok(())
             };
             let outcome = tokio::time::timeout(patience, finished).await;
-            outcome.unwrap_or(Err(Refused::Silent(patience))).map_err(|refused| (address, refused))
+            outcome
+                .unwrap_or(Err(Refused::Silent(patience)))
+                .map_err(|refused| (address, refused))
         });
         self.pending.push((task.id(), address.ip(), task));
     }
@@ -165,7 +175,10 @@ impl Acceptor {
         if let Some(oldest) = self.pending.iter().position(|(_, ip, _)| *ip == greedy) {
             let (_, _, task) = self.pending.remove(oldest);
             task.abort();
-            debug!(address = %greedy, "too many handshakes in progress; dropping this address's oldest");
+            debug!(
+                address = %greedy,
+                "too many handshakes in progress; dropping this address's oldest",
+            );
         }
     }
 }
@@ -173,9 +186,13 @@ impl Acceptor {
 async fn shake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Connection, Refused> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let certificate =
-        certificate.ok_or_else(|| io::Error::new(io::ErrorKind::PermissionDenied, "no client certificate"))?;
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
+    let certificate = certificate
+        .ok_or_else(|| io::Error::new(io::ErrorKind::PermissionDenied, "no client certificate"))?;
     let peer = leaf::peer(certificate)?;
     Ok(Connection { stream, peer })
 }
@@ -197,18 +214,29 @@ impl Refusals {
             %address, reason = %refused, suppressed = self.suppressed,
             "peer refused; it needs a certificate of the cluster's CA"
         );
-        *self = Self { logged: Some(Instant::now()), suppressed: 0 };
+        *self = Self {
+            logged: Some(Instant::now()),
+            suppressed: 0,
+        };
     }
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

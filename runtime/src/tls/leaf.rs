@@ -29,7 +29,8 @@ pub struct Leaf {
 impl Leaf {
     /// Reads a certificate without checking its signature: the handshake has done that.
     pub fn parse(certificate: &CertificateDer<'_>) -> Result<Self, TlsError> {
-        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| TlsError::Leaf(error.to_string()))?;
+        let (_, parsed) = X509Certificate::from_der(certificate)
+            .map_err(|error| TlsError::Leaf(error.to_string()))?;
         let subject = parsed.subject();
         let peer = Peer {
             common_name: single("CN", subject.iter_common_name())?
@@ -37,7 +38,11 @@ impl Leaf {
             organization: single("O", subject.iter_organization())?.unwrap_or_default(),
         };
         let life = parsed.validity();
-        Ok(Self { peer, not_before: life.not_before.timestamp(), not_after: life.not_after.timestamp() })
+        Ok(Self {
+            peer,
+            not_before: life.not_before.timestamp(),
+            not_after: life.not_after.timestamp(),
+        })
     }
 
     /// Time of renewal, when two thirds of its validity are over, in seconds since 1970.
@@ -63,6 +68,8 @@ fn single<'a>(
     if values.next().is_some() {
         return Err(TlsError::Leaf(format!("subject must have only one {name}")));
     }
-    let text = first.as_str().map_err(|error| TlsError::Leaf(format!("{name}: {error}")))?;
+    let text = first
+        .as_str()
+        .map_err(|error| TlsError::Leaf(format!("{name}: {error}")))?;
     Ok(Some(text.to_owned()))
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use futures::StreamExt;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
 };
 use rustls::crypto::ring;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -30,10 +31,15 @@ impl Authority {
     fn new() -> Self {
         let mut params = CertificateParams::new([]).expect("params");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "margay-ca");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "margay-ca");
         let key = KeyPair::generate().expect("key");
         let pem = params.self_signed(&key).expect("sign").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     /// Certificate and key in PEM.
@@ -41,9 +47,14 @@ impl Authority {
         let mut params = CertificateParams::new([name.replace(':', "-")]).expect("params");
         params.distinguished_name.push(DnType::CommonName, name);
         if !organization.is_empty() {
-            params.distinguished_name.push(DnType::OrganizationName, organization);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(until, 1, 1);
         let key = KeyPair::generate().expect("key");
@@ -63,7 +74,11 @@ impl Folder {
     }
 
     fn write(&self, (certificate, key): &(String, String), authorities: &str) {
-        for (name, text) in [("tls.crt", certificate), ("tls.key", key), ("ca.crt", &authorities.to_owned())] {
+        for (name, text) in [
+            ("tls.crt", certificate),
+            ("tls.key", key),
+            ("ca.crt", &authorities.to_owned()),
+        ] {
             fs::write(self.0.path().join(name), text).expect("write");
         }
     }
@@ -80,7 +95,10 @@ impl Folder {
 async fn listen(tls: Tls, handshakes: usize) -> (SocketAddr, Incoming) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
-    (address, incoming::start(listener, tls, handshakes, HANDSHAKE))
+    (
+        address,
+        incoming::start(listener, tls, handshakes, HANDSHAKE),
+    )
 }
 
 fn connector(tls: Tls, address: SocketAddr) -> Connector {
@@ -107,7 +125,10 @@ async fn both_sides_know_each_other() {
     let connector = connector(client.tls(), address);
     let (near, far) = tokio::join!(connector.connect(), incoming.next());
     let (mut near, mut far) = (near.expect("client"), far.expect("open").expect("server"));
-    let peer = Peer { common_name: "margay:node:n1".to_owned(), organization: "margay:nodes".to_owned() };
+    let peer = Peer {
+        common_name: "margay:node:n1".to_owned(),
+        organization: "margay:nodes".to_owned(),
+    };
     assert_eq!(far.connect_info(), peer);
     assert_eq!(near.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     near.write_all(b"x").await.expect("write");
@@ -122,9 +143,15 @@ async fn peers_without_our_certificate_are_refused() {
 
     let foreign = Authority::new();
     let stranger = Folder::new(&ca, "x", "");
-    stranger.write(&foreign.issue("margay:node:n1", "margay:nodes", 2100), &ca.pem);
+    stranger.write(
+        &foreign.issue("margay:node:n1", "margay:nodes", 2100),
+        &ca.pem,
+    );
     let error = refusal(&connector(stranger.tls(), address)).await;
-    assert!(error.contains("UnknownCA") || error.contains("DecryptError"), "{error}");
+    assert!(
+        error.contains("UnknownCA") || error.contains("DecryptError"),
+        "{error}"
+    );
 
     let late = Folder::new(&ca, "x", "");
     late.write(&ca.issue("margay:node:n1", "margay:nodes", 2021), &ca.pem);
@@ -141,7 +168,10 @@ async fn peers_without_our_certificate_are_refused() {
         .with_no_client_auth();
     let stream = TcpStream::connect(address).await.expect("connect");
     let name = ServerName::try_from(SERVER).expect("name");
-    let error = match tokio_rustls::TlsConnector::from(Arc::new(nobody)).connect(name, stream).await {
+    let error = match tokio_rustls::TlsConnector::from(Arc::new(nobody))
+        .connect(name, stream)
+        .await
+    {
         Ok(mut stream) => stream.read_u8().await.expect_err("refused").to_string(),
         Err(error) => error.to_string(),
     };
@@ -152,7 +182,13 @@ async fn peers_without_our_certificate_are_refused() {
     let connector = connector(friend.tls(), address);
     let (near, far) = tokio::join!(connector.connect(), incoming.next());
     near.expect("client");
-    assert_eq!(far.expect("open").expect("server").connect_info().common_name, "margay:reader");
+    assert_eq!(
+        far.expect("open")
+            .expect("server")
+            .connect_info()
+            .common_name,
+        "margay:reader"
+    );
 }
 
 #[tokio::test]
@@ -161,12 +197,18 @@ async fn a_client_refuses_a_server_of_another_name_or_ca() {
     let client = Folder::new(&ca, "margay:node:n1", "margay:nodes");
     let other_name = Folder::new(&ca, "margay-other", "");
     let (address, _incoming) = listen(other_name.tls(), 4).await;
-    let error = connector(client.tls(), address).connect().await.expect_err("another name");
+    let error = connector(client.tls(), address)
+        .connect()
+        .await
+        .expect_err("another name");
     assert!(error.to_string().contains("margay-typha"), "{error}");
 
     let other_ca = Folder::new(&Authority::new(), SERVER, "");
     let (address, _incoming) = listen(other_ca.tls(), 4).await;
-    let error = connector(client.tls(), address).connect().await.expect_err("another CA");
+    let error = connector(client.tls(), address)
+        .connect()
+        .await
+        .expect_err("another CA");
     assert!(matches!(error, ConnectError::Handshake { .. }), "{error}");
 }
 
@@ -185,7 +227,10 @@ async fn half_open_peers_do_not_block_others() {
     let (near, far) = tokio::join!(connector.connect(), incoming.next());
     near.expect("client");
     far.expect("open").expect("server");
-    assert_eq!(silent[0].read_u8().await.expect_err("given up").kind(), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!(
+        silent[0].read_u8().await.expect_err("given up").kind(),
+        std::io::ErrorKind::UnexpectedEof
+    );
 }
 
 #[tokio::test]
@@ -196,7 +241,10 @@ async fn a_silent_peer_is_cut_off_in_time() {
     let address = listener.local_addr().expect("address");
     let _incoming = incoming::start(listener, server.tls(), 3, Duration::from_millis(20));
     let mut silent = TcpStream::connect(address).await.expect("connect");
-    assert_eq!(silent.read_u8().await.expect_err("cut").kind(), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!(
+        silent.read_u8().await.expect_err("cut").kind(),
+        std::io::ErrorKind::UnexpectedEof
+    );
 }
 
 #[tokio::test]
@@ -232,7 +280,11 @@ async fn unusable_renewals_leave_the_former_certificate() {
     let folder = Folder::new(&ca, "first", "");
     let tls = folder.tls();
     let path = |name: &str| folder.0.path().join(name);
-    for (name, text) in [("tls.crt", ""), ("tls.key", "not a key"), ("ca.crt", "not a certificate")] {
+    for (name, text) in [
+        ("tls.crt", ""),
+        ("tls.key", "not a key"),
+        ("ca.crt", "not a certificate"),
+    ] {
         let former = fs::read(path(name)).expect("read");
         fs::write(path(name), text).expect("write");
         assert_eq!(tls.current().leaf.peer.common_name, "first", "{name}");
@@ -287,16 +339,25 @@ fn errors_name_the_file_and_show_no_key() {
     let mut gone = files.clone();
     gone.authorities = folder.0.path().join("gone.crt");
     let error = fails(&gone);
-    assert!(error.contains("gone.crt") && error.contains("mounted"), "{error}");
+    assert!(
+        error.contains("gone.crt") && error.contains("mounted"),
+        "{error}"
+    );
 
     let mismatch = ca.issue("second", "", 2100).1;
     fs::write(&files.key, &mismatch).expect("write");
     let error = fails(&files);
-    assert!(error.contains("tls.crt") && error.contains("KeyMismatch"), "{error}");
+    assert!(
+        error.contains("tls.crt") && error.contains("KeyMismatch"),
+        "{error}"
+    );
 
     fs::write(&files.key, "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n").expect("write");
     let error = fails(&files);
-    assert!(error.contains("tls.key") && !error.contains("c2VjcmV0"), "{error}");
+    assert!(
+        error.contains("tls.key") && !error.contains("c2VjcmV0"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -309,7 +370,9 @@ fn a_subject_must_be_unambiguous() {
         }
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2020, 1, 31);
-        let certificate = params.self_signed(&KeyPair::generate().expect("key")).expect("sign");
+        let certificate = params
+            .self_signed(&KeyPair::generate().expect("key"))
+            .expect("sign");
         Leaf::parse(certificate.der())
     };
     let organization = DnType::CustomDnType(vec![2, 5, 4, 10]);
@@ -320,9 +383,19 @@ fn a_subject_must_be_unambiguous() {
         (DnType::OrganizationName, "margay:readers"),
         (organization, "margay:nodes"),
     ]);
-    assert!(two.expect_err("two organizations").to_string().contains("only one O"));
+    assert!(
+        two.expect_err("two organizations")
+            .to_string()
+            .contains("only one O")
+    );
     let plain = leaf(&[(DnType::CommonName, "a")]).expect("valid");
-    assert_eq!(plain.peer, Peer { common_name: "a".to_owned(), organization: String::new() });
+    assert_eq!(
+        plain.peer,
+        Peer {
+            common_name: "a".to_owned(),
+            organization: String::new()
+        }
+    );
     assert_eq!(plain.renew_at() - plain.not_before, 20 * 86_400);
 }
 
@@ -339,16 +412,26 @@ async fn a_grpc_server_knows_its_callers() {
         .serve_with_incoming(incoming);
     tokio::spawn(serving);
     // There is no service behind the rules, so an admitted call is answered Unimplemented.
-    let table = [("margay:readers", Code::Unimplemented), ("margay:nodes", Code::PermissionDenied)];
+    let table = [
+        ("margay:readers", Code::Unimplemented),
+        ("margay:nodes", Code::PermissionDenied),
+    ];
     for (organization, wanted) in table {
         let client = Folder::new(&ca, "someone", organization);
         let connector = connector(client.tls(), address);
-        let channel = connector.endpoint().connect_with_connector(connector.clone()).await;
+        let channel = connector
+            .endpoint()
+            .connect_with_connector(connector.clone())
+            .await;
         let request = http::Request::post("/grpc.health.v1.Health/Check")
             .header("content-type", "application/grpc")
             .body(tonic::body::Body::empty())
             .expect("request");
-        let response = channel.expect("channel").oneshot(request).await.expect("answer");
+        let response = channel
+            .expect("channel")
+            .oneshot(request)
+            .await
+            .expect("answer");
         let status = tonic::Status::from_header_map(response.headers()).expect("status");
         assert_eq!(status.code(), wanted, "{organization}: {status}");
     }
@@ -362,9 +445,14 @@ fn a_certificate_that_no_authority_signed_is_recognised() {
     let folder = Folder::new(&old, "margay:node:n1", "margay:nodes");
     let tls = folder.tls();
     assert!(tls.current().is_trusted);
-    let put = |authorities: String| fs::write(folder.0.path().join("ca.crt"), authorities).expect("write");
+    let put = |authorities: String| {
+        fs::write(folder.0.path().join("ca.crt"), authorities).expect("write")
+    };
     put(format!("{}{}", old.pem, new.pem));
-    assert!(tls.current().is_trusted, "while one is replaced by the other");
+    assert!(
+        tls.current().is_trusted,
+        "while one is replaced by the other"
+    );
     put(new.pem.clone());
     assert!(!tls.current().is_trusted, "the other has never seen it");
     folder.write(&new.issue("margay:node:n1", "margay:nodes", 2021), &new.pem);

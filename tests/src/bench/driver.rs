@@ -1,4 +1,5 @@
-//! Sets in the driver alone, built, encoded and committed in a network namespace of their own: a whole one, and one member of it.
+//! Sets in the driver alone, built, encoded and committed in a network namespace of their own: a
+//! whole one, and one member of it.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -14,14 +15,22 @@ use crate::namespace::Namespace;
 struct Kind {
     name: &'static str,
     kind: fn() -> SetKind,
-    rounds: u32,
+    repetitions: u32,
 }
 
-const ADDRESSES: Kind = Kind { name: "member", kind: || SetKind::of(FieldType::Ipv4), rounds: 2_000 };
+const ADDRESSES: Kind = Kind {
+    name: "member",
+    kind: || SetKind::of(FieldType::Ipv4),
+    repetitions: 2_000,
+};
 /// The kernel keeps ranges in a tree that it cleans up with each change.
-const RANGES: Kind = Kind { name: "range", kind: || SetKind::of(FieldType::Ipv4).with_intervals(), rounds: 500 };
+const RANGES: Kind = Kind {
+    name: "range",
+    kind: || SetKind::of(FieldType::Ipv4).with_intervals(),
+    repetitions: 500,
+};
 
-/// What is measured: the kind, the size, and the end of the figure's key.
+/// Measurements: kind, size, and the end of the figure's key.
 const SIZES: [(Kind, u32, &str); 5] = [
     (ADDRESSES, 1_000, "1k"),
     (ADDRESSES, 10_000, "10k"),
@@ -37,17 +46,32 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let (load, changes) = namespace.run(|| set(&kind, size))?;
         let times = Quantiles::new(changes);
         let us = |part: f64| times.at(part).as_secs_f64() * 1e6;
-        let note = format!("p99 {:.1} us, loaded in {:.1} ms", us(0.99), load.as_secs_f64() * 1e3);
-        bench.sheet.put(&format!("driver.{}.{key}", kind.name), us(0.5), note)?;
+        let note = format!(
+            "p99 {:.1} us, loaded in {:.1} ms",
+            us(0.99),
+            load.as_secs_f64() * 1e3
+        );
+        bench
+            .sheet
+            .put(&format!("driver.{}.{key}", kind.name), us(0.5), note)?;
         if (kind.name, key) == ("member", "100k") {
-            bench.sheet.put("driver.load.100k", load.as_secs_f64() * 1e3, String::new())?;
+            bench
+                .sheet
+                .put("driver.load.100k", load.as_secs_f64() * 1e3, String::new())?;
         }
     }
     Ok(())
 }
 
 /// Loads a set, then adds and removes one member again and again.
-fn set(Kind { name: _, kind, rounds }: &Kind, size: u32) -> Result<(Duration, Vec<Duration>)> {
+fn set(
+    Kind {
+        name: _,
+        kind,
+        repetitions,
+    }: &Kind,
+    size: u32,
+) -> Result<(Duration, Vec<Duration>)> {
     let name = SetName::new("members-1")?;
     // Every other address, so that ranges stay apart.
     let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number * 2);
@@ -58,11 +82,11 @@ fn set(Kind { name: _, kind, rounds }: &Kind, size: u32) -> Result<(Duration, Ve
     socket.exec(&Transaction::replace(&ruleset))?;
     let load = begin.elapsed();
     let mut times = Vec::new();
-    for round in 0..*rounds {
+    for repetition in 0..*repetitions {
         let begin = Instant::now();
-        let one = Set::members(kind(), [address(size + round / 2)]);
+        let one = Set::members(kind(), [address(size + repetition / 2)]);
         let mut transaction = Transaction::new(ruleset.table.clone());
-        if round % 2 == 0 {
+        if repetition % 2 == 0 {
             transaction.add_elements(&name, one);
         } else {
             transaction.delete_elements(&name, one);

@@ -1,6 +1,7 @@
-//! A figure beside its anchor and its budget, and the sheet of all that were taken.
+//! A figure with its anchor and its budget, and the report of all figures.
 //!
-//! What is measured, against what, and how good it has to be is data: [`LINES`]. A measurement only names its line.
+//! What is measured, against what, and how good it has to be is data: [`LINES`]. A measurement only
+//! names its line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,22 +10,22 @@ use anyhow::{Context, Result};
 
 use super::lines::LINES;
 
-/// What a figure is, and what it is measured against.
+/// Definition of a figure.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {
-    /// Name by which a measurement knows it.
+    /// Name that measurements use.
     pub key: &'static str,
-    /// What it says, to a person.
+    /// Description for people.
     pub what: &'static str,
     /// Unit of all its numbers.
     pub unit: &'static str,
-    /// What others need, and who they are.
+    /// Anchor: the value of somebody else, and who it is.
     pub anchor: Option<(f64, &'static str)>,
-    /// What it may be at most.
+    /// Budget: the largest acceptable value.
     pub budget: Option<f64>,
 }
 
-/// One figure as it was taken.
+/// One measured figure.
 #[derive(Debug, Clone)]
 struct Taken {
     line: &'static Line,
@@ -32,7 +33,7 @@ struct Taken {
     detail: String,
 }
 
-/// Figures in the order in which they were taken. A figure that is taken again replaces the former one.
+/// Figures in the order of measurement. A repeated measurement replaces the earlier one.
 #[derive(Debug, Default)]
 pub struct Sheet {
     taken: Vec<Taken>,
@@ -41,24 +42,34 @@ pub struct Sheet {
 impl Line {
     /// The line of this name.
     pub fn of(key: &str) -> Result<&'static Self> {
-        LINES.iter().find(|line| line.key == key).with_context(|| format!("no figure is named {key}"))
+        LINES
+            .iter()
+            .find(|line| line.key == key)
+            .with_context(|| format!("no figure is named {key}"))
     }
 
-    /// Whether the budget, if there is one, is kept.
+    /// Returns whether the budget, if there is one, is kept.
     fn holds(&self, value: f64) -> bool {
         self.budget.is_none_or(|limit| value <= limit)
     }
 
     /// Value over anchor.
     fn ratio(&self, value: f64) -> Option<f64> {
-        self.anchor.filter(|(anchor, _)| *anchor > 0.0).map(|(anchor, _)| value / anchor)
+        self.anchor
+            .filter(|(anchor, _)| *anchor > 0.0)
+            .map(|(anchor, _)| value / anchor)
     }
 }
 
 impl Sheet {
-    /// Notes a figure and prints it. `detail` is what else is worth knowing, such as the other quantiles.
+    /// Records a figure and prints it. `detail` is what else is worth knowing, such as the other
+    /// quantiles.
     pub fn put(&mut self, key: &str, value: f64, detail: impl Into<String>) -> Result<()> {
-        let taken = Taken { line: Line::of(key)?, value, detail: detail.into() };
+        let taken = Taken {
+            line: Line::of(key)?,
+            value,
+            detail: detail.into(),
+        };
         println!("{}", taken.row());
         self.taken.retain(|other| other.line.key != key);
         self.taken.push(taken);
@@ -67,10 +78,16 @@ impl Sheet {
 
     /// Everything as a table of Markdown.
     pub fn markdown(&self) -> String {
-        let mut text = "| Figure | Margay | Anchor | Ratio | Budget | |\n|---|---|---|---|---|---|\n".to_owned();
+        let mut text =
+            "| Figure | Margay | Anchor | Ratio | Budget | |\n|---|---|---|---|---|---|\n"
+                .to_owned();
         for taken in &self.taken {
             let [value, anchor, ratio, budget, verdict] = taken.cells();
-            let detail = if taken.detail.is_empty() { String::new() } else { format!(" ({})", taken.detail) };
+            let detail = if taken.detail.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", taken.detail)
+            };
             let _ = writeln!(
                 text,
                 "| {} | **{value}**{detail} | {anchor} | {ratio} | {budget} | {verdict} |",
@@ -86,24 +103,38 @@ impl Sheet {
             .taken
             .iter()
             .map(|taken| {
-                let about = serde_json::json!({"value": taken.value, "unit": taken.line.unit, "detail": taken.detail});
+                let about = serde_json::json!({
+                    "value": taken.value,
+                    "unit": taken.line.unit,
+                    "detail": taken.detail,
+                });
                 (taken.line.key, about)
             })
             .collect();
         serde_json::json!(values)
     }
 
-    /// What was missed, in words.
+    /// Missed budgets, for people.
     pub fn missed(&self) -> Vec<String> {
-        let missed = self.taken.iter().filter(|taken| !taken.line.holds(taken.value));
-        missed.map(|taken| format!("{}: {}", taken.line.what, taken.cells()[0])).collect()
+        let missed = self
+            .taken
+            .iter()
+            .filter(|taken| !taken.line.holds(taken.value));
+        missed
+            .map(|taken| format!("{}: {}", taken.line.what, taken.cells()[0]))
+            .collect()
     }
 }
 
 impl Taken {
     /// Value, anchor, ratio, budget and whether it is kept.
     fn cells(&self) -> [String; 5] {
-        let Line { unit, anchor, budget, .. } = *self.line;
+        let Line {
+            unit,
+            anchor,
+            budget,
+            ..
+        } = *self.line;
         let with_unit = |value: f64| format!("{} {unit}", number(value)).trim_end().to_owned();
         let verdict = match budget {
             Some(_) if self.line.holds(self.value) => "met",
@@ -112,21 +143,35 @@ impl Taken {
         };
         [
             with_unit(self.value),
-            anchor.map(|(value, whose)| format!("{}, {whose}", with_unit(value))).unwrap_or_default(),
-            self.line.ratio(self.value).map(|ratio| format!("{ratio:.3}x")).unwrap_or_default(),
-            budget.map(|limit| format!("<= {}", number(limit))).unwrap_or_default(),
+            anchor
+                .map(|(value, whose)| format!("{}, {whose}", with_unit(value)))
+                .unwrap_or_default(),
+            self.line
+                .ratio(self.value)
+                .map(|ratio| format!("{ratio:.3}x"))
+                .unwrap_or_default(),
+            budget
+                .map(|limit| format!("<= {}", number(limit)))
+                .unwrap_or_default(),
             verdict.to_owned(),
         ]
     }
 
     fn row(&self) -> String {
         let [value, anchor, ratio, budget, verdict] = self.cells();
-        let detail = if self.detail.is_empty() { String::new() } else { format!("   [{}]", self.detail) };
-        format!("{:74} {value:>12}  {ratio:>9} of {anchor:34} {budget:>9} {verdict}{detail}", self.line.what)
+        let detail = if self.detail.is_empty() {
+            String::new()
+        } else {
+            format!("   [{}]", self.detail)
+        };
+        format!(
+            "{:74} {value:>12}  {ratio:>9} of {anchor:34} {budget:>9} {verdict}{detail}",
+            self.line.what
+        )
     }
 }
 
-/// A number with as many digits as say something.
+/// A number with its significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size == 0.0 || size >= 100.0 || (size.fract() == 0.0) => format!("{value:.0}"),
@@ -150,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_budget_is_said() {
+    fn a_missed_budget_is_reported() {
         let mut sheet = Sheet::default();
         sheet.put("cni.add.p50", 1000.0, "").unwrap();
         assert!(sheet.markdown().contains("MISSED"), "{}", sheet.markdown());

@@ -1,5 +1,6 @@
-//! CNI ADD and DEL without Kubernetes: the real plugin, agent and typha on one node of the lab, with a policy that selects every pod, and IPAM on blocks
-//! in memory. Agent and typha run in this process, so it has to be of the release build.
+//! CNI ADD and DEL without Kubernetes: the real plugin, agent and typha on one node of the lab,
+//! with a policy that selects every pod, and IPAM on blocks in memory. Agent and typha run in this
+//! process, so it has to be of the release build.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,8 +17,8 @@ use crate::plugin::Call;
 
 /// Pods one by one.
 const SERIAL: usize = 100;
-/// Pods of the crowd.
-const CROWD: usize = 320;
+/// Pods of the concurrent run.
+const BURST: usize = 320;
 /// Calls at once.
 const WIDTH: usize = 16;
 const NODE: &str = "n1";
@@ -29,21 +30,26 @@ struct Waiting {
     _namespace: Namespace,
 }
 
-/// One by one, then sixteen at once.
+/// One by one, then sixteen at a time.
 pub fn run(bench: &mut Bench) -> Result<()> {
     let lab = mk_lab()?;
     let serial = wait(&lab, "serial", SERIAL)?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     for (command, key) in [("ADD", "local.add.p50"), ("DEL", "local.del.p50")] {
-        let times = serial.iter().map(|pod| exec(pod, command)).collect::<Result<_>>()?;
+        let times = serial
+            .iter()
+            .map(|pod| exec(pod, command))
+            .collect::<Result<_>>()?;
         let times = Quantiles::new(times);
-        bench.sheet.put(key, ms(times.at(0.5)), format!("{times}"))?;
+        bench
+            .sheet
+            .put(key, ms(times.at(0.5)), format!("{times}"))?;
     }
-    let crowd = wait(&lab, "crowd", CROWD)?;
-    for (command, key) in [("ADD", "local.add.crowd"), ("DEL", "local.del.crowd")] {
+    let burst = wait(&lab, "burst", BURST)?;
+    for (command, key) in [("ADD", "local.add.burst"), ("DEL", "local.del.burst")] {
         let begin = Instant::now();
-        let times = Quantiles::new(at_once(&crowd, command)?);
-        let each = begin.elapsed() / CROWD as u32;
+        let times = Quantiles::new(at_once(&burst, command)?);
+        let each = begin.elapsed() / BURST as u32;
         let detail = format!("{:.0} per s; one call {times}", 1.0 / each.as_secs_f64());
         bench.sheet.put(key, ms(each), detail)?;
         check_enforced(&lab)?;
@@ -52,15 +58,28 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 }
 
 fn mk_lab() -> Result<Lab> {
-    let lab = Lab::new(&Options { nodes: 1, ..Options::default() })?;
+    let lab = Lab::new(&Options {
+        nodes: 1,
+        ..Options::default()
+    })?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     let from = json!([{"podSelector": {"matchLabels": {"friend": "yes"}}}]);
     let problems = lab.apply(&json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "friends"},
-        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": [{"port": 80}]}]},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": "friends",
+        },
+        "spec": {
+            "podSelector": {},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": from, "ports": [{"port": 80}]}],
+        },
     }))?;
-    ensure!(problems.is_empty(), "the policy is as it should be: {problems:?}");
-    lab.settle()?;
+    ensure!(
+        problems.is_empty(),
+        "the policy is as it should be: {problems:?}"
+    );
+    lab.wait_enforced()?;
     Ok(lab)
 }
 
@@ -72,13 +91,20 @@ fn wait(lab: &Lab, name: &str, count: usize) -> Result<Vec<Waiting>> {
             let pod = format!("{name}-{index}");
             let uid = format!("{pod}-uid");
             lab.apply(&json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "x", "name": pod, "uid": uid},
+                "apiVersion": "v1", "kind": "Pod", "metadata": {
+                    "namespace": "x",
+                    "name": pod,
+                    "uid": uid,
+                },
                 "spec": {"nodeName": NODE, "serviceAccountName": "default", "containers": []},
             }))?;
             let namespace = Namespace::new()?;
             let mut call = Call::new(&socket, &format!("x/{pod}"), &pod, &namespace.path())?;
             call.arguments = format!("{};K8S_POD_UID={uid}", call.arguments);
-            Ok(Waiting { call, _namespace: namespace })
+            Ok(Waiting {
+                call,
+                _namespace: namespace,
+            })
         })
         .collect()
 }
@@ -87,7 +113,9 @@ fn exec(pod: &Waiting, command: &str) -> Result<Duration> {
     let begin = Instant::now();
     let answer = pod.call.exec(command)?;
     let took = begin.elapsed();
-    answer.success().with_context(|| format!("{command} of {}", pod.call.container))?;
+    answer
+        .success()
+        .with_context(|| format!("{command} of {}", pod.call.container))?;
     Ok(took)
 }
 
@@ -103,7 +131,9 @@ fn at_once(pods: &[Waiting], command: &str) -> Result<Vec<Duration>> {
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..WIDTH).map(|_| scope.spawn(work)).collect();
-        let times = workers.into_iter().map(|worker| worker.join().map_err(|_| anyhow!("a caller panicked"))?);
+        let times = workers
+            .into_iter()
+            .map(|worker| worker.join().map_err(|_| anyhow!("a caller panicked"))?);
         Ok(times.collect::<Result<Vec<_>>>()?.concat())
     })
 }

@@ -15,7 +15,7 @@ pub fn idle(bench: &mut Bench) -> Result<()> {
 
 /// With 100 pods on the first node and 1000 policies.
 pub fn full(bench: &mut Bench) -> Result<()> {
-    policy::crowd(bench)?;
+    policy::fill_node(bench)?;
     policy::background(bench, 1_000)?;
     bench.calm()?;
     take(bench, "node", "memory.agent.full")?;
@@ -23,8 +23,8 @@ pub fn full(bench: &mut Bench) -> Result<()> {
 }
 
 /// With 100 pods on the first node and 10,000 policies.
-pub fn crowded(bench: &mut Bench) -> Result<()> {
-    policy::crowd(bench)?;
+pub fn with_many_policies(bench: &mut Bench) -> Result<()> {
+    policy::fill_node(bench)?;
     policy::background(bench, 10_000)?;
     bench.calm()?;
     take(bench, "node", "memory.agent.10k")?;
@@ -36,12 +36,18 @@ fn take(bench: &mut Bench, component: &str, key: &str) -> Result<()> {
     let mut sizes = Vec::new();
     for node in bench.cluster()?.nodes()? {
         for pid in install::processes(&node, component) {
-            sizes.push((machine::resident(pid)?, machine::anonymous(pid)?, node.host.name.clone()));
+            sizes.push((
+                machine::resident(pid)?,
+                machine::anonymous(pid)?,
+                node.host.name.clone(),
+            ));
         }
     }
     let largest = sizes.iter().map(|size| size.0).max_by(f64::total_cmp);
     let largest = largest.with_context(|| format!("no {component} runs"))?;
-    let each: Vec<String> =
-        sizes.iter().map(|(rss, own, node)| format!("{node} {rss:.1}, of it anonymous {own:.1}")).collect();
+    let each: Vec<String> = sizes
+        .iter()
+        .map(|(rss, own, node)| format!("{node} {rss:.1}, of it anonymous {own:.1}"))
+        .collect();
     bench.sheet.put(key, largest, each.join("; "))
 }

@@ -1,4 +1,4 @@
-//! Writing many objects through the API, some at a time, and watching pods become ready.
+//! Writes many objects through the API, several at a time, and watches pods become ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,7 +20,7 @@ use crate::world;
 
 /// Requests under way at once.
 const AT_ONCE: usize = 16;
-/// How long a crowd of pods may take, and a namespace to go.
+/// Time limit for many pods at once to start, and for a namespace to be deleted.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The API as an administrator sees it, for callers without a runtime of their own.
@@ -32,21 +32,31 @@ pub struct Objects {
 impl Objects {
     /// Connects.
     pub fn new(cluster: &Cluster) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let client = runtime.block_on(cluster.client())?;
         Ok(Self { runtime, client })
     }
 
     /// Waits for work on the runtime.
     pub fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await.context("the time was up")? })
+        self.runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, work)
+                .await
+                .context("the time was up")?
+        })
     }
 
     /// Makes a namespace unless it is there.
     pub fn namespace(&self, name: &str) -> Result<()> {
-        let object: Namespace = serde_json::from_value(json!({"metadata": {"name": name, "labels": {"ns": name}}}))?;
+        let object: Namespace =
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"ns": name}}}))?;
         self.wait(async {
-            match Api::all(self.client.clone()).create(&PostParams::default(), &object).await {
+            match Api::all(self.client.clone())
+                .create(&PostParams::default(), &object)
+                .await
+            {
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 result => drop(result?),
             }
@@ -62,7 +72,13 @@ impl Objects {
     pub fn names(&self, namespace: &str) -> Result<BTreeSet<String>> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         self.wait(async {
-            Ok(api.list_metadata(&ListParams::default()).await?.items.iter().map(ResourceExt::name_any).collect())
+            Ok(api
+                .list_metadata(&ListParams::default())
+                .await?
+                .items
+                .iter()
+                .map(ResourceExt::name_any)
+                .collect())
         })
     }
 
@@ -72,15 +88,18 @@ impl Objects {
         let all: Api<Namespace> = Api::all(self.client.clone());
         self.wait(async {
             all.delete(name, &DeleteParams::default()).await?;
-            let gone =
-                kube::runtime::wait::await_condition(all.clone(), name, |object: Option<&Namespace>| object.is_none());
+            let gone = kube::runtime::wait::await_condition(
+                all.clone(),
+                name,
+                |object: Option<&Namespace>| object.is_none(),
+            );
             Ok(gone.await?)
         })?;
         Ok(begin.elapsed())
     }
 
-    /// Makes serving pods in `namespace`, all at once or one after the other, each when the former one is ready; returns how long each took from
-    /// its request to its readiness.
+    /// Makes serving pods in `namespace`, all at once or one after the other, each when the former
+    /// one is ready; returns how long each took from its request to its readiness.
     pub fn pods(
         &self,
         namespace: &str,
@@ -91,7 +110,9 @@ impl Objects {
         let (ready, seen) = tokio::sync::watch::channel(BTreeMap::<String, Instant>::new());
         let watched = api.clone();
         let watching = self.runtime.spawn(async move {
-            let events = watcher(watched, watcher::Config::default()).default_backoff().applied_objects();
+            let events = watcher(watched, watcher::Config::default())
+                .default_backoff()
+                .applied_objects();
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
                 let Ok(pod) = event else { continue };
@@ -105,7 +126,8 @@ impl Objects {
         let create = |(name, node): (String, String)| {
             let api = &api;
             async move {
-                let object: Pod = serde_json::from_value(world::server(&format!("{namespace}/{name}"), &node)?)?;
+                let object: Pod =
+                    serde_json::from_value(world::server(&format!("{namespace}/{name}"), &node)?)?;
                 let begin = Instant::now();
                 api.create(&PostParams::default(), &object).await?;
                 anyhow::Ok((name, begin))
@@ -113,16 +135,21 @@ impl Objects {
         };
         let made: Result<Vec<(String, Instant)>> = self.wait(async {
             if !one_by_one {
-                let made = futures::stream::iter(pods.iter().cloned()).map(create).buffer_unordered(AT_ONCE);
+                let made = futures::stream::iter(pods.iter().cloned())
+                    .map(create)
+                    .buffer_unordered(AT_ONCE);
                 let made: Vec<(String, Instant)> = made.try_collect().await?;
                 let mut seen = seen.clone();
-                seen.wait_for(|ready| made.iter().all(|(name, _)| ready.contains_key(name))).await?;
+                seen.wait_for(|ready| made.iter().all(|(name, _)| ready.contains_key(name)))
+                    .await?;
                 return Ok(made);
             }
             let mut made = Vec::new();
             for pod in pods {
                 let (name, begin) = create(pod.clone()).await?;
-                seen.clone().wait_for(|ready| ready.contains_key(&name)).await?;
+                seen.clone()
+                    .wait_for(|ready| ready.contains_key(&name))
+                    .await?;
                 made.push((name, begin));
             }
             Ok(made)
@@ -130,7 +157,9 @@ impl Objects {
         watching.abort();
         let ready = seen.borrow();
         let took = |(name, begin): (String, Instant)| {
-            let at = *ready.get(&name).with_context(|| format!("pod {name} is not ready"))?;
+            let at = *ready
+                .get(&name)
+                .with_context(|| format!("pod {name} is not ready"))?;
             Ok((name, at.saturating_duration_since(begin)))
         };
         made?.into_iter().map(took).collect()
@@ -150,11 +179,18 @@ impl Objects {
                     anyhow::Ok(())
                 }
             };
-            let is_missing =
-                |object: &Value| object["metadata"]["name"].as_str().is_some_and(|name| !present.contains(name));
+            let is_missing = |object: &Value| {
+                object["metadata"]["name"]
+                    .as_str()
+                    .is_some_and(|name| !present.contains(name))
+            };
             let missing: Vec<Value> = wanted.into_iter().filter(is_missing).collect();
             let count = present.len() + missing.len();
-            futures::stream::iter(missing).map(create).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+            futures::stream::iter(missing)
+                .map(create)
+                .buffer_unordered(AT_ONCE)
+                .try_collect::<()>()
+                .await?;
             Ok(count)
         })
     }

@@ -15,7 +15,7 @@ const PLUGIN: &str = "margay";
 /// Name of the flow schema whose requests are counted.
 const SCHEMA: &str = "margay-bench";
 
-/// The shim in the place of a node's plugin.
+/// The shim that replaces a node's plugin.
 #[derive(Debug)]
 pub struct Shim {
     folder: PathBuf,
@@ -24,7 +24,7 @@ pub struct Shim {
 /// One call of the plugin.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// From its start to its end.
+    /// Duration.
     pub took: Duration,
     /// CPU that it used.
     pub cpu: Duration,
@@ -33,13 +33,19 @@ pub struct Call {
 }
 
 impl Shim {
-    /// Puts the shim into the plugin's place.
+    /// Replaces the plugin with the shim.
     pub fn put(node: &Node, shim: &Path) -> Result<Self> {
-        let own = Self { folder: node.folder.join("cni-bin") };
-        let (plugin, real) = (own.folder.join(PLUGIN), own.folder.join(PLUGIN).with_extension("real"));
+        let own = Self {
+            folder: node.folder.join("cni-bin"),
+        };
+        let (plugin, real) = (
+            own.folder.join(PLUGIN),
+            own.folder.join(PLUGIN).with_extension("real"),
+        );
         let _ = std::fs::remove_file(own.log());
         if !real.exists() {
-            std::fs::hard_link(&plugin, &real).with_context(|| format!("no plugin {}", plugin.display()))?;
+            std::fs::hard_link(&plugin, &real)
+                .with_context(|| format!("no plugin {}", plugin.display()))?;
         }
         let new = own.folder.join("margay.new");
         std::fs::copy(shim, &new).with_context(|| format!("{} is not built", shim.display()))?;
@@ -47,14 +53,17 @@ impl Shim {
         Ok(own)
     }
 
-    /// The first call so far with this command for each pod of the namespace; one that failed is an error. The runtime repeats DEL for pods that are
-    /// gone, of which there is nothing left to measure.
+    /// The first call so far with this command for each pod of the namespace; one that failed is an
+    /// error. The runtime repeats DEL for pods that are gone, of which there is nothing left to
+    /// measure.
     pub fn calls(&self, command: &str, namespace: &str) -> Result<Vec<Call>> {
         let text = std::fs::read_to_string(self.log()).context("the plugin was not called")?;
         let mut calls = BTreeMap::new();
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let [verb, pod, took, cpu, kib, code] = words[..] else { continue };
+            let [verb, pod, took, cpu, kib, code] = words[..] else {
+                continue;
+            };
             let is_of = |(own, _): (&str, &str)| own == namespace;
             if verb != command || !pod.split_once('/').is_some_and(is_of) {
                 continue;
@@ -70,7 +79,7 @@ impl Shim {
         Ok(calls.into_values().collect())
     }
 
-    /// Puts the plugin back.
+    /// Restores the plugin.
     pub fn remove(self) -> Result<()> {
         let plugin = self.folder.join(PLUGIN);
         std::fs::rename(plugin.with_extension("real"), plugin).context("put the plugin back")
@@ -81,15 +90,27 @@ impl Shim {
     }
 }
 
-/// Gives a service account a flow schema of its own, so that the API server's fairness metrics count its requests.
+/// Gives a service account a flow schema of its own, so that the API server's fairness metrics
+/// count its requests.
 pub fn count_requests(cluster: &Cluster, (namespace, name): (&str, &str)) -> Result<()> {
     let every = json!({
-        "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"namespace": namespace, "name": name}}],
-        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}],
+        "subjects": [{
+            "kind": "ServiceAccount",
+            "serviceAccount": {"namespace": namespace, "name": name},
+        }],
+        "resourceRules": [{
+            "verbs": ["*"],
+            "apiGroups": ["*"],
+            "resources": ["*"],
+            "namespaces": ["*"],
+            "clusterScope": true,
+        }],
         "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
     });
     let schema = json!({
-        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": SCHEMA},
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {
+            "name": SCHEMA,
+        },
         "spec": {
             "priorityLevelConfiguration": {"name": "workload-low"}, "matchingPrecedence": 100,
             "distinguisherMethod": {"type": "ByUser"}, "rules": [every],
@@ -97,20 +118,27 @@ pub fn count_requests(cluster: &Cluster, (namespace, name): (&str, &str)) -> Res
     });
     let path = cluster.folder().join("flow-schema.json");
     std::fs::write(&path, schema.to_string())?;
-    cluster.kubectl(&["apply", "--server-side", "-f", &path.display().to_string()]).map(|_| ())
+    cluster
+        .kubectl(&["apply", "--server-side", "-f", &path.display().to_string()])
+        .map(|_| ())
 }
 
 /// Requests of the account so far.
 pub fn requests(cluster: &Cluster) -> Result<f64> {
     let text = cluster.kubectl(&["get", "--raw", "/metrics"])?;
     let label = format!("flow_schema=\"{SCHEMA}\"");
-    let own =
-        |line: &&str| line.starts_with("apiserver_flowcontrol_dispatched_requests_total{") && line.contains(&label);
-    let values = text.lines().filter(own).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+    let own = |line: &&str| {
+        line.starts_with("apiserver_flowcontrol_dispatched_requests_total{")
+            && line.contains(&label)
+    };
+    let values = text
+        .lines()
+        .filter(own)
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
     Ok(values.sum())
 }
 
-/// Requests of the account once no more come.
+/// Requests of the account, once there are no new ones.
 pub fn requests_at_rest(cluster: &Cluster) -> Result<f64> {
     const REST: Duration = Duration::from_millis(500);
     const LIMIT: Duration = Duration::from_secs(15);

@@ -7,7 +7,10 @@ use clap::Parser;
 use margay_tests::bench;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "Figures of Margay on this machine, beside their anchors and budgets")]
+#[command(
+    version,
+    about = "Figures of Margay on this machine, beside their anchors and budgets"
+)]
 struct Args {
     /// Folder of everything the cluster writes.
     #[arg(long, default_value = "target/bench")]
@@ -21,7 +24,7 @@ struct Args {
     /// Take only these measurements; an unknown name lists all.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Where the table and the values go, without `.md` and `.json`.
+    /// Path of the report, without `.md` and `.json`.
     #[arg(long, default_value = "target/bench-report")]
     report: PathBuf,
     /// Fail when a budget is missed.
@@ -30,9 +33,22 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Args { state, name, programs, only, report, strict } = Args::parse();
+    let Args {
+        state,
+        name,
+        programs,
+        only,
+        report,
+        strict,
+    } = Args::parse();
     let programs = programs.or_else(own_folder).unwrap_or_default();
-    match bench::run(&bench::Options { state, name, programs, only, report }) {
+    match bench::run(&bench::Options {
+        state,
+        name,
+        programs,
+        only,
+        report,
+    }) {
         Ok(kept) if kept || !strict => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -42,7 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where this program is, and what was built with it.
+/// Folder of this program, and of those that were built with it.
 fn own_folder() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.to_owned())
 }

@@ -11,7 +11,10 @@ use margay_tests::cluster::{Cluster, Options, ProxyMode, binaries, forward, init
 use margay_tests::image::{Entry, Image};
 
 #[derive(Debug, Parser)]
-#[command(version, about = "A real Kubernetes on this machine; every node is a set of namespaces")]
+#[command(
+    version,
+    about = "A real Kubernetes on this machine; every node is a set of namespaces"
+)]
 struct Args {
     #[command(subcommand)]
     what: What,
@@ -21,7 +24,7 @@ struct Args {
 enum What {
     /// Install the programs that tests and clusters need, as far as they are missing.
     Prepare,
-    /// Build what a cluster runs, and say where it is.
+    /// Build the programs of a cluster, and print their folder.
     Build {
         /// Build the conformance suite e2e.test too.
         #[arg(long)]
@@ -50,7 +53,7 @@ enum What {
     /// Process 1 of a node.
     #[command(hide = true)]
     Node { spec: PathBuf },
-    /// The way from this machine to an API server.
+    /// Forward a port of this machine to an API server.
     #[command(hide = true)]
     Forward { netns: PathBuf, target: SocketAddr },
 }
@@ -64,7 +67,7 @@ struct Folder {
 
 #[derive(Debug, clap::Args)]
 struct Up {
-    /// How many nodes.
+    /// Number of nodes.
     #[arg(long, default_value_t = 3)]
     nodes: u8,
     /// Prefix of the cluster's namespaces; two clusters at a time need two names and two folders.
@@ -79,7 +82,7 @@ struct Up {
     /// Image archives that every node has before its kubelet starts.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
-    /// By what kube-proxy leads to Services.
+    /// Mode of kube-proxy.
     #[arg(long, value_enum, default_value = "nftables")]
     proxy: ProxyMode,
     /// Let the API server write logs/audit.log.
@@ -130,8 +133,18 @@ fn run(what: What) -> Result<()> {
         What::Down(Folder { state }) => take_down(&state),
         What::Reboot { node, folder } => Cluster::attach(&folder.state)?.reboot(&node),
         What::Load { image, folder } => Cluster::attach(&folder.state)?.load(&image),
-        What::Image(NewImage { name, out, entries, entrypoint }) => {
-            let digest = Image { name, entries, entrypoint }.write(&out)?;
+        What::Image(NewImage {
+            name,
+            out,
+            entries,
+            entrypoint,
+        }) => {
+            let digest = Image {
+                name,
+                entries,
+                entrypoint,
+            }
+            .write(&out)?;
             println!("{digest}");
             Ok(())
         }
@@ -141,13 +154,37 @@ fn run(what: What) -> Result<()> {
 }
 
 fn bring_up(up: Up) -> Result<()> {
-    let topology = if up.flat { Topology::Flat } else { Topology::Routed };
-    let Up { nodes, name, dual_stack, image, proxy, audit, suite, folder, .. } = up;
-    let options =
-        Options { name, nodes, topology, dual_stack, state: folder.state, images: image, proxy, audit, suite };
+    let topology = if up.flat {
+        Topology::Flat
+    } else {
+        Topology::Routed
+    };
+    let Up {
+        nodes,
+        name,
+        dual_stack,
+        image,
+        proxy,
+        audit,
+        suite,
+        folder,
+        ..
+    } = up;
+    let options = Options {
+        name,
+        nodes,
+        topology,
+        dual_stack,
+        state: folder.state,
+        images: image,
+        proxy,
+        audit,
+        suite,
+    };
     let cluster = Cluster::up(&options, &|line| eprintln!("{line}"))?.keep();
     let env = cluster.folder().join("env");
-    let text = std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
+    let text =
+        std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
     eprintln!(". {} && $KUBECTL get nodes", env.display());
     print!("{text}");
     Ok(())
@@ -159,6 +196,9 @@ fn take_down(state: &Path) -> Result<()> {
         return Ok(());
     }
     Cluster::attach(state)?.down()?;
-    eprintln!("the cluster in {} is down; its logs are kept", state.display());
+    eprintln!(
+        "the cluster in {} is down; its logs are kept",
+        state.display()
+    );
     Ok(())
 }

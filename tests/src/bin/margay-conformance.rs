@@ -16,7 +16,8 @@ use margay_tests::{demo, install};
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about = "Runs a table of verdicts with real packets; ends with success only if every row is as it must be"
+    about = "Runs a table of verdicts with real packets; ends with success only if every row is as \
+             it must be"
 )]
 struct Args {
     /// The table.
@@ -28,16 +29,16 @@ struct Args {
     /// Numbers of the cases to run; all when absent.
     #[arg(long, value_delimiter = ',')]
     only: Vec<u32>,
-    /// What is in force.
+    /// Policies in force.
     #[arg(long, value_enum, default_value = "full")]
     enforce: Enforce,
-    /// How often a table that matches is asked again before it is believed.
+    /// Number of further checks of a matching table before it is accepted.
     #[arg(long, default_value_t = 3)]
     hold: usize,
     /// Seconds that a table may take to match.
     #[arg(long, default_value_t = 20)]
     limit: u64,
-    /// Where the report is written, as JSON.
+    /// Path of the report, as JSON.
     #[arg(long, default_value = "target/conformance.json")]
     report: PathBuf,
     /// Folder of everything the cluster writes.
@@ -74,18 +75,30 @@ fn conform(args: &Args) -> Result<bool> {
         ..Options::default()
     };
     let report = match args.on {
-        On::Kernel => run(&mut Kernel::new(&table.fixture)?, &table, &options, &say)?,
+        On::Kernel => run(
+            &mut Kernel::new(&table.fixture)?,
+            &table,
+            &options,
+            &print_line,
+        )?,
         On::Cluster => on_cluster(args, &table, &options)?,
     };
-    say(&format!("\n{}\n{}", args.cases.display(), report.text()));
+    print_line(&format!("\n{}\n{}", args.cases.display(), report.text()));
     write(&args.report, &report)?;
     Ok(report.is_good())
 }
 
 fn on_cluster(args: &Args, table: &Table, options: &Options) -> Result<Report> {
-    let cluster = demo::bring_up("mgy-conform", &args.state, &say)?;
-    let report = install::install(&cluster, &install::Options::default(), &say)
-        .and_then(|()| run(&mut OnCluster::new(&cluster, &table.fixture)?, table, options, &say));
+    let cluster = demo::bring_up("mgy-conform", &args.state, &print_line)?;
+    let report =
+        install::install(&cluster, &install::Options::default(), &print_line).and_then(|()| {
+            run(
+                &mut OnCluster::new(&cluster, &table.fixture)?,
+                table,
+                options,
+                &print_line,
+            )
+        });
     cluster.down()?;
     report
 }
@@ -97,10 +110,10 @@ fn write(path: &Path, report: &Report) -> Result<()> {
     }
     std::fs::write(path, serde_json::to_string_pretty(&object)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    say(&format!("report          {}", path.display()));
+    print_line(&format!("report          {}", path.display()));
     Ok(())
 }
 
-fn say(text: &str) {
+fn print_line(text: &str) {
     println!("{}", text.trim_end());
 }

@@ -7,7 +7,10 @@ use clap::Parser;
 use margay_tests::demo;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "A real Kubernetes on this machine, Margay on it, and what it does to packets")]
+#[command(
+    version,
+    about = "A real Kubernetes on this machine, Margay on it, and what it does to packets"
+)]
 struct Args {
     /// Folder of everything the cluster writes.
     #[arg(long, default_value = "target/demo")]
@@ -15,7 +18,7 @@ struct Args {
     /// Prefix of the cluster's namespaces.
     #[arg(long, default_value = "margay-demo")]
     name: String,
-    /// Leave the cluster up, and say what can be done with it.
+    /// Leave the cluster up, and print what can be done with it.
     #[arg(long)]
     keep: bool,
 }

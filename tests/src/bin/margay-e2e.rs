@@ -9,7 +9,8 @@ use margay_tests::e2e;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about = "The NetworkPolicy cases of Kubernetes' end-to-end suite, against Margay on a real Kubernetes on this machine"
+    about = "The NetworkPolicy cases of Kubernetes' end-to-end suite, against Margay on a real \
+             Kubernetes on this machine"
 )]
 struct Args {
     /// Folder of everything the cluster writes.
@@ -24,8 +25,19 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Args { state, name, report } = Args::parse();
-    match e2e::run(&e2e::Options { state, name, report }, &|line| eprintln!("{line}")) {
+    let Args {
+        state,
+        name,
+        report,
+    } = Args::parse();
+    match e2e::run(
+        &e2e::Options {
+            state,
+            name,
+            report,
+        },
+        &|line| eprintln!("{line}"),
+    ) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

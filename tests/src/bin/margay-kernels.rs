@@ -7,7 +7,10 @@ use clap::Parser;
 use margay_tests::machine;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "The kernel layers of the tests on kernels that people run, in virtual machines")]
+#[command(
+    version,
+    about = "The kernel layers of the tests on kernels that people run, in virtual machines"
+)]
 struct Args {
     /// Only these kernels, as 5.10,6.1.
     #[arg(long, value_delimiter = ',')]
@@ -27,8 +30,20 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Args { only, suites, quick, refresh, state } = Args::parse();
-    let options = machine::Options { kernels: only, suites, quick, refresh, state };
+    let Args {
+        only,
+        suites,
+        quick,
+        refresh,
+        state,
+    } = Args::parse();
+    let options = machine::Options {
+        kernels: only,
+        suites,
+        quick,
+        refresh,
+        state,
+    };
     match machine::run(&options, &|line| eprintln!("{line}")) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

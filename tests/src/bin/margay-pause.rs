@@ -1,4 +1,4 @@
-//! The sandbox of a pod: waits until it is told to end, and collects what ends in the pod meanwhile.
+//! The sandbox of a pod: waits for the signal to end, and reaps the pod's processes meanwhile.
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
@@ -11,7 +11,10 @@ fn main() -> Result<(), Errno> {
     }
     signals.thread_block()?;
     while signals.wait()? == Signal::SIGCHLD {
-        while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(_) | Ok(WaitStatus::StillAlive)) {}
+        while !matches!(
+            waitpid(None, Some(WaitPidFlag::WNOHANG)),
+            Err(_) | Ok(WaitStatus::StillAlive)
+        ) {}
     }
     Ok(())
 }

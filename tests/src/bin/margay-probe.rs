@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
-use margay_tests::probe::knock::Knocker;
+use margay_tests::probe::paced::PacedProber;
 use margay_tests::probe::serve::Ports;
 use margay_tests::probe::{Attempt, DENIED_AFTER, Protocol, Target, Verdict};
 
@@ -24,7 +24,8 @@ enum Args {
         #[arg(long, value_delimiter = ',')]
         sctp: Vec<u16>,
     },
-    /// Asks every millisecond for a while, from its first instruction, and says how often it was answered.
+    /// Connects every millisecond for a while, from its first instruction on, and prints how often
+    /// it was answered.
     First {
         /// Whom, by TCP.
         target: SocketAddr,
@@ -42,11 +43,17 @@ enum Args {
 fn main() -> Result<()> {
     match Args::parse() {
         Args::Serve { tcp, udp, sctp } => {
-            let of = |protocol, ports: Vec<u16>| ports.into_iter().map(move |port| (protocol, port));
-            let ports = of(Protocol::Tcp, tcp).chain(of(Protocol::Udp, udp)).chain(of(Protocol::Sctp, sctp));
+            let of =
+                |protocol, ports: Vec<u16>| ports.into_iter().map(move |port| (protocol, port));
+            let ports = of(Protocol::Tcp, tcp)
+                .chain(of(Protocol::Udp, udp))
+                .chain(of(Protocol::Sctp, sctp));
             serve(&ports.collect::<Vec<_>>())
         }
-        Args::First { target, milliseconds } => {
+        Args::First {
+            target,
+            milliseconds,
+        } => {
             first(target, Duration::from_millis(milliseconds));
             Ok(())
         }
@@ -59,7 +66,9 @@ fn main() -> Result<()> {
 
 fn serve(ports: &[(Protocol, u16)]) -> Result<()> {
     let ports = Ports::open(ports)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         ports.serve()?;
         let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -70,30 +79,40 @@ fn serve(ports: &[(Protocol, u16)]) -> Result<()> {
 
 fn first(target: SocketAddr, duration: Duration) {
     let begin = Instant::now();
-    let target = Target { protocol: Protocol::Tcp, address: target };
-    let mut knocker = Knocker::new(target, DENIED_AFTER);
+    let target = Target {
+        protocol: Protocol::Tcp,
+        address: target,
+    };
+    let mut prober = PacedProber::new(target, DENIED_AFTER);
     let (mut answered, mut other) = (0_u32, 0_u32);
     let mut first_answer = None;
-    while begin.elapsed() < duration || !knocker.is_idle() {
+    while begin.elapsed() < duration || !prober.is_idle() {
         if begin.elapsed() < duration {
-            knocker.knock();
+            prober.probe();
         }
-        for knocked in knocker.collect() {
-            if knocked.verdict == Verdict::Answered {
+        for result in prober.collect() {
+            if result.verdict == Verdict::Answered {
                 answered += 1;
-                first_answer.get_or_insert(knocked.start.duration_since(begin).as_millis());
+                first_answer.get_or_insert(result.start.duration_since(begin).as_millis());
             } else {
                 other += 1;
             }
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    let report = serde_json::json!({"answered": answered, "unanswered": other, "first_answer_ms": first_answer.map(|ms| ms as u64)});
+    let report = serde_json::json!({
+        "answered": answered,
+        "unanswered": other,
+        "first_answer_ms": first_answer.map(|ms| ms as u64),
+    });
     println!("{report}");
 }
 
 fn once(target: SocketAddr) -> Verdict {
-    let attempt = Attempt::start(Target { protocol: Protocol::Tcp, address: target });
+    let attempt = Attempt::start(Target {
+        protocol: Protocol::Tcp,
+        address: target,
+    });
     loop {
         match attempt.look() {
             Some(verdict) => return verdict,

@@ -1,7 +1,8 @@
 //! The programs of Kubernetes, etcd and containerd, built from their Go modules.
 //!
-//! The modules are pinned in `tests/kubernetes`. What is built goes to a cache outside the tree, in a folder named by
-//! the modules and the flags, so that a change of either makes a new folder and nothing is built twice.
+//! The modules are pinned in `tests/kubernetes`. What is built goes to a cache outside the tree, in
+//! a folder named by the modules and the flags, so that a change of either makes a new folder and
+//! nothing is built twice.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ struct Program {
 
 #[derive(PartialEq)]
 enum How {
-    /// It tells its version, and refuses to work with others when it cannot.
+    /// Built with its version, without which it refuses to work with others.
     Versioned,
     Plain,
     Tags(&'static str),
@@ -38,8 +39,18 @@ enum How {
     Test,
 }
 
-const fn command(name: &'static str, module: &'static str, package: &'static str, how: How) -> Program {
-    Program { name, module, package, how }
+const fn command(
+    name: &'static str,
+    module: &'static str,
+    package: &'static str,
+    how: How,
+) -> Program {
+    Program {
+        name,
+        module,
+        package,
+        how,
+    }
 }
 
 /// Drivers of containerd that need libraries of the machine and serve no purpose here.
@@ -47,89 +58,184 @@ const NO_DRIVERS: How = How::Tags("no_btrfs,no_devmapper,no_zfs");
 
 /// The API server comes first: it shares most with the others and pays for them.
 const PROGRAMS: [Program; 11] = [
-    command("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", How::Versioned),
-    command("kubelet", "kubernetes", "k8s.io/kubernetes/cmd/kubelet", How::Versioned),
-    command("kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", How::Versioned),
-    command("kube-scheduler", "kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler", How::Versioned),
-    command("kube-proxy", "kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", How::Versioned),
-    command("kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", How::Versioned),
-    command("agnhost", "kubernetes", "k8s.io/kubernetes/test/images/agnhost", How::Plain),
+    command(
+        "kube-apiserver",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kube-apiserver",
+        How::Versioned,
+    ),
+    command(
+        "kubelet",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kubelet",
+        How::Versioned,
+    ),
+    command(
+        "kube-controller-manager",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        How::Versioned,
+    ),
+    command(
+        "kube-scheduler",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kube-scheduler",
+        How::Versioned,
+    ),
+    command(
+        "kube-proxy",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kube-proxy",
+        How::Versioned,
+    ),
+    command(
+        "kubectl",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kubectl",
+        How::Versioned,
+    ),
+    command(
+        "agnhost",
+        "kubernetes",
+        "k8s.io/kubernetes/test/images/agnhost",
+        How::Plain,
+    ),
     command("etcd", "etcd", "go.etcd.io/etcd/server/v3", How::Plain),
-    command("containerd", "containerd", "github.com/containerd/containerd/v2/cmd/containerd", NO_DRIVERS),
+    command(
+        "containerd",
+        "containerd",
+        "github.com/containerd/containerd/v2/cmd/containerd",
+        NO_DRIVERS,
+    ),
     command(
         "containerd-shim-runc-v2",
         "containerd",
         "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
         NO_DRIVERS,
     ),
-    command("ctr", "containerd", "github.com/containerd/containerd/v2/cmd/ctr", NO_DRIVERS),
+    command(
+        "ctr",
+        "containerd",
+        "github.com/containerd/containerd/v2/cmd/ctr",
+        NO_DRIVERS,
+    ),
 ];
 
-/// The conformance suite; built only when asked for, because it takes as long as everything else together.
-const SUITE: Program = command("e2e.test", "kubernetes", "k8s.io/kubernetes/test/e2e", How::Test);
+/// The conformance suite; built only when asked for, because it takes as long as everything else
+/// together.
+const SUITE: Program = command(
+    "e2e.test",
+    "kubernetes",
+    "k8s.io/kubernetes/test/e2e",
+    How::Test,
+);
 
-/// Returns the folder that holds every program, after building what is missing. `tell` gets lines for a person.
-pub fn ensure_built(suite: bool, tell: &dyn Fn(&str)) -> Result<PathBuf> {
+/// Returns the folder that holds every program, after building what is missing. `progress` receives
+/// lines for people.
+pub fn ensure_built(suite: bool, progress: &dyn Fn(&str)) -> Result<PathBuf> {
     let wanted: Vec<&Program> = PROGRAMS.iter().chain(suite.then_some(&SUITE)).collect();
     if let Some(folder) = std::env::var_os(READY).filter(|value| !value.is_empty()) {
-        let folder = std::fs::canonicalize(&folder).with_context(|| format!("{READY}={}", folder.display()))?;
-        let missing: Vec<&str> = wanted.iter().map(|p| p.name).filter(|name| !folder.join(name).exists()).collect();
-        ensure!(missing.is_empty(), "{READY}={} lacks {}", folder.display(), missing.join(", "));
+        let folder = std::fs::canonicalize(&folder)
+            .with_context(|| format!("{READY}={}", folder.display()))?;
+        let missing: Vec<&str> = wanted
+            .iter()
+            .map(|p| p.name)
+            .filter(|name| !folder.join(name).exists())
+            .collect();
+        ensure!(
+            missing.is_empty(),
+            "{READY}={} lacks {}",
+            folder.display(),
+            missing.join(", ")
+        );
         return Ok(folder);
     }
     let folder = folder()?;
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     // Harnesses that start together take turns: the first one builds for all.
     let turn = File::create(folder.with_file_name("lock"))?;
     if turn.try_lock().is_err() {
-        tell("waiting for another build");
+        progress("waiting for another build");
         turn.lock().context("cannot wait for another build")?;
     }
-    let missing: Vec<&Program> = wanted.into_iter().filter(|program| !folder.join(program.name).exists()).collect();
+    let missing: Vec<&Program> = wanted
+        .into_iter()
+        .filter(|program| !folder.join(program.name).exists())
+        .collect();
     if missing.is_empty() {
         return Ok(folder);
     }
     check_go()?;
-    tell(&format!("building {} programs into {} (once; minutes from nothing)", missing.len(), folder.display()));
+    progress(&format!(
+        "building {} programs into {} (once; minutes from nothing)",
+        missing.len(),
+        folder.display()
+    ));
     for (index, program) in missing.iter().enumerate() {
         let begin = Instant::now();
-        tell(&format!("[{}/{}] {} ...", index + 1, missing.len(), program.name));
+        progress(&format!(
+            "[{}/{}] {} ...",
+            index + 1,
+            missing.len(),
+            program.name
+        ));
         build(program, &folder)?;
-        tell(&format!("[{}/{}] {} in {:.0} s", index + 1, missing.len(), program.name, begin.elapsed().as_secs_f32()));
+        progress(&format!(
+            "[{}/{}] {} in {:.0} s",
+            index + 1,
+            missing.len(),
+            program.name,
+            begin.elapsed().as_secs_f32()
+        ));
     }
     Ok(folder)
 }
 
 fn build(program: &Program, folder: &Path) -> Result<()> {
-    // What is interrupted must not look like a program.
+    // An interrupted build must not look like a program.
     let made = folder.join(format!(".{}.new", program.name));
     let mut go = Command::new("go");
-    go.current_dir(Path::new(MODULES).join(program.module)).env("CGO_ENABLED", "0").env("GOWORK", "off");
+    go.current_dir(Path::new(MODULES).join(program.module))
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off");
     if program.how == How::Test {
         go.args(["test", "-c"]);
     } else {
         go.arg("build");
     }
-    go.args(flags(program)?).arg("-o").arg(&made).arg(program.package);
+    go.args(flags(program)?)
+        .arg("-o")
+        .arg(&made)
+        .arg(program.package);
     let status = go.status().context("cannot run go")?;
     if !status.success() {
         let _ = std::fs::remove_file(&made);
-        bail!("go could not build {} ({status}); its words are above", program.package);
+        bail!(
+            "go could not build {} ({status}); its output is above",
+            program.package
+        );
     }
     std::fs::rename(&made, folder.join(program.name))?;
     Ok(())
 }
 
-/// Arguments that decide what is built. The same for all where possible, so that packages are compiled once.
+/// Arguments that decide what is built. The same for all where possible, so that packages are
+/// compiled once.
 fn flags(program: &Program) -> Result<Vec<String>> {
     let mut flags = vec!["-trimpath".to_owned(), "-ldflags".to_owned()];
     match program.how {
         How::Versioned | How::Test => {
             let version = kubernetes_version()?;
             let mut numbers = version.trim_start_matches('v').split('.');
-            let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+            let (major, minor) = (
+                numbers.next().unwrap_or_default(),
+                numbers.next().unwrap_or_default(),
+            );
             let set = "-X k8s.io/component-base/version";
-            flags.push(format!("-s -w {set}.gitVersion={version} {set}.gitMajor={major} {set}.gitMinor={minor}"));
+            flags.push(format!(
+                "-s -w {set}.gitVersion={version} {set}.gitMajor={major} {set}.gitMinor={minor}"
+            ));
         }
         How::Plain => flags.push("-s -w".into()),
         How::Tags(tags) => flags.extend(["-s -w".into(), "-tags".into(), tags.into()]),
@@ -140,15 +246,26 @@ fn flags(program: &Program) -> Result<Vec<String>> {
 /// The release of Kubernetes that the module pins, with its leading `v`.
 pub fn kubernetes_version() -> Result<String> {
     let text = std::fs::read_to_string(Path::new(MODULES).join("kubernetes/go.mod"))?;
-    let line = text.lines().find_map(|line| line.split_once("k8s.io/kubernetes ")).map(|(_, version)| version.trim());
-    Ok(line.context("kubernetes/go.mod requires no k8s.io/kubernetes")?.to_owned())
+    let line = text
+        .lines()
+        .find_map(|line| line.split_once("k8s.io/kubernetes "))
+        .map(|(_, version)| version.trim());
+    Ok(line
+        .context("kubernetes/go.mod requires no k8s.io/kubernetes")?
+        .to_owned())
 }
 
 /// The harness's cache, shared by all clusters of this user.
 pub fn cache() -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    Ok(base.context("neither XDG_CACHE_HOME nor HOME says where the cache is")?.join("margay"))
+    Ok(base
+        .context("neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder")?
+        .join("margay"))
 }
 
 fn folder() -> Result<PathBuf> {
@@ -156,22 +273,38 @@ fn folder() -> Result<PathBuf> {
     for module in ["kubernetes", "etcd", "containerd"] {
         for file in ["go.mod", "go.sum"] {
             let path = Path::new(MODULES).join(module).join(file);
-            hash.update(std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+            hash.update(
+                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
+            );
         }
     }
     for program in PROGRAMS.iter().chain([&SUITE]) {
-        hash.update(format!("{} {} {:?}\n", program.name, program.package, flags(program)?));
+        hash.update(format!(
+            "{} {} {:?}\n",
+            program.name,
+            program.package,
+            flags(program)?
+        ));
     }
     let short = HEXLOWER.encode(&hash.finalize()[..6]);
     Ok(cache()?.join(format!("kube-{short}")).join("bin"))
 }
 
 fn check_go() -> Result<()> {
-    let remedy = format!("install Go 1.26 or newer, or name a folder of ready programs with {READY}=");
-    let output = Command::new("go").args(["env", "GOVERSION"]).output().with_context(|| remedy.clone())?;
+    let remedy =
+        format!("install Go 1.26 or newer, or name a folder of ready programs with {READY}=");
+    let output = Command::new("go")
+        .args(["env", "GOVERSION"])
+        .output()
+        .with_context(|| remedy.clone())?;
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let minor = version.strip_prefix("go1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
-    ensure!(minor.is_some_and(|minor| minor >= 26), "Go is {version}: {remedy}");
+    let minor = version
+        .strip_prefix("go1.")
+        .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    ensure!(
+        minor.is_some_and(|minor| minor >= 26),
+        "Go is {version}: {remedy}"
+    );
     Ok(())
 }
 
@@ -204,10 +337,13 @@ mod tests {
     }
 
     #[test]
-    fn versioned_programs_are_told_their_version() {
+    fn versioned_programs_get_their_version() {
         let flags = flags(&PROGRAMS[0]).unwrap().join(" ");
         let version = kubernetes_version().unwrap();
-        assert!(flags.contains(&format!("version.gitVersion={version}")), "{flags}");
+        assert!(
+            flags.contains(&format!("version.gitVersion={version}")),
+            "{flags}"
+        );
         assert!(flags.contains("version.gitMajor=1 "), "{flags}");
     }
 }

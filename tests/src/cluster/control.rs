@@ -18,15 +18,38 @@ const CLIENTS: [(&str, &str, Option<&str>); 3] = [
     ("proxy", "system:kube-proxy", None),
 ];
 
-/// Writes every certificate and kubeconfig of the control plane into `state`. `port` leads to the API server from the
-/// machine, where the administrator is.
+/// Writes every certificate and kubeconfig of the control plane into `state`. `port` leads to the
+/// API server from the machine, where the administrator is.
 pub fn credentials(pki: &Pki, layout: &Layout, state: &Path, port: u16) -> Result<()> {
     let names = apiserver_names(layout.control_plane().address, API_SERVICE);
-    pki.leaf(Subject { file: "apiserver", name: "kube-apiserver", group: None }, &names)?;
+    pki.leaf(
+        Subject {
+            file: "apiserver",
+            name: "kube-apiserver",
+            group: None,
+        },
+        &names,
+    )?;
     let masters = Some("system:masters");
-    pki.leaf(Subject { file: "kubelet-client", name: "kube-apiserver-kubelet-client", group: masters }, &[])?;
-    let admin = Subject { file: "admin", name: "admin", group: masters };
-    pki.client(admin, &[], &format!("https://127.0.0.1:{port}"), &state.join("admin.kubeconfig"))?;
+    pki.leaf(
+        Subject {
+            file: "kubelet-client",
+            name: "kube-apiserver-kubelet-client",
+            group: masters,
+        },
+        &[],
+    )?;
+    let admin = Subject {
+        file: "admin",
+        name: "admin",
+        group: masters,
+    };
+    pki.client(
+        admin,
+        &[],
+        &format!("https://127.0.0.1:{port}"),
+        &state.join("admin.kubeconfig"),
+    )?;
     for (file, name, group) in CLIENTS {
         let out = state.join(format!("{file}.kubeconfig"));
         pki.client(Subject { file, name, group }, &[], &layout.server(), &out)?;
@@ -51,16 +74,21 @@ pub fn command(role: &str, layout: &Layout, kube_bin: &Path, state: &Path, audit
                 format!("--cluster-signing-key-file={}", pki("ca.key")),
                 "--use-service-account-credentials".into(),
                 "--leader-elect=false".into(),
-                // All controllers start at once here; at the usual rate of 20 requests that takes eight seconds.
+                // All controllers start at once here; at the usual rate of 20 requests that takes
+                // eight seconds.
                 "--kube-api-qps=200".into(),
                 "--kube-api-burst=400".into(),
-                // The least that a node's heartbeat of five seconds allows: a dead node shows within a test's patience.
+                // The least that a node's heartbeat of five seconds allows: a dead node shows
+                // within a test's patience.
                 "--node-monitor-grace-period=16s".into(),
             ],
         ),
         _ => (
             "kube-scheduler",
-            vec![format!("--kubeconfig={}", config("scheduler.kubeconfig")), "--leader-elect=false".into()],
+            vec![
+                format!("--kubeconfig={}", config("scheduler.kubeconfig")),
+                "--leader-elect=false".into(),
+            ],
         ),
     };
     let mut command = Command::new(kube_bin.join(program));
@@ -75,13 +103,19 @@ fn etcd(data: &Path) -> Vec<String> {
         format!("--listen-client-urls={client}"),
         format!("--advertise-client-urls={client}"),
         format!("--listen-peer-urls={peer}"),
-        // The data is thrown away with the cluster; waiting for the disk would only slow every write down.
+        // The data is thrown away with the cluster; waiting for the disk would only slow every
+        // write down.
         "--unsafe-no-fsync".into(),
         "--log-level=warn".into(),
     ]
 }
 
-fn apiserver(layout: &Layout, pki: &dyn Fn(&str) -> String, state: &Path, audit: bool) -> Vec<String> {
+fn apiserver(
+    layout: &Layout,
+    pki: &dyn Fn(&str) -> String,
+    state: &Path,
+    audit: bool,
+) -> Vec<String> {
     let mut flags = vec![
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
         format!("--advertise-address={}", layout.control_plane().address),
@@ -105,13 +139,19 @@ fn apiserver(layout: &Layout, pki: &dyn Fn(&str) -> String, state: &Path, audit:
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
     ];
     if audit {
-        flags.push(format!("--audit-policy-file={}", audit_policy(state).display()));
-        flags.push(format!("--audit-log-path={}", state.join("logs/audit.log").display()));
+        flags.push(format!(
+            "--audit-policy-file={}",
+            audit_policy(state).display()
+        ));
+        flags.push(format!(
+            "--audit-log-path={}",
+            state.join("logs/audit.log").display()
+        ));
     }
     flags
 }
 
-/// The file that says what is audited: everybody's requests, without bodies.
+/// The audit policy file: all requests, without bodies.
 pub fn audit_policy(state: &Path) -> std::path::PathBuf {
     state.join("audit.json")
 }

@@ -1,7 +1,9 @@
-//! Process 1 of a node. It makes the node's view of the machine, starts the node's services and keeps them running.
+//! Process 1 of a node. It makes the node's view of the machine, starts the node's services and
+//! keeps them running.
 //!
-//! A node has its own `/`: a folder of the state folder, with a layer of its own over the machine's `/usr`. So nothing that
-//! runs on a node reaches the machine's files, and all mounts end with this process.
+//! A node has its own `/`: a folder of the state folder, with a layer of its own over the machine's
+//! `/usr`. So nothing that runs on a node reaches the machine's files, and all mounts end with this
+//! process.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -22,7 +24,7 @@ use super::process::{self, POLL};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// How long a service that ended stays down, as an init system does it.
+/// Delay before an ended service is restarted, as in an init system.
 const RESTART: Duration = Duration::from_secs(1);
 
 /// A program that runs as long as the node.
@@ -34,29 +36,41 @@ struct Service {
 
 /// Becomes process 1 of the node that the file at `spec` describes; returns only when that fails.
 pub fn run(spec: &Path) -> Result<()> {
-    ensure!(std::process::id() == 1, "`node` is what `up` starts as process 1 of a node; it is of no use otherwise");
+    ensure!(
+        std::process::id() == 1,
+        "`node` is what `up` starts as process 1 of a node; it is of no use otherwise"
+    );
     let spec: Spec = serde_json::from_slice(&std::fs::read(spec)?)?;
     let name = spec.host.name.as_str();
     process::enter_netns(&spec.netns)?;
     spec.group.enter()?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;
-    let log =
-        |service: &str| File::options().create(true).append(true).open(spec.logs.join(format!("{name}-{service}.log")));
+    nix::sched::unshare(
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
+    )?;
+    let log = |service: &str| {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(spec.logs.join(format!("{name}-{service}.log")))
+    };
     let kubernetes = "/etc/kubernetes";
-    let mut containerd = Service::new(format!("containerd -c {kubernetes}/containerd.toml"), log("containerd")?);
+    let mut containerd = Service::new(
+        format!("containerd -c {kubernetes}/containerd.toml"),
+        log("containerd")?,
+    );
     let proxy = Service::new(
         format!(
             // A network namespace may not set the machine's connection limit.
-            "kube-proxy --kubeconfig={kubernetes}/proxy.kubeconfig --proxy-mode={} --conntrack-max-per-core=0 \
-             --hostname-override={name}",
+            "kube-proxy --kubeconfig={kubernetes}/proxy.kubeconfig --proxy-mode={} \
+             --conntrack-max-per-core=0 --hostname-override={name}",
             spec.proxy.flag()
         ),
         log("kube-proxy")?,
     );
     let kubelet = Service::new(
         format!(
-            "kubelet --kubeconfig={kubernetes}/kubelet.kubeconfig --config={kubernetes}/kubelet.yaml \
-             --node-ip={} --hostname-override={name}",
+            "kubelet --kubeconfig={kubernetes}/kubelet.kubeconfig \
+             --config={kubernetes}/kubelet.yaml --node-ip={} --hostname-override={name}",
             spec.host.addresses()
         ),
         log("kubelet")?,
@@ -78,28 +92,46 @@ pub fn run(spec: &Path) -> Result<()> {
 
 impl Service {
     fn new(command: String, log: File) -> Self {
-        Self { arguments: command.split_whitespace().map(str::to_owned).collect(), log, pid: None }
+        Self {
+            arguments: command.split_whitespace().map(str::to_owned).collect(),
+            log,
+            pid: None,
+        }
     }
 
     fn start(&mut self) -> Result<()> {
-        let (program, rest) = self.arguments.split_first().context("a service without a program")?;
+        let (program, rest) = self
+            .arguments
+            .split_first()
+            .context("a service without a program")?;
         let mut command = Command::new(Path::new("/margay/bin").join(program));
-        command.args(rest).env("PATH", "/margay/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
-        command.stdin(Stdio::null()).stdout(self.log.try_clone()?).stderr(self.log.try_clone()?);
-        let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+        command.args(rest).env(
+            "PATH",
+            "/margay/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+        );
+        command
+            .stdin(Stdio::null())
+            .stdout(self.log.try_clone()?)
+            .stderr(self.log.try_clone()?);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
         self.pid = Some(Pid::from_raw(child.id() as i32));
         Ok(())
     }
 }
 
-/// Collects whatever ends in the node, for ever, and starts services that ended again.
+/// Reaps the node's processes, for ever, and restarts services that have ended.
 fn keep(services: &mut [Service]) -> Result<()> {
     loop {
         let ended = match waitpid(None, None)? {
             WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) => pid,
             _ => continue,
         };
-        if let Some(service) = services.iter_mut().find(|service| service.pid == Some(ended)) {
+        if let Some(service) = services
+            .iter_mut()
+            .find(|service| service.pid == Some(ended))
+        {
             eprintln!("{} ended; starting it again", service.arguments[0]);
             std::thread::sleep(RESTART);
             service.start()?;
@@ -108,7 +140,10 @@ fn keep(services: &mut [Service]) -> Result<()> {
 }
 
 fn import_images() -> Result<()> {
-    let mut archives: Vec<_> = std::fs::read_dir("/margay/images")?.flatten().map(|entry| entry.path()).collect();
+    let mut archives: Vec<_> = std::fs::read_dir("/margay/images")?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     archives.sort();
     for archive in archives {
         let mut ctr = Command::new("/margay/bin/ctr");
@@ -128,7 +163,8 @@ fn until(mut ready: impl FnMut() -> bool) {
 fn own_root(spec: &Spec) -> Result<()> {
     let root = spec.root.as_path();
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("cannot make mounts private")?;
     bind(root, root)?;
     own_usr(root)?;
     for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
@@ -151,7 +187,8 @@ fn own_root(spec: &Spec) -> Result<()> {
     umount2(".", MntFlags::MNT_DETACH).context("cannot leave the machine's root")?;
     std::env::set_current_dir("/")?;
     // Pods may ask that their mounts reach the node.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("cannot make mounts shared")
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
+        .context("cannot make mounts shared")
 }
 
 /// Shows the machine's `/usr` as the node's own: what is written there is seen on this node alone.
@@ -161,7 +198,11 @@ fn own_usr(root: &Path) -> Result<()> {
     for folder in [&upper, &work, &usr] {
         std::fs::create_dir_all(folder)?;
     }
-    let options = format!("lowerdir=/usr,upperdir={},workdir={}", upper.display(), work.display());
+    let options = format!(
+        "lowerdir=/usr,upperdir={},workdir={}",
+        upper.display(),
+        work.display()
+    );
     fresh("overlay", &usr, Some(&options))?;
     // Pods ask to see this folder, which a machine whose kernel is built in one piece lacks.
     std::fs::create_dir_all(usr.join("lib/modules")).context("cannot make /usr/lib/modules")
@@ -183,8 +224,14 @@ fn show(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .with_context(|| format!("cannot show {} at {}", from.display(), to.display()))
+    mount(
+        Some(from),
+        to,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .with_context(|| format!("cannot show {} at {}", from.display(), to.display()))
 }
 
 fn read_only(from: &Path, to: &Path) -> Result<()> {

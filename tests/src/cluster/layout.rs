@@ -1,4 +1,5 @@
-//! Names and addresses of a cluster: which machine is where. Pure; nothing here exists until the fabric makes it.
+//! Names and addresses of a cluster: which machine is where. Pure; nothing here exists until the
+//! fabric makes it.
 //!
 //! ```text
 //!      subnet A 172.30.0.0/24                    subnet B 172.30.1.0/24
@@ -6,8 +7,9 @@
 //!     └───────┴────────┴── br-a ─ .1 router .1 ─ br-b ─┘
 //! ```
 //!
-//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of machines. Bridges and router are one network namespace, the fabric; it touches nothing of the machine, so clusters side by
-//! side use the same addresses and differ in name only.
+//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of
+//! machines. Bridges and router are one network namespace, the fabric; it touches nothing of the
+//! machine, so clusters side by side use the same addresses and differ in name only.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -21,15 +23,15 @@ pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 pub const SERVICE_CIDR_V6: &str = "fd96::/112";
 /// The Service address of the API server: the first of [`SERVICE_CIDR`].
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
-/// Where the API server listens.
+/// Port of the API server.
 pub const API_PORT: u16 = 6443;
-/// An address behind the router that belongs to no subnet and knows no way to pods: the world outside.
+/// An address behind the router that is in no subnet and has no route to pods: the outside world.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// [`OUTSIDE`] of a dual-stack cluster, by IPv6.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 1);
 
-/// How the nodes are joined.
+/// Topology of the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Topology {
     /// The first two nodes in one subnet, all others in a second one behind a router.
@@ -80,7 +82,7 @@ impl Subnet {
 pub struct Host {
     /// `cp`, `n1`, `n2`, ...
     pub name: String,
-    /// Where it is attached.
+    /// Its subnet.
     pub subnet: Subnet,
     /// Its address on eth0.
     pub address: Ipv4Addr,
@@ -106,7 +108,7 @@ pub struct Layout {
     pub name: String,
     /// Its nodes, `n1` first.
     pub nodes: Vec<Host>,
-    /// Whether machines, Services and pods have IPv6 addresses too.
+    /// True if machines, Services and pods have IPv6 addresses too.
     #[serde(default)]
     pub dual_stack: bool,
 }
@@ -115,9 +117,18 @@ impl Layout {
     /// Places `nodes` nodes.
     pub fn new(name: &str, nodes: u8, topology: Topology) -> Result<Self> {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let good = !name.is_empty() && name.len() <= 20 && name.bytes().all(plain) && !name.starts_with('-');
-        ensure!(good, "cluster name `{name}`: 1 to 20 lower-case letters, digits and dashes, not a dash first");
-        ensure!((1..=200).contains(&nodes), "{nodes} nodes: between 1 and 200 can be addressed");
+        let good = !name.is_empty()
+            && name.len() <= 20
+            && name.bytes().all(plain)
+            && !name.starts_with('-');
+        ensure!(
+            good,
+            "cluster name `{name}`: 1 to 20 lower-case letters, digits and dashes, not a dash first"
+        );
+        ensure!(
+            (1..=200).contains(&nodes),
+            "{nodes} nodes: between 1 and 200 can be addressed"
+        );
         let place = |index: u8| match topology {
             Topology::Routed if index > 2 => Subnet::B,
             Topology::Routed | Topology::Flat => Subnet::A,
@@ -128,7 +139,11 @@ impl Layout {
             address: place(index).address(10 + index),
             address_v6: None,
         };
-        Ok(Self { name: name.to_owned(), nodes: (1..=nodes).map(host).collect(), dual_stack: false })
+        Ok(Self {
+            name: name.to_owned(),
+            nodes: (1..=nodes).map(host).collect(),
+            dual_stack: false,
+        })
     }
 
     /// The same with IPv6 beside IPv4.
@@ -142,18 +157,29 @@ impl Layout {
 
     /// The addresses of Services, as Kubernetes takes them.
     pub fn service_cidrs(&self) -> String {
-        if self.dual_stack { format!("{SERVICE_CIDR},{SERVICE_CIDR_V6}") } else { SERVICE_CIDR.to_owned() }
+        if self.dual_stack {
+            format!("{SERVICE_CIDR},{SERVICE_CIDR_V6}")
+        } else {
+            SERVICE_CIDR.to_owned()
+        }
     }
 
     /// The machine of the API server.
     pub fn control_plane(&self) -> Host {
         let address_v6 = self.dual_stack.then(|| Subnet::A.address_v6(2));
-        Host { name: "cp".into(), subnet: Subnet::A, address: Subnet::A.address(2), address_v6 }
+        Host {
+            name: "cp".into(),
+            subnet: Subnet::A,
+            address: Subnet::A.address(2),
+            address_v6,
+        }
     }
 
     /// Control plane and nodes.
     pub fn hosts(&self) -> Vec<Host> {
-        std::iter::once(self.control_plane()).chain(self.nodes.iter().cloned()).collect()
+        std::iter::once(self.control_plane())
+            .chain(self.nodes.iter().cloned())
+            .collect()
     }
 
     /// Name of the network namespace of a machine, or of the `fabric`.
@@ -178,25 +204,41 @@ mod tests {
 
     fn addresses(nodes: u8, topology: Topology) -> Vec<String> {
         let layout = Layout::new("demo", nodes, topology).unwrap();
-        layout.hosts().iter().map(|host| format!("{} {}", host.name, host.address)).collect()
+        layout
+            .hosts()
+            .iter()
+            .map(|host| format!("{} {}", host.name, host.address))
+            .collect()
     }
 
     #[test]
     fn the_third_node_is_across_the_router() {
         assert_eq!(
             addresses(3, Topology::Routed),
-            ["cp 172.30.0.2", "n1 172.30.0.11", "n2 172.30.0.12", "n3 172.30.1.13"]
+            [
+                "cp 172.30.0.2",
+                "n1 172.30.0.11",
+                "n2 172.30.0.12",
+                "n3 172.30.1.13"
+            ]
         );
         assert_eq!(addresses(3, Topology::Flat)[3], "n3 172.30.0.13");
     }
 
     #[test]
     fn dual_stack_gives_every_machine_a_second_address() {
-        let layout = Layout::new("demo", 3, Topology::Routed).unwrap().with_ipv6();
+        let layout = Layout::new("demo", 3, Topology::Routed)
+            .unwrap()
+            .with_ipv6();
         let shown: Vec<String> = layout.hosts().iter().map(Host::addresses).collect();
         assert_eq!(
             shown,
-            ["172.30.0.2,fd30::2", "172.30.0.11,fd30::b", "172.30.0.12,fd30::c", "172.30.1.13,fd30:0:0:1::d"]
+            [
+                "172.30.0.2,fd30::2",
+                "172.30.0.11,fd30::b",
+                "172.30.0.12,fd30::c",
+                "172.30.1.13,fd30:0:0:1::d"
+            ]
         );
     }
 

@@ -1,11 +1,13 @@
 //! A real Kubernetes on one machine: every part of it, built from its source modules.
 //!
-//! A node is a set of namespaces whose process 1 runs containerd, kube-proxy and kubelet; killing that process is
-//! pulling the node's plug. The control plane runs in a network namespace of its own, and a port on 127.0.0.1 leads
-//! to it. No network plugin is installed: nodes stay NotReady until somebody brings one.
+//! A node is a set of namespaces whose process 1 runs containerd, kube-proxy and kubelet; killing
+//! that process is like a power failure of the node. The control plane runs in a network namespace
+//! of its own, and a port on 127.0.0.1 leads to it. No network plugin is installed: nodes stay
+//! NotReady until somebody brings one.
 //!
-//! Reading order: [`layout`] (names and addresses), [`fabric`] (the network between machines), [`control`], [`node`]
-//! (a node from outside), [`init`] (from inside), [`state`] (what is remembered on disk).
+//! Reading order: [`layout`] (names and addresses), [`fabric`] (the network between machines),
+//! [`control`], [`node`] (a node from outside), [`init`] (from inside), [`state`] (what is
+//! remembered on disk).
 
 pub mod binaries;
 pub mod cgroup;
@@ -39,26 +41,26 @@ use self::process::Process;
 use self::state::State;
 use self::steps::{clear, empty};
 
-/// What a cluster shall be like.
+/// Options of a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Prefix of its namespaces; two clusters at a time need two names.
     pub name: String,
-    /// How many nodes.
+    /// Number of nodes.
     pub nodes: u8,
-    /// How they are joined.
+    /// Topology.
     pub topology: Topology,
-    /// Whether machines, Services and pods have IPv6 addresses beside IPv4 ones.
+    /// True if machines, Services and pods have IPv6 addresses beside IPv4 ones.
     pub dual_stack: bool,
     /// Folder of everything the cluster writes; made when missing, emptied when used before.
     pub state: PathBuf,
     /// Image archives that every node has before its kubelet starts.
     pub images: Vec<PathBuf>,
-    /// By what kube-proxy leads to Services.
+    /// Mode of kube-proxy.
     pub proxy: ProxyMode,
-    /// Whether the API server writes `logs/audit.log`.
+    /// True if the API server writes `logs/audit.log`.
     pub audit: bool,
-    /// Whether the conformance suite is built too.
+    /// True if the conformance suite is built too.
     pub suite: bool,
 }
 
@@ -68,7 +70,7 @@ pub struct Options {
 pub enum ProxyMode {
     /// A table of nftables.
     Nftables,
-    /// Chains of iptables, which are in nftables too where iptables is iptables-nft. What it is where nobody says.
+    /// Chains of iptables, which are in nftables too where iptables is iptables-nft. The default.
     Iptables,
     /// Virtual servers of the kernel.
     Ipvs,
@@ -109,29 +111,42 @@ pub struct Cluster {
     owned: bool,
 }
 
-/// How long a killed process may take to end, with all that it ran.
+/// Time limit for a killed process to end, with its children.
 const ENDING: Duration = Duration::from_secs(30);
 
 // -- from nothing to a running cluster, and back
 
 impl Cluster {
-    /// Brings a cluster up and waits until every node is registered. `tell` gets lines for a person.
-    pub fn up(options: &Options, tell: &dyn Fn(&str)) -> Result<Self> {
+    /// Brings a cluster up and waits until every node is registered. `progress` receives lines for
+    /// people.
+    pub fn up(options: &Options, progress: &dyn Fn(&str)) -> Result<Self> {
         let layout = Layout::new(&options.name, options.nodes, options.topology)?;
-        let layout = if options.dual_stack { layout.with_ipv6() } else { layout };
-        std::fs::create_dir_all(&options.state).with_context(|| format!("cannot make {}", options.state.display()))?;
+        let layout = if options.dual_stack {
+            layout.with_ipv6()
+        } else {
+            layout
+        };
+        std::fs::create_dir_all(&options.state)
+            .with_context(|| format!("cannot make {}", options.state.display()))?;
         let folder = std::fs::canonicalize(&options.state)?;
-        preflight::check(&folder, tell)?;
+        preflight::check(&folder, progress)?;
         clear(&folder, &layout)?;
-        let kube_bin = binaries::ensure_built(options.suite, tell)?;
+        let kube_bin = binaries::ensure_built(options.suite, progress)?;
         let tool = tool()?;
         std::fs::create_dir_all(folder.join("logs"))?;
         let cache = binaries::cache()?.join("images");
-        images::provide(&folder.join("images"), &cache, &tool, &kube_bin, &options.images)?;
+        images::provide(
+            &folder.join("images"),
+            &cache,
+            &tool,
+            &kube_bin,
+            &options.images,
+        )?;
 
         let begin = Instant::now();
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        let group = |host: &layout::Host| Ok((host.name.clone(), Group::plan(&layout.netns(&host.name))?));
+        let group =
+            |host: &layout::Host| Ok((host.name.clone(), Group::plan(&layout.netns(&host.name))?));
         let groups = layout.nodes.iter().map(group).collect::<Result<_>>()?;
         let port = listener.local_addr()?.port();
         let state = State {
@@ -146,25 +161,41 @@ impl Cluster {
             processes: Vec::new(),
         };
         // From here on, an error takes down what exists.
-        let mut cluster = Self { folder, state, owned: true };
+        let mut cluster = Self {
+            folder,
+            state,
+            owned: true,
+        };
         cluster.save()?;
-        cluster.start(listener).with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
+        cluster
+            .start(listener)
+            .with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
         cluster.state.starting = None;
         cluster.save()?;
-        tell(&format!("{} nodes registered {:.1} s after the start", options.nodes, begin.elapsed().as_secs_f32()));
+        progress(&format!(
+            "{} nodes registered {:.1} s after the start",
+            options.nodes,
+            begin.elapsed().as_secs_f32()
+        ));
         Ok(cluster)
     }
 
-    /// Whether a state folder has a cluster, or what is left of one.
+    /// Returns whether a state folder has a cluster, or what is left of one.
     pub fn exists(folder: &Path) -> bool {
         folder.join("cluster.json").exists()
     }
 
     /// The cluster in a state folder, brought up by another process. Dropping it leaves it running.
     pub fn attach(folder: &Path) -> Result<Self> {
-        let folder = std::fs::canonicalize(folder).with_context(|| format!("no folder {}", folder.display()))?;
-        let state = State::load(&folder)?.with_context(|| format!("no cluster in {}", folder.display()))?;
-        Ok(Self { folder, state, owned: false })
+        let folder = std::fs::canonicalize(folder)
+            .with_context(|| format!("no folder {}", folder.display()))?;
+        let state =
+            State::load(&folder)?.with_context(|| format!("no cluster in {}", folder.display()))?;
+        Ok(Self {
+            folder,
+            state,
+            owned: false,
+        })
     }
 
     /// Leaves the cluster running when this handle is dropped.
@@ -173,7 +204,8 @@ impl Cluster {
         self
     }
 
-    /// Ends every process, and removes every namespace, control group and file of the cluster except its logs.
+    /// Ends every process, and removes every namespace, control group and file of the cluster
+    /// except its logs.
     pub fn down(mut self) -> Result<()> {
         self.owned = false;
         self.take_down()
@@ -199,12 +231,13 @@ impl Cluster {
     }
 
     fn take_down(&mut self) -> Result<()> {
-        // Nodes first: what runs in them is ended by the kernel, and would otherwise complain about a missing server.
+        // Nodes first: what runs in them is ended by the kernel, and would otherwise complain about
+        // a missing server.
         let mut processes = self.state.processes.clone();
         processes.reverse();
         processes.extend(process::marked(&self.folder));
         processes.iter().for_each(Process::kill);
-        // What one step leaves behind must not keep the next from doing its part.
+        // An error in one step must not prevent the next.
         let ended = processes.iter().map(|process| process.gone(ENDING));
         let network = std::iter::once_with(|| fabric::remove(&self.state.layout));
         let groups = self.state.groups.values().map(Group::remove);
@@ -223,7 +256,10 @@ impl Drop for Cluster {
         if self.owned
             && let Err(error) = self.take_down()
         {
-            eprintln!("cluster {} is not completely down: {error:#}", self.state.layout.name);
+            eprintln!(
+                "cluster {} is not completely down: {error:#}",
+                self.state.layout.name
+            );
         }
     }
 }
@@ -254,7 +290,12 @@ impl Cluster {
     /// Runs kubectl as administrator and returns what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.state.kube_bin.join("kubectl"));
-        process::run(command.args(arguments).env("KUBECONFIG", self.kubeconfig()).current_dir(&self.folder))
+        process::run(
+            command
+                .args(arguments)
+                .env("KUBECONFIG", self.kubeconfig())
+                .current_dir(&self.folder),
+        )
     }
 
     /// A client of the API server, as administrator.
@@ -264,16 +305,30 @@ impl Cluster {
 
     /// Every node, `n1` first.
     pub fn nodes(&self) -> Result<Vec<Node>> {
-        self.state.layout.nodes.iter().map(|host| self.node(&host.name)).collect()
+        self.state
+            .layout
+            .nodes
+            .iter()
+            .map(|host| self.node(&host.name))
+            .collect()
     }
 
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<Node> {
-        let process = self.state.process(name).with_context(|| format!("node `{name}` does not run"))?.clone();
-        Ok(Node { host: self.host(name)?, process, folder: self.folder.join(name) })
+        let process = self
+            .state
+            .process(name)
+            .with_context(|| format!("node `{name}` does not run"))?
+            .clone();
+        Ok(Node {
+            host: self.host(name)?,
+            process,
+            folder: self.folder.join(name),
+        })
     }
 
-    /// A command in the control plane's network, which sees nodes and pods as a machine beside them does.
+    /// A command in the control plane's network, which sees nodes and pods as a machine beside them
+    /// does.
     pub fn control_plane_command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.state.layout.netns("cp"), program]);
@@ -284,15 +339,20 @@ impl Cluster {
     pub fn load(&self, archive: &Path) -> Result<()> {
         let nodes = self.nodes()?;
         std::thread::scope(|scope| {
-            let imports: Vec<_> = nodes.iter().map(|node| scope.spawn(|| node.load(archive))).collect();
+            let imports: Vec<_> = nodes
+                .iter()
+                .map(|node| scope.spawn(|| node.load(archive)))
+                .collect();
             let join = |import: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-                import.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                import
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             imports.into_iter().try_for_each(join)
         })
     }
 
-    /// Pulls the plug of a node: everything on it ends at once, and its kernel forgets its network.
+    /// Powers a node off: everything on it ends at once, and its kernel forgets its network.
     pub fn power_off(&mut self, name: &str) -> Result<()> {
         let host = self.host(name)?;
         if let Some(process) = self.state.process(name) {
@@ -301,7 +361,8 @@ impl Cluster {
         }
         self.state.processes.retain(|process| process.role != name);
         self.save()?;
-        // A machine forgets its control groups too; kubelet stumbles over containers of which only the group is left.
+        // A machine forgets its control groups too; kubelet fails on containers of which only the
+        // group is left.
         if let Some(group) = self.state.groups.get(name) {
             group.remove()?;
         }
@@ -316,7 +377,7 @@ impl Cluster {
         self.start_node(&host)
     }
 
-    /// Pulls the plug of a node and starts it again.
+    /// Powers a node off and starts it again.
     pub fn reboot(&mut self, name: &str) -> Result<()> {
         self.power_off(name)?;
         self.power_on(name)
@@ -324,12 +385,16 @@ impl Cluster {
 
     /// Kills the API server.
     pub fn stop_apiserver(&mut self) -> Result<()> {
-        let process = self.state.process("apiserver").context("the API server does not run")?;
+        let process = self
+            .state
+            .process("apiserver")
+            .context("the API server does not run")?;
         process.kill();
         process.gone(ENDING)
     }
 
-    /// Starts the API server after [`stop_apiserver`](Self::stop_apiserver) and waits until it answers.
+    /// Starts the API server after [`stop_apiserver`](Self::stop_apiserver) and waits until it
+    /// answers.
     pub fn start_apiserver(&mut self) -> Result<()> {
         self.start_control("apiserver")?;
         self.wait_for_nodes()
@@ -342,8 +407,15 @@ impl Cluster {
     }
 
     fn host(&self, name: &str) -> Result<layout::Host> {
-        let host = self.state.layout.nodes.iter().find(|host| host.name == name);
-        Ok(host.with_context(|| format!("no node is named `{name}`"))?.clone())
+        let host = self
+            .state
+            .layout
+            .nodes
+            .iter()
+            .find(|host| host.name == name);
+        Ok(host
+            .with_context(|| format!("no node is named `{name}`"))?
+            .clone())
     }
 }
 
@@ -353,14 +425,24 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-/// The program whose subcommands are process 1 of nodes and the way to the API server: this one, or the one that was
-/// built beside this test.
+/// The program whose subcommands are process 1 of nodes and the way to the API server: this one, or
+/// the one that was built beside this test.
 fn tool() -> Result<PathBuf> {
     const NAME: &str = "margay-cluster";
     let own = std::env::current_exe()?;
     if own.file_name().is_some_and(|name| name == NAME) {
         return Ok(own);
     }
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(NAME)).find(|path| path.exists());
-    found.with_context(|| format!("{NAME} is not beside {}; build it with cargo build -p margay-tests", own.display()))
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(NAME))
+        .find(|path| path.exists());
+    found.with_context(|| {
+        format!(
+            "{NAME} is not beside {}; build it with cargo build -p margay-tests",
+            own.display()
+        )
+    })
 }

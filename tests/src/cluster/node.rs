@@ -43,7 +43,7 @@ const FOLDERS: [&str; 21] = [
     "margay/images",
 ];
 
-/// What process 1 of a node is told.
+/// Parameters of process 1 of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// Name and address.
@@ -90,22 +90,34 @@ impl Node {
 
     /// Runs a command in all namespaces of the node and returns what it printed.
     pub fn exec(&self, arguments: &[&str]) -> Result<String> {
-        let (program, rest) = arguments.split_first().context("a command to run in the node")?;
+        let (program, rest) = arguments
+            .split_first()
+            .context("a command to run in the node")?;
         process::run(self.command(program).args(rest))
     }
 
     /// Imports an image archive.
     pub fn load(&self, archive: &Path) -> Result<()> {
-        let file = std::fs::File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+        let file = std::fs::File::open(archive)
+            .with_context(|| format!("cannot read {}", archive.display()))?;
         let mut ctr = self.command("/margay/bin/ctr");
-        process::run(ctr.args(["-n", "k8s.io", "images", "import", "-"]).stdin(file))?;
+        process::run(
+            ctr.args(["-n", "k8s.io", "images", "import", "-"])
+                .stdin(file),
+        )?;
         Ok(())
     }
 
     fn enter(&self, namespaces: &[&str], program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.process.pid.to_string()]).args(namespaces).args(["--", program]);
-        command.env("PATH", "/margay/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+            .args(["-t", &self.process.pid.to_string()])
+            .args(namespaces)
+            .args(["--", program]);
+        command.env(
+            "PATH",
+            "/margay/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        );
         command
     }
 }
@@ -115,7 +127,10 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
     let folder = state.join(&host.name);
     let root = folder.join("root");
     for path in FOLDERS {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(root.join(path))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(root.join(path))?;
     }
     symlink("/run", root.join("var/run"))?;
     symlink("/run/lock", root.join("var/lock"))?;
@@ -127,7 +142,10 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
     let id = HEXLOWER.encode(&id[..16]);
     let texts = [
         ("hostname", format!("{}\n", host.name)),
-        ("hosts", format!("127.0.0.1 localhost\n{} {}\n", host.address, host.name)),
+        (
+            "hosts",
+            format!("127.0.0.1 localhost\n{} {}\n", host.address, host.name),
+        ),
         ("machine-id", format!("{id}\n")),
         ("resolv.conf", String::new()),
         ("kubernetes/containerd.toml", containerd_config()),
@@ -136,23 +154,42 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
     for (name, text) in texts {
         std::fs::write(etc.join(name), text)?;
     }
-    for name in ["group", "nsswitch.conf", "os-release", "passwd", "protocols", "services"] {
+    for name in [
+        "group",
+        "nsswitch.conf",
+        "os-release",
+        "passwd",
+        "protocols",
+        "services",
+    ] {
         // Programs fall back on defaults where the machine itself has no such file.
         let _ = std::fs::copy(Path::new("/etc").join(name), etc.join(name));
     }
-    // Whose links in /usr lead here.
+    // Links in /usr lead here.
     std::fs::create_dir_all(etc.join("alternatives"))?;
     for (family, suffix) in ["iptables", "ip6tables"]
         .into_iter()
         .flat_map(|family| ["", "-save", "-restore"].map(|suffix| (family, suffix)))
     {
-        symlink(format!("/usr/sbin/{family}-nft{suffix}"), etc.join(format!("alternatives/{family}{suffix}")))?;
+        symlink(
+            format!("/usr/sbin/{family}-nft{suffix}"),
+            etc.join(format!("alternatives/{family}{suffix}")),
+        )?;
     }
     let kubernetes = etc.join("kubernetes");
     let user = format!("system:node:{}", host.name);
-    let subject = Subject { file: &host.name, name: &user, group: Some("system:nodes") };
+    let subject = Subject {
+        file: &host.name,
+        name: &user,
+        group: Some("system:nodes"),
+    };
     let names = [host.name.clone(), host.address.to_string()];
-    pki.client(subject, &names, &layout.server(), &kubernetes.join("kubelet.kubeconfig"))?;
+    pki.client(
+        subject,
+        &names,
+        &layout.server(),
+        &kubernetes.join("kubelet.kubeconfig"),
+    )?;
     let copies = [
         (format!("pki/{}.crt", host.name), "kubelet.crt"),
         (format!("pki/{}.key", host.name), "kubelet.key"),
@@ -160,14 +197,18 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
         ("proxy.kubeconfig".into(), "proxy.kubeconfig"),
     ];
     for (from, to) in copies {
-        std::fs::copy(state.join(&from), kubernetes.join(to)).with_context(|| format!("cannot copy {from}"))?;
+        std::fs::copy(state.join(&from), kubernetes.join(to))
+            .with_context(|| format!("cannot copy {from}"))?;
     }
     Ok(())
 }
 
 /// Starts process 1 of a node whose files and network exist.
 pub fn start(folder: &Path, state: &State, host: &Host) -> Result<Process> {
-    let group = state.groups.get(&host.name).with_context(|| format!("{} has no control group", host.name))?;
+    let group = state
+        .groups
+        .get(&host.name)
+        .with_context(|| format!("{} has no control group", host.name))?;
     group.create()?;
     let spec = Spec {
         host: host.clone(),
@@ -184,7 +225,16 @@ pub fn start(folder: &Path, state: &State, host: &Host) -> Result<Process> {
     std::fs::write(&path, serde_json::to_string_pretty(&spec)?)?;
     let mut command = Command::new(&state.tool);
     command.arg("node").arg(&path);
-    Process::start(command, Place { role: &host.name, netns: None, init: true, state: folder, stdin: None })
+    Process::start(
+        command,
+        Place {
+            role: &host.name,
+            netns: None,
+            init: true,
+            state: folder,
+            stdin: None,
+        },
+    )
 }
 
 fn containerd_config() -> String {
@@ -197,7 +247,8 @@ fn containerd_config() -> String {
          [plugins.'io.containerd.cri.v1.images'.pinned_images]\n\
          sandbox = '{PAUSE}'\n\
          [plugins.'io.containerd.cri.v1.runtime']\n\
-         # A container may ask for a lower score than this process may give; without this it would not start.\n\
+         # A container may ask for a lower score than this process may give; without this it would \
+         not start.\n\
          restrict_oom_score_adj = true\n\
          [plugins.'io.containerd.cri.v1.runtime'.cni]\n\
          # The nodes have no loopback plugin.\n\
@@ -221,7 +272,8 @@ fn kubelet_config() -> String {
          volumePluginDir: /var/lib/kubelet/volume-plugins\n\
          clusterDomain: cluster.local\n\
          clusterDNS: [10.96.0.10]\n\
-         authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {folder}/ca.crt}}}}\n\
+         authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: \
+         {{clientCAFile: {folder}/ca.crt}}}}\n\
          authorization: {{mode: Webhook}}\n\
          tlsCertFile: {folder}/kubelet.crt\n\
          tlsPrivateKeyFile: {folder}/kubelet.key\n\

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use serde_json::json;
 
@@ -20,7 +21,7 @@ pub struct Pki {
     authority_pem: String,
 }
 
-/// Whom a certificate speaks for.
+/// Subject of a certificate.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     /// File name, without ending.
@@ -43,7 +44,11 @@ impl Pki {
         let tokens = KeyPair::generate()?;
         write(&folder.join("sa.key"), &tokens.serialize_pem())?;
         write(&folder.join("sa.pub"), &tokens.public_key_pem())?;
-        Ok(Self { folder: folder.to_owned(), authority: Issuer::new(params, key), authority_pem })
+        Ok(Self {
+            folder: folder.to_owned(),
+            authority: Issuer::new(params, key),
+            authority_pem,
+        })
     }
 
     /// Signs a certificate for client and server use and writes it beside its key.
@@ -51,20 +56,40 @@ impl Pki {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, subject.name);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, subject.name);
         if let Some(group) = subject.group {
-            params.distinguished_name.push(DnType::OrganizationName, group);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, group);
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.authority)?;
-        write(&self.folder.join(format!("{}.crt", subject.file)), &certificate.pem())?;
-        write(&self.folder.join(format!("{}.key", subject.file)), &key.serialize_pem())
+        write(
+            &self.folder.join(format!("{}.crt", subject.file)),
+            &certificate.pem(),
+        )?;
+        write(
+            &self.folder.join(format!("{}.key", subject.file)),
+            &key.serialize_pem(),
+        )
     }
 
-    /// Signs a client certificate and writes a kubeconfig that carries it, for the API server at `server`.
-    pub fn client(&self, subject: Subject<'_>, names: &[String], server: &str, out: &Path) -> Result<()> {
+    /// Signs a client certificate and writes a kubeconfig that carries it, for the API server at
+    /// `server`.
+    pub fn client(
+        &self,
+        subject: Subject<'_>,
+        names: &[String],
+        server: &str,
+        out: &Path,
+    ) -> Result<()> {
         self.leaf(subject, names)?;
         let read = |ending: &str| {
             let path = self.folder.join(format!("{}.{ending}", subject.file));
@@ -94,15 +119,26 @@ fn authority(name: &str) -> Result<(CertificateParams, KeyPair, String)> {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     let pem = params.self_signed(&key)?.pem();
     Ok((params, key, pem))
 }
 
 /// Names by which clients may call the API server.
 pub fn apiserver_names(control_plane: Ipv4Addr, service: Ipv4Addr) -> Vec<String> {
-    let addresses = [control_plane, service, Ipv4Addr::LOCALHOST].map(|address| address.to_string());
-    let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
+    let addresses =
+        [control_plane, service, Ipv4Addr::LOCALHOST].map(|address| address.to_string());
+    let names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ]
+    .map(str::to_owned);
     addresses.into_iter().chain(names).collect()
 }
 

@@ -1,5 +1,5 @@
-//! What the machine must offer. Missing packages are installed, after saying so; a missing feature is an error that
-//! names it.
+//! Requirements on the machine. Missing packages are installed, with a message; a missing feature
+//! is an error that names it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,47 +24,68 @@ const PACKAGES: [(&str, &str); 8] = [
     ("nsenter", "util-linux"),
 ];
 
-/// Kernel features that are tried in a network namespace made for it: what it is for, and a command.
+/// Kernel features that are tried in a network namespace made for it: what it is for, and a
+/// command.
 const FEATURES: [(&str, &str); 4] = [
-    ("veth pairs (CONFIG_VETH)", "ip link add probe0 type veth peer name probe1"),
+    (
+        "veth pairs (CONFIG_VETH)",
+        "ip link add probe0 type veth peer name probe1",
+    ),
     ("bridges (CONFIG_BRIDGE)", "ip link add probe2 type bridge"),
-    ("VXLAN (CONFIG_VXLAN)", "ip link add probe3 type vxlan id 1 dstport 4789 local 127.0.0.1"),
+    (
+        "VXLAN (CONFIG_VXLAN)",
+        "ip link add probe3 type vxlan id 1 dstport 4789 local 127.0.0.1",
+    ),
     (
         "nftables with connection tracking (CONFIG_NF_TABLES, CONFIG_NFT_CT)",
         "nft add table inet probe { chain c { ct state new accept ; } ; }",
     ),
 ];
 
-/// What a cluster of three nodes writes into its state folder in a test, images included, with room for two beside it.
+/// What a cluster of three nodes writes into its state folder in a test, images included, with room
+/// for two beside it.
 const ROOM: u64 = 2 << 30;
 
-/// Makes sure that a cluster whose files are in `state` can run here. `tell` gets lines for a person.
-pub fn check(state: &Path, tell: &dyn Fn(&str)) -> Result<()> {
-    prepare(tell)?;
+/// Makes sure that a cluster whose files are in `state` can run here. `progress` receives lines for
+/// people.
+pub fn check(state: &Path, progress: &dyn Fn(&str)) -> Result<()> {
+    prepare(progress)?;
     has_room(state, ROOM)?;
     let state = state.to_owned();
     // A thread that has left the machine's namespaces ends with what it made there.
-    std::thread::spawn(move || probe(&state)).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::spawn(move || probe(&state))
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Installs the programs that namespaces and clusters are made with, as far as they are missing. Needs root, as all that uses them does.
-pub fn prepare(tell: &dyn Fn(&str)) -> Result<()> {
-    prepare_also(&PACKAGES, tell)
+/// Installs the programs that namespaces and clusters are made with, as far as they are missing.
+/// Needs root, as all that uses them does.
+pub fn prepare(progress: &dyn Fn(&str)) -> Result<()> {
+    prepare_also(&PACKAGES, progress)
 }
 
 /// Installs programs, each with its package, as far as they are missing.
-pub fn prepare_also(programs: &[(&'static str, &'static str)], tell: &dyn Fn(&str)) -> Result<()> {
+pub fn prepare_also(
+    programs: &[(&'static str, &'static str)],
+    progress: &dyn Fn(&str),
+) -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
-    ensure!(root, "this needs root: nodes and pods are namespaces with mounts and devices of their own");
+    ensure!(
+        root,
+        "this needs root: nodes and pods are namespaces with mounts and devices of their own"
+    );
     if missing(programs).is_empty() {
         return Ok(());
     }
-    // The package manager serves one at a time and refuses the second: harnesses that start together take turns.
+    // The package manager serves one at a time and refuses the second: harnesses that start
+    // together take turns.
     let cache = cache()?;
-    std::fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    std::fs::create_dir_all(&cache)
+        .with_context(|| format!("cannot create {}", cache.display()))?;
     let turn = File::create(cache.join("packages.lock"))?;
-    turn.lock().context("cannot wait for another harness that installs packages")?;
-    install(&missing(programs), tell)
+    turn.lock()
+        .context("cannot wait for another harness that installs packages")?;
+    install(&missing(programs), progress)
 }
 
 /// Packages whose programs are not there.
@@ -73,20 +94,35 @@ fn missing(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
         Some(path) => program.0 == "busybox" && !is_static(&path),
         None => true,
     };
-    programs.iter().filter(lacking).map(|(_, package)| *package).collect()
+    programs
+        .iter()
+        .filter(lacking)
+        .map(|(_, package)| *package)
+        .collect()
 }
 
-fn install(packages: &[&str], tell: &dyn Fn(&str)) -> Result<()> {
+fn install(packages: &[&str], progress: &dyn Fn(&str)) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
     if find("apt-get").is_none() {
-        bail!("install {} first: this machine has no apt-get", packages.join(", "));
+        bail!(
+            "install {} first: this machine has no apt-get",
+            packages.join(", ")
+        );
     }
-    tell(&format!("installing from the distribution: {}", packages.join(" ")));
+    progress(&format!(
+        "installing from the distribution: {}",
+        packages.join(" ")
+    ));
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        process::run(command.args(["-q", "-y"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+        process::run(
+            command
+                .args(["-q", "-y"])
+                .args(arguments)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
     };
     apt(&["update"])?;
     let install = ["install", "--no-install-recommends"];
@@ -94,10 +130,11 @@ fn install(packages: &[&str], tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Fails where fewer than `bytes` are free: a node whose disk is full ends without a word, because there is no room for one.
+/// Fails where fewer than `bytes` are free: a node whose disk is full ends silently, because there
+/// is no room for its log.
 fn has_room(folder: &Path, bytes: u64) -> Result<()> {
-    let found =
-        nix::sys::statvfs::statvfs(folder).with_context(|| format!("cannot ask for room in {}", folder.display()))?;
+    let found = nix::sys::statvfs::statvfs(folder)
+        .with_context(|| format!("cannot ask for room in {}", folder.display()))?;
     let free = found.blocks_available() * found.fragment_size();
     let mebibytes = |bytes: u64| bytes >> 20;
     ensure!(
@@ -116,8 +153,9 @@ fn probe(state: &Path) -> Result<()> {
     for (feature, command) in FEATURES {
         let mut words = command.split_whitespace();
         let program = words.next().context("a command")?;
-        process::run(Command::new(program).args(words))
-            .with_context(|| format!("this kernel lacks {feature}; load the module or use another kernel"))?;
+        process::run(Command::new(program).args(words)).with_context(|| {
+            format!("this kernel lacks {feature}; load the module or use another kernel")
+        })?;
     }
     overlay(state)
 }
@@ -126,16 +164,33 @@ fn probe(state: &Path) -> Result<()> {
 fn overlay(state: &Path) -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    let folder = tempfile::Builder::new().prefix(".probe-").tempdir_in(state)?;
+    let folder = tempfile::Builder::new()
+        .prefix(".probe-")
+        .tempdir_in(state)?;
     let path = |name: &str| folder.path().join(name);
     let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(path);
     for each in [&lower, &upper, &work, &merged] {
         std::fs::create_dir(each)?;
     }
     let show = |path: &PathBuf| path.display().to_string();
-    let options = format!("lowerdir={},upperdir={},workdir={}", show(&lower), show(&upper), show(&work));
-    mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).with_context(|| {
-        format!("no overlay can be mounted in {}: put --state on an ext4, xfs or tmpfs", state.display())
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        show(&lower),
+        show(&upper),
+        show(&work)
+    );
+    mount(
+        Some("overlay"),
+        &merged,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .with_context(|| {
+        format!(
+            "no overlay can be mounted in {}: put --state on an ext4, xfs or tmpfs",
+            state.display()
+        )
     })?;
     umount2(&merged, MntFlags::MNT_DETACH)?;
     Ok(())
@@ -143,7 +198,9 @@ fn overlay(state: &Path) -> Result<()> {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/bin";
-    path.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
+    path.split(':')
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.exists())
 }
 
 /// A program that needs no library names no loader near its beginning.
@@ -163,6 +220,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         has_room(folder.path(), 1).unwrap();
         let error = has_room(folder.path(), u64::MAX).unwrap_err().to_string();
-        assert!(error.contains("MiB are free in") && error.contains("17592186044415"), "{error}");
+        assert!(
+            error.contains("MiB are free in") && error.contains("17592186044415"),
+            "{error}"
+        );
     }
 }

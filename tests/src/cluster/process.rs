@@ -1,7 +1,8 @@
 //! Starting, recognising and ending processes and the namespaces they live in.
 //!
-//! Every process that belongs to a cluster carries [`MARKER`] in its environment. A pid alone may have been given to
-//! somebody else since; a pid together with its start time, or with the marker, cannot.
+//! Every process that belongs to a cluster carries [`MARKER`] in its environment. A pid alone may
+//! have been given to somebody else since; a pid together with its start time, or with the marker,
+//! cannot.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -19,13 +20,13 @@ use serde::{Deserialize, Serialize};
 /// Environment variable that names the state folder of the cluster a process belongs to.
 pub const MARKER: &str = "MARGAY_CLUSTER";
 
-/// How often a condition outside this process is looked at again.
+/// Interval at which a condition outside this process is polled.
 pub const POLL: Duration = Duration::from_millis(20);
 
 /// A process of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// What it does: `etcd`, `n1`, ...; also the name of its log.
+    /// Its role: `etcd`, `n1`, ...; also the name of its log.
     pub role: String,
     /// Its pid, as the machine sees it.
     pub pid: i32,
@@ -33,23 +34,24 @@ pub struct Process {
     pub started: u64,
 }
 
-/// Where and how a process is started.
+/// Environment in which a process is started.
 #[derive(Debug)]
 pub struct Place<'a> {
     /// Name of the process, and of its log.
     pub role: &'a str,
     /// Network namespace; the caller's when absent.
     pub netns: Option<&'a Path>,
-    /// Whether it becomes process 1 of a new pid namespace: all others there end with it.
+    /// True if it becomes process 1 of a new pid namespace: all others there end with it.
     pub init: bool,
     /// The state folder, which holds the logs and marks the process.
     pub state: &'a Path,
-    /// What the process reads; nothing when absent.
+    /// Its standard input; empty when absent.
     pub stdin: Option<Stdio>,
 }
 
 impl Process {
-    /// Starts `command` at `place`, in a process group of its own, so that it outlives the terminal.
+    /// Starts `command` at `place`, in a process group of its own, so that it outlives the
+    /// terminal.
     pub fn start(mut command: Command, place: Place<'_>) -> Result<Self> {
         let log = log_path(place.state, place.role);
         let out = File::options().create(true).append(true).open(&log);
@@ -65,31 +67,43 @@ impl Process {
                 enter_netns(netns)?;
             }
             if place.init {
-                nix::sched::unshare(CloneFlags::CLONE_NEWPID).context("cannot make a pid namespace")?;
+                nix::sched::unshare(CloneFlags::CLONE_NEWPID)
+                    .context("cannot make a pid namespace")?;
             }
-            command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))
+            command
+                .spawn()
+                .with_context(|| format!("cannot start {:?}", command.get_program()))
         });
         let pid = started?.id() as i32;
-        let started =
-            start_time(pid).with_context(|| format!("{} ended at once; see {}", place.role, log.display()))?;
-        Ok(Self { role: place.role.to_owned(), pid, started })
+        let started = start_time(pid)
+            .with_context(|| format!("{} ended at once; see {}", place.role, log.display()))?;
+        Ok(Self {
+            role: place.role.to_owned(),
+            pid,
+            started,
+        })
     }
 
     /// The calling process.
     pub fn current() -> Result<Self> {
         let pid = std::process::id() as i32;
         let started = start_time(pid).context("this process is not in /proc; mount it")?;
-        Ok(Self { role: "harness".into(), pid, started })
+        Ok(Self {
+            role: "harness".into(),
+            pid,
+            started,
+        })
     }
 
-    /// Whether it still runs; a zombie does not.
+    /// Returns whether it still runs; a zombie does not.
     pub fn alive(&self) -> bool {
-        // A child of this process stays a zombie until it is waited for; for any other this fails harmlessly.
+        // A child of this process stays a zombie until it is waited for; for any other this fails
+        // harmlessly.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
         start_time(self.pid) == Some(self.started)
     }
 
-    /// Ends it at once, as pulling the plug does. What has already ended is fine.
+    /// Kills it at once. It may have ended already.
     pub fn kill(&self) {
         if self.alive() {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
@@ -98,7 +112,11 @@ impl Process {
 
     /// Waits until it has ended.
     pub fn gone(&self, limit: Duration) -> Result<()> {
-        wait_for(limit, || format!("{} (pid {}) to end", self.role, self.pid), || !self.alive())
+        wait_for(
+            limit,
+            || format!("{} (pid {}) to end", self.role, self.pid),
+            || !self.alive(),
+        )
     }
 }
 
@@ -107,7 +125,8 @@ pub fn log_path(state: &Path, role: &str) -> PathBuf {
     state.join("logs").join(format!("{role}.log"))
 }
 
-/// Processes that carry the marker of `state`, whoever remembers them. Those inside pods do not carry it.
+/// Processes that carry the marker of `state`, whoever remembers them. Those inside pods do not
+/// carry it.
 pub fn marked(state: &Path) -> Vec<Process> {
     let wanted = format!("{MARKER}={}", state.display());
     let own = std::process::id() as i32;
@@ -116,9 +135,17 @@ pub fn marked(state: &Path) -> Vec<Process> {
         .filter(|pid| *pid != own)
         .filter(|pid| {
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+            environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == wanted.as_bytes())
         })
-        .filter_map(|pid| Some(Process { role: "left over".into(), pid, started: start_time(pid)? }))
+        .filter_map(|pid| {
+            Some(Process {
+                role: "left over".into(),
+                pid,
+                started: start_time(pid)?,
+            })
+        })
         .collect()
 }
 
@@ -130,28 +157,41 @@ pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> Result<T> + Send) 
     })
 }
 
-/// Runs `work` in a thread of its own: namespaces entered there do not concern the caller.
+/// Runs `work` in a thread of its own: namespaces entered there do not affect the caller.
 fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::scope(|scope| scope.spawn(work).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Moves the calling thread into a network namespace.
 pub fn enter_netns(netns: &Path) -> Result<()> {
-    let file = File::open(netns).with_context(|| format!("no network namespace {}", netns.display()))?;
-    nix::sched::setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", netns.display()))
+    let file =
+        File::open(netns).with_context(|| format!("no network namespace {}", netns.display()))?;
+    nix::sched::setns(file, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("cannot enter {}", netns.display()))
 }
 
-/// Runs a command to its end and returns what it printed; a failure carries what it said.
+/// Runs a command to its end and returns what it printed; an error includes its output.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
     if !output.status.success() {
-        bail!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{command:?}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Waits until `ready` holds, looking again every [`POLL`].
-pub fn wait_for(limit: Duration, what: impl Fn() -> String, mut ready: impl FnMut() -> bool) -> Result<()> {
+pub fn wait_for(
+    limit: Duration,
+    what: impl Fn() -> String,
+    mut ready: impl FnMut() -> bool,
+) -> Result<()> {
     let begin = Instant::now();
     while !ready() {
         ensure!(begin.elapsed() < limit, "waited {limit:?} for {}", what());
@@ -178,7 +218,17 @@ mod tests {
         std::fs::create_dir_all(state.join("logs")).unwrap();
         let mut command = Command::new("sleep");
         command.arg("600");
-        Process::start(command, Place { role: "sleeper", netns: None, init: false, state, stdin: None }).unwrap()
+        Process::start(
+            command,
+            Place {
+                role: "sleeper",
+                netns: None,
+                init: false,
+                state,
+                stdin: None,
+            },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -186,7 +236,12 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let sleeper = mk_sleeper(state.path());
         assert!(sleeper.alive());
-        wait_for(Duration::from_secs(5), || "the marker".into(), || marked(state.path()).len() == 1).unwrap();
+        wait_for(
+            Duration::from_secs(5),
+            || "the marker".into(),
+            || marked(state.path()).len() == 1,
+        )
+        .unwrap();
         assert_eq!(marked(state.path())[0].pid, sleeper.pid);
         sleeper.kill();
         sleeper.gone(Duration::from_secs(5)).unwrap();
@@ -197,7 +252,10 @@ mod tests {
     fn a_pid_that_was_given_to_another_is_left_alone() {
         let state = tempfile::tempdir().unwrap();
         let sleeper = mk_sleeper(state.path());
-        let stranger = Process { started: sleeper.started + 1, ..sleeper.clone() };
+        let stranger = Process {
+            started: sleeper.started + 1,
+            ..sleeper.clone()
+        };
         assert!(!stranger.alive());
         stranger.kill();
         assert!(sleeper.alive());

@@ -1,4 +1,4 @@
-//! What a cluster remembers on disk, so that any later process can look after it or take it down.
+//! State of a cluster on disk, so that any later process can manage it or take it down.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use super::process::Process;
 pub struct State {
     /// Names and addresses.
     pub layout: Layout,
-    /// Where the programs of Kubernetes are.
+    /// Folder of Kubernetes' programs.
     pub kube_bin: PathBuf,
     /// The harness's own program, which is process 1 of every node.
     pub tool: PathBuf,
@@ -25,13 +25,15 @@ pub struct State {
     pub port: u16,
     /// The mode of kube-proxy.
     pub proxy: ProxyMode,
-    /// Whether the API server writes an audit log.
+    /// True if the API server writes an audit log.
     pub audit: bool,
     /// Control group of each node.
     pub groups: BTreeMap<String, Group>,
-    /// The process that brings the cluster up, as long as it does. When it has ended, what it left is of no use.
+    /// The process that brings the cluster up, as long as it does. When it has ended, what it left
+    /// is of no use.
     pub starting: Option<Process>,
-    /// What runs, in the order in which it was started; process 1 of a node is named as the node.
+    /// Running processes, in the order in which they were started; process 1 of a node has the
+    /// node's name.
     pub processes: Vec<Process>,
 }
 
@@ -42,14 +44,24 @@ impl State {
         if !path.exists() {
             return Ok(None);
         }
-        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+        let text =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .map(Some)
+            .with_context(|| format!("{} is damaged", path.display()))
     }
 
     /// Writes the state, and what people and other programs read: `pids` and `env`.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let pids: String = self.processes.iter().map(|process| format!("{}\n", process.pid)).collect();
-        replace(&folder.join("cluster.json"), &serde_json::to_string_pretty(self)?)?;
+        let pids: String = self
+            .processes
+            .iter()
+            .map(|process| format!("{}\n", process.pid))
+            .collect();
+        replace(
+            &folder.join("cluster.json"),
+            &serde_json::to_string_pretty(self)?,
+        )?;
         replace(&folder.join("pids"), &pids)?;
         replace(&folder.join("env"), &self.env(folder))
     }
@@ -59,7 +71,7 @@ impl State {
         self.processes.iter().find(|process| process.role == role)
     }
 
-    /// Puts a process in the place of an earlier one of the same role.
+    /// Replaces an earlier process of the same role.
     pub fn remember(&mut self, process: Process) {
         self.processes.retain(|other| other.role != process.role);
         self.processes.push(process);
@@ -74,16 +86,24 @@ impl State {
             .collect();
         let netns = self.layout.netns_path(&self.layout.control_plane().name);
         let variables = [
-            ("KUBECONFIG", folder.join("admin.kubeconfig").display().to_string()),
-            ("KUBECTL", self.kube_bin.join("kubectl").display().to_string()),
+            (
+                "KUBECONFIG",
+                folder.join("admin.kubeconfig").display().to_string(),
+            ),
+            (
+                "KUBECTL",
+                self.kube_bin.join("kubectl").display().to_string(),
+            ),
             ("NODES", nodes.join(" ")),
             ("STATE", folder.display().to_string()),
             ("CONTROL_PLANE_NETNS", netns.display().to_string()),
         ];
-        variables.iter().fold(String::new(), |mut text, (name, value)| {
-            let _ = writeln!(text, "export {name}=\"{value}\"");
-            text
-        })
+        variables
+            .iter()
+            .fold(String::new(), |mut text, (name, value)| {
+                let _ = writeln!(text, "export {name}=\"{value}\"");
+                text
+            })
     }
 }
 

@@ -15,15 +15,26 @@ use super::process::{self, POLL, Place, Process};
 use super::state::State;
 use super::{Cluster, control, node};
 
-/// How long one step may take, on a slow and busy machine.
+/// Time limit of one step, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Cluster {
     pub(super) fn start_control(&mut self, role: &str) -> Result<()> {
-        let State { layout, kube_bin, audit, .. } = &self.state;
+        let State {
+            layout,
+            kube_bin,
+            audit,
+            ..
+        } = &self.state;
         let command = control::command(role, layout, kube_bin, &self.folder, *audit);
         let netns = layout.netns_path("cp");
-        let place = Place { role, netns: Some(&netns), init: false, state: &self.folder, stdin: None };
+        let place = Place {
+            role,
+            netns: Some(&netns),
+            init: false,
+            state: &self.folder,
+            stdin: None,
+        };
         let process = Process::start(command, place)?;
         self.state.remember(process);
         self.save()
@@ -31,9 +42,18 @@ impl Cluster {
 
     pub(super) fn start_forward(&mut self, listener: TcpListener) -> Result<()> {
         let mut command = Command::new(&self.state.tool);
-        command.arg("forward").arg(self.state.layout.netns_path("cp")).arg(self.api().to_string());
+        command
+            .arg("forward")
+            .arg(self.state.layout.netns_path("cp"))
+            .arg(self.api().to_string());
         let stdin = Some(Stdio::from(OwnedFd::from(listener)));
-        let place = Place { role: "forward", netns: None, init: false, state: &self.folder, stdin };
+        let place = Place {
+            role: "forward",
+            netns: None,
+            init: false,
+            state: &self.folder,
+            stdin,
+        };
         let process = Process::start(command, place)?;
         self.state.remember(process);
         self.save()
@@ -52,12 +72,14 @@ impl Cluster {
     pub(super) fn wait_for_api(&self) -> Result<()> {
         let (api, netns) = (self.api(), self.state.layout.netns_path("cp"));
         process::in_netns(&netns, || {
-            self.wait("the API server to listen", || TcpStream::connect_timeout(&api, PATIENCE).is_ok())
+            self.wait("the API server to listen", || {
+                TcpStream::connect_timeout(&api, PATIENCE).is_ok()
+            })
         })
     }
 
-    /// Waits until every node is registered and pods are accepted, for which the controllers must have made the
-    /// default service account.
+    /// Waits until every node is registered and pods are accepted, for which the controllers must
+    /// have made the default service account.
     pub(super) fn wait_for_nodes(&self) -> Result<()> {
         let wanted = self.state.layout.nodes.len();
         block_on(async {
@@ -68,7 +90,9 @@ impl Cluster {
             loop {
                 let registered = nodes.list(&Default::default()).await;
                 let account = accounts.get_opt("default").await;
-                if registered.is_ok_and(|list| list.items.len() >= wanted) && matches!(account, Ok(Some(_))) {
+                if registered.is_ok_and(|list| list.items.len() >= wanted)
+                    && matches!(account, Ok(Some(_)))
+                {
                     return Ok(());
                 }
                 self.check("the nodes to register", begin)?;
@@ -93,7 +117,11 @@ impl Cluster {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(10)..].join("\n");
-            bail!("{} ended while waiting for {what}; the end of {}:\n{last}", dead.role, log.display());
+            bail!(
+                "{} ended while waiting for {what}; the end of {}:\n{last}",
+                dead.role,
+                log.display()
+            );
         }
         ensure!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
         Ok(())
@@ -107,8 +135,17 @@ pub(super) fn clear(folder: &Path, layout: &Layout) -> Result<()> {
             Some(harness) => harness.alive(),
             None => state.processes.iter().any(Process::alive),
         };
-        ensure!(!runs, "a cluster runs in {}; take it down first", folder.display());
-        Cluster { folder: folder.to_owned(), state, owned: false }.take_down()?;
+        ensure!(
+            !runs,
+            "a cluster runs in {}; take it down first",
+            folder.display()
+        );
+        Cluster {
+            folder: folder.to_owned(),
+            state,
+            owned: false,
+        }
+        .take_down()?;
     }
     let netns = layout.netns_path("cp");
     ensure!(
@@ -124,7 +161,11 @@ pub(super) fn clear(folder: &Path, layout: &Layout) -> Result<()> {
 pub(super) fn empty(folder: &Path, except: &[&str]) -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let below = format!(" {}/", folder.display());
-    ensure!(!mounts.contains(&below), "something is mounted in {}; unmount it first", folder.display());
+    ensure!(
+        !mounts.contains(&below),
+        "something is mounted in {}; unmount it first",
+        folder.display()
+    );
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         if except.iter().any(|name| path.ends_with(name)) {
@@ -143,7 +184,14 @@ pub(super) fn empty(folder: &Path, except: &[&str]) -> Result<()> {
 /// Runs a future to its end, whether or not the caller is itself inside a runtime.
 fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work));
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let thread = scope.spawn(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(work)
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

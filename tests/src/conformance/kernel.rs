@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::ground::{Ground, Running, WantedPod};
+use super::backend::{Backend, Running, WantedPod};
 use super::table::Fixture;
 use crate::lab::{Lab, Options};
 use crate::probe::Protocol;
@@ -22,8 +22,14 @@ impl Kernel {
     /// Three nodes, one of them behind a router, and a pool of the fixture's range.
     pub fn new(fixture: &Fixture) -> Result<Self> {
         let pool = json!({"cidr": fixture.cidr, "vxlanMode": "CrossSubnet", "natOutgoing": false});
-        let lab = Lab::new(&Options { pool, ..Options::default() })?;
-        let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let lab = Lab::new(&Options {
+            pool,
+            ..Options::default()
+        })?;
+        let servers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         Ok(Self { lab, servers })
     }
 
@@ -32,15 +38,23 @@ impl Kernel {
     }
 
     fn node(&self, number: usize) -> Result<String> {
-        let node = self.lab.nodes().nth(number).with_context(|| format!("no node {number}"))?;
+        let node = self
+            .lab
+            .nodes()
+            .nth(number)
+            .with_context(|| format!("no node {number}"))?;
         Ok(node.name.clone())
     }
 }
 
-impl Ground for Kernel {
+impl Backend for Kernel {
     fn apply(&mut self, object: &Value) -> Result<()> {
         let problems = self.lab.apply(object)?;
-        ensure!(problems.is_empty(), "{}: {problems:?}", object["metadata"]["name"]);
+        ensure!(
+            problems.is_empty(),
+            "{}: {problems:?}",
+            object["metadata"]["name"]
+        );
         Ok(())
     }
 
@@ -56,12 +70,19 @@ impl Ground for Kernel {
                     "namespace": wanted.namespace, "name": wanted.name,
                     "labels": wanted.labels, "annotations": wanted.annotations(),
                 },
-                "spec": {"serviceAccountName": wanted.service_account, "containers": [{"name": "c", "ports": wanted.container_ports()}]},
+                "spec": {
+                    "serviceAccountName": wanted.service_account,
+                    "containers": [{"name": "c", "ports": wanted.container_ports()}],
+                },
             });
             let node = self.node(wanted.node)?;
             let pod = self.lab.add_pod(&node, &object)?;
             let (address, place) = (pod.addresses[0], pod.place()?);
-            let ports: Vec<(Protocol, u16)> = wanted.ports.iter().map(|port| (port.protocol, port.port)).collect();
+            let ports: Vec<(Protocol, u16)> = wanted
+                .ports
+                .iter()
+                .map(|port| (port.protocol, port.port))
+                .collect();
             let opened = pod.namespace.run(|| Ports::open(&ports))?;
             self.serve(opened)?;
             running.push(Running { address, place });

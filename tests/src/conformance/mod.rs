@@ -1,12 +1,15 @@
-//! Runs tables of verdicts that others have computed, with real packets: on the kernel alone (test layer 4) or on a real cluster (layer 5).
+//! Runs tables of verdicts that others have computed, with real packets: on the kernel alone (test
+//! layer 4) or on a real cluster (layer 5).
 //!
-//! Every step is all or nothing: the whole table is asked at once, what was wrong is asked again until everything matches, and then it has to hold.
-//! That the runner can fail is shown by itself: with no policy in force, or with everything denied, the score has to be what the table says.
+//! Every step is all or nothing: the whole table is asked at once, wrong rows are asked again until
+//! everything matches, and then it has to hold. The runner also shows that it can fail: with no
+//! policy in force, or with everything denied, the score has to follow from the table.
 //!
-//! Reading order: [`table`] (the data), [`ground`] (where it runs: [`kernel`] or [`cluster`]), [`stage`] (what is there now), [`report`].
+//! Reading order: [`table`] (the data), [`backend`] (where it runs: [`kernel`] or [`cluster`]),
+//! [`stage`] (what is there now), [`report`].
 
+pub mod backend;
 pub mod cluster;
-pub mod ground;
 pub mod kernel;
 pub mod report;
 pub mod stage;
@@ -20,7 +23,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::ground::Ground;
+use self::backend::Backend;
 use self::report::{Report, Score, StepReport, millis};
 use self::stage::Stage;
 use self::table::{Case, Row, Step, Table};
@@ -29,7 +32,7 @@ use crate::probe::Verdict;
 /// Wrong rows that are named for each step.
 const NAMED: usize = 12;
 
-/// What is in force while a table is run.
+/// Policies in force during a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforce {
@@ -51,90 +54,114 @@ impl std::fmt::Display for Enforce {
     }
 }
 
-/// How a table is run.
+/// Options of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// What is in force.
+    /// Policies in force.
     pub enforce: Enforce,
-    /// How long a question may stay without an answer until it counts as denied.
+    /// Time without an answer after which a question counts as denied.
     pub patience: Duration,
-    /// How often a table that matches is asked again before it is believed.
+    /// Number of further checks of a matching table before it is accepted.
     pub hold: usize,
-    /// How long a table may take to match.
+    /// Time limit for a table to match.
     pub limit: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { enforce: Enforce::Full, patience: crate::probe::denied_after(), hold: 3, limit: Duration::from_secs(20) }
+        Self {
+            enforce: Enforce::Full,
+            patience: crate::probe::denied_after(),
+            hold: 3,
+            limit: Duration::from_secs(20),
+        }
     }
 }
 
-/// Runs every case of the table; `tell` gets a line for each step.
-pub fn run(ground: &mut dyn Ground, table: &Table, options: &Options, tell: &dyn Fn(&str)) -> Result<Report> {
+/// Runs every case of the table; `progress` receives a line for each step.
+pub fn run(
+    backend: &mut dyn Backend,
+    table: &Table,
+    options: &Options,
+    progress: &dyn Fn(&str),
+) -> Result<Report> {
     let begin = Instant::now();
     let mut report = Report::new(options.enforce);
-    let mut stage = Stage::set(ground, table).context("the fixture of the table")?;
+    let mut stage = Stage::set(backend, table).context("the fixture of the table")?;
     if options.enforce == Enforce::Deny {
-        // Not by way of the stage, which takes back with each case what was applied.
-        ground.apply(&deny_everything())?;
+        // Not through the stage, which removes with each case what it applied.
+        backend.apply(&deny_everything())?;
     }
     for case in &table.cases {
-        run_case(ground, &mut stage, case, options, &mut report, tell)
+        run_case(backend, &mut stage, case, options, &mut report, progress)
             .with_context(|| format!("case {}: {}", case.n, case.desc))?;
     }
-    stage.clear(ground)?;
+    stage.clear(backend)?;
     if options.enforce == Enforce::Deny {
-        ground.remove(&deny_everything())?;
+        backend.remove(&deny_everything())?;
     }
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
 }
 
-/// Runs every case as tests do, where a table that has matched is asked once more; an error tells what was wrong.
-pub fn conform(ground: &mut dyn Ground, table: &Table, enforce: Enforce) -> Result<()> {
-    let options = Options { enforce, hold: 1, ..Options::default() };
-    let report = run(ground, table, &options, &|line| println!("{line}"))?;
+/// Runs every case as tests do, where a table that has matched is asked once more; an error lists
+/// the wrong rows.
+pub fn conform(backend: &mut dyn Backend, table: &Table, enforce: Enforce) -> Result<()> {
+    let options = Options {
+        enforce,
+        hold: 1,
+        ..Options::default()
+    };
+    let report = run(backend, table, &options, &|line| println!("{line}"))?;
     ensure!(report.is_good(), "{}", report.text());
     Ok(())
 }
 
 fn run_case(
-    ground: &mut dyn Ground,
+    backend: &mut dyn Backend,
     stage: &mut Stage,
     case: &Case,
     options: &Options,
     report: &mut Report,
-    tell: &dyn Fn(&str),
+    progress: &dyn Fn(&str),
 ) -> Result<()> {
     for (index, step) in case.steps.iter().enumerate() {
         for action in &step.actions {
             if options.enforce == Enforce::Full || !stage::is_policy(action) {
-                stage.act(ground, action)?;
+                stage.act(backend, action)?;
             }
         }
         let (outcome, left_out) = run_step(stage, step, options)?;
-        let step = StepReport { case: case.n, step: index + 1, desc: case.desc.clone(), ..outcome };
+        let step = StepReport {
+            case: case.n,
+            step: index + 1,
+            desc: case.desc.clone(),
+            ..outcome
+        };
         let verdict = if step.is_right() { "right" } else { "WRONG" };
-        let after = step.match_ms.map_or("not settled".to_owned(), |ms| format!("after {ms:.0} ms"));
-        tell(&format!(
+        let after = step.match_ms.map_or("no match in time".to_owned(), |ms| {
+            format!("after {ms:.0} ms")
+        });
+        progress(&format!(
             "{verdict}  case {}.{}  allowed {}, blocked {}, {after}  {}",
             case.n, step.step, step.allowed, step.blocked, case.desc
         ));
         if options.enforce == Enforce::Full {
-            step.wrong.iter().for_each(|row| tell(&format!("       {row}")));
+            step.wrong
+                .iter()
+                .for_each(|row| progress(&format!("       {row}")));
         }
         report.left_out += left_out;
         report.steps.push(step);
     }
-    stage.restore(ground)
+    stage.restore(backend)
 }
 
-/// Asks until the rows are as they should be with what is in force, and scores what was found against the table. Also tells how many rows
-/// were left out.
+/// Asks until the rows are as they should be with what is in force, and scores what was found
+/// against the table. Returns also how many rows were left out.
 fn run_step(stage: &mut Stage, step: &Step, options: &Options) -> Result<(StepReport, usize)> {
     let since = Instant::now();
-    // Implementations differ in what a pod may say to itself.
+    // Implementations differ in which traffic of a pod to itself they allow.
     let is_asked = |row: &&Row| row.to != table::Target::Pod(row.from.clone());
     let rows: Vec<&Row> = step.rows.iter().filter(is_asked).collect();
     let expected = |row: &Row| match options.enforce {
@@ -142,7 +169,7 @@ fn run_step(stage: &mut Stage, step: &Step, options: &Options) -> Result<(StepRe
         Enforce::Off => true,
         Enforce::Deny => false,
     };
-    let (found, matched) = settle(stage, &rows, expected, options)?;
+    let (found, matched) = ask_until_match(stage, &rows, expected, options)?;
     let mut outcome = StepReport {
         case: 0,
         step: 0,
@@ -155,8 +182,17 @@ fn run_step(stage: &mut Stage, step: &Step, options: &Options) -> Result<(StepRe
     };
     for (row, verdict) in rows.iter().zip(&found) {
         let right = *verdict == wanted(row.allowed);
-        if row.allowed { &mut outcome.allowed } else { &mut outcome.blocked }.count(right);
-        outcome.by_protocol.entry(row.protocol.to_string()).or_default().count(right);
+        if row.allowed {
+            &mut outcome.allowed
+        } else {
+            &mut outcome.blocked
+        }
+        .count(right);
+        outcome
+            .by_protocol
+            .entry(row.protocol.to_string())
+            .or_default()
+            .count(right);
         if !right && outcome.wrong.len() < NAMED {
             outcome.wrong.push(format!("{row}, found {verdict:?}"));
         }
@@ -164,9 +200,10 @@ fn run_step(stage: &mut Stage, step: &Step, options: &Options) -> Result<(StepRe
     Ok((outcome, step.rows.len() - rows.len()))
 }
 
-/// Asks all, again what differs, until everything is as expected and has held, or the time is up. Gives the last verdicts, and when the round began
-/// that was the first in which everything was as expected.
-fn settle(
+/// Asks all rows, and again those that differ, until everything is as expected and has held, or the
+/// time is up. Returns the last verdicts, and the start of the first pass in which everything was
+/// as expected.
+fn ask_until_match(
     stage: &mut Stage,
     rows: &[&Row],
     expected: impl Fn(&Row) -> bool,
@@ -189,7 +226,7 @@ fn settle(
             if held == options.hold {
                 return Ok((found, Some(matched)));
             }
-            // The rows that were right in a round of their own have not been asked together with the others.
+            // Rows that were right in an earlier pass have not been asked together with the others.
             held += 1;
             asked.clone_from(&all);
             continue;
@@ -204,7 +241,11 @@ fn settle(
 
 /// A blocked question is silence; a refusal would be an answer.
 fn wanted(allowed: bool) -> Verdict {
-    if allowed { Verdict::Answered } else { Verdict::Silent }
+    if allowed {
+        Verdict::Answered
+    } else {
+        Verdict::Silent
+    }
 }
 
 fn deny_everything() -> Value {

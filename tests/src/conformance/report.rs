@@ -1,4 +1,5 @@
-//! What a run found: allowed and blocked rows apart, because most rows of any table are allowed and a dataplane that enforces nothing has them right.
+//! Results of a run, with allowed and blocked rows apart, because most rows of any table are
+//! allowed and a dataplane that enforces nothing has them right.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,9 +13,9 @@ use crate::probe::sctp::has_sockets;
 /// Rows that were right, of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Score {
-    /// How many were right.
+    /// Number of right rows.
     pub right: usize,
-    /// How many there are.
+    /// Number of rows.
     pub all: usize,
 }
 
@@ -24,9 +25,12 @@ impl Score {
         self.all += other.all;
     }
 
-    /// One more row.
+    /// Counts one row.
     pub fn count(&mut self, right: bool) {
-        self.add(Self { right: usize::from(right), all: 1 });
+        self.add(Self {
+            right: usize::from(right),
+            all: 1,
+        });
     }
 }
 
@@ -43,7 +47,7 @@ pub struct StepReport {
     pub case: u32,
     /// Which step of it, from 1.
     pub step: usize,
-    /// What the case is about.
+    /// Description of the case.
     pub desc: String,
     /// Rows that are allowed.
     pub allowed: Score,
@@ -51,14 +55,15 @@ pub struct StepReport {
     pub blocked: Score,
     /// The same rows by transport.
     pub by_protocol: BTreeMap<String, Score>,
-    /// Milliseconds from the last action to the first question of the first round in which every row was as expected, and stayed so.
+    /// Milliseconds from the last action to the start of the first pass in which every row was as
+    /// expected, and stayed so.
     pub match_ms: Option<f64>,
     /// Some of the rows that were wrong, as they should have been, with what was found.
     pub wrong: Vec<String>,
 }
 
 impl StepReport {
-    /// Whether every row of the table was right.
+    /// Returns whether every row of the table was right.
     pub fn is_right(&self) -> bool {
         let right = |score: Score| score.right == score.all;
         right(self.allowed) && right(self.blocked)
@@ -68,9 +73,9 @@ impl StepReport {
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What was in force.
+    /// Policies that were in force.
     pub enforce: Enforce,
-    /// How SCTP rows were asked: this kernel may have no sockets for them.
+    /// Method for SCTP rows: this kernel may have no sockets for them.
     pub sctp: &'static str,
     /// Every step that was run.
     pub steps: Vec<StepReport>,
@@ -102,7 +107,13 @@ impl Report {
             true => "sockets of the kernel; associations",
             false => "raw INIT, INIT-ACK, ABORT; policy and connection tracking, not associations",
         };
-        Self { enforce, sctp, steps: Vec::new(), left_out: 0, seconds: 0.0 }
+        Self {
+            enforce,
+            sctp,
+            steps: Vec::new(),
+            left_out: 0,
+            seconds: 0.0,
+        }
     }
 
     /// Adds up.
@@ -124,14 +135,22 @@ impl Report {
         cases.values().for_each(|right| sum.cases.count(*right));
         let mut times: Vec<f64> = self.steps.iter().filter_map(|step| step.match_ms).collect();
         times.sort_by(f64::total_cmp);
-        let rank = |share: f64| times[((times.len() as f64 * share).ceil() as usize).clamp(1, times.len()) - 1];
+        let rank = |share: f64| {
+            times[((times.len() as f64 * share).ceil() as usize).clamp(1, times.len()) - 1]
+        };
         sum.match_ms = (!times.is_empty()).then(|| [rank(0.5), rank(0.99), rank(1.0)]);
         sum
     }
 
-    /// Whether the run shows what it should: with policy in force, every row right; with nothing or everything denied, packets that say so.
+    /// Returns whether the run shows what it should: with policy in force, every row is right; with
+    /// nothing or everything denied, the packets confirm that.
     pub fn is_good(&self) -> bool {
-        let Summary { allowed, blocked, steps, .. } = self.summary();
+        let Summary {
+            allowed,
+            blocked,
+            steps,
+            ..
+        } = self.summary();
         let none = |score: Score| score.right == 0;
         let every = |score: Score| score.right == score.all;
         match self.enforce {
@@ -148,10 +167,16 @@ impl Report {
         for (protocol, score) in self.steps.iter().flat_map(|step| &step.by_protocol) {
             by_protocol.entry(protocol).or_default().add(*score);
         }
-        let protocols: Vec<String> =
-            by_protocol.iter().map(|(protocol, score)| format!("{protocol} {score}")).collect();
+        let protocols: Vec<String> = by_protocol
+            .iter()
+            .map(|(protocol, score)| format!("{protocol} {score}"))
+            .collect();
         let mut text = format!(
-            "cases right     {}\nsteps right     {}\nallowed rows    {}\nblocked rows    {}\nby transport    {}\n",
+            "cases right     {}\n\
+             steps right     {}\n\
+             allowed rows    {}\n\
+             blocked rows    {}\n\
+             by transport    {}\n",
             sum.cases,
             sum.steps,
             sum.allowed,
@@ -159,14 +184,21 @@ impl Report {
             protocols.join(", ")
         );
         if let Some([median, most, longest]) = sum.match_ms {
-            let _ = writeln!(text, "time to match   p50 {median:.0} ms, p99 {most:.0} ms, max {longest:.0} ms");
+            let _ = writeln!(
+                text,
+                "time to match   p50 {median:.0} ms, p99 {most:.0} ms, max {longest:.0} ms"
+            );
         }
         let _ = writeln!(
             text,
             "left out        {} rows of pods to themselves\nSCTP            {}",
             self.left_out, self.sctp
         );
-        let _ = writeln!(text, "in {:.0} s, with enforcement {}", self.seconds, self.enforce);
+        let _ = writeln!(
+            text,
+            "in {:.0} s, with enforcement {}",
+            self.seconds, self.enforce
+        );
         text
     }
 }
@@ -180,7 +212,12 @@ pub fn millis(duration: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    fn step(case: u32, allowed: (usize, usize), blocked: (usize, usize), match_ms: f64) -> StepReport {
+    fn step(
+        case: u32,
+        allowed: (usize, usize),
+        blocked: (usize, usize),
+        match_ms: f64,
+    ) -> StepReport {
         let score = |(right, all)| Score { right, all };
         StepReport {
             case,
@@ -198,8 +235,11 @@ mod tests {
     fn a_case_is_right_when_all_its_steps_are() {
         let mut report = Report::new(Enforce::Full);
         assert!(!report.is_good(), "a run of nothing shows nothing");
-        report.steps =
-            vec![step(1, (4, 4), (2, 2), 10.0), step(1, (4, 4), (1, 2), 30.0), step(2, (6, 6), (0, 0), 20.0)];
+        report.steps = vec![
+            step(1, (4, 4), (2, 2), 10.0),
+            step(1, (4, 4), (1, 2), 30.0),
+            step(2, (6, 6), (0, 0), 20.0),
+        ];
         let sum = report.summary();
         let score = |right, all| Score { right, all };
         assert_eq!((sum.cases, sum.steps), (score(1, 2), score(2, 3)));

@@ -1,4 +1,4 @@
-//! What of a table is there now: the fixture, what actions have made of it, and who asks from where.
+//! Current state of a run: the fixture, the results of actions, and the pods that ask.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::ground::{Ground, Running, WantedPod};
+use super::backend::{Backend, Running, WantedPod};
 use super::table::{self, Action, Fixture, Row, Table, Target};
-use crate::probe::asker::Asker;
+use crate::probe::prober::Prober;
 use crate::probe::{self, Protocol, Verdict};
 
 /// Nodes that pods are spread over.
@@ -17,18 +17,18 @@ const NODES: usize = 3;
 /// Between the braces of a policy that names a pod's address.
 const ADDRESS_OF: (&str, &str) = ("{{ip ", "}}");
 
-/// `apiVersion` and `kind` of what the actions create that do not say it.
+/// `apiVersion` and `kind` of created objects whose actions do not have them.
 const NETWORK_POLICY: (&str, &str) = ("networking.k8s.io/v1", "NetworkPolicy");
 const CLUSTER_POLICY: (&str, &str) = ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy");
 
-/// What is there.
+/// Current state of a run.
 pub struct Stage {
     fixture: Fixture,
     pods: BTreeMap<String, Member>,
     nodes: BTreeMap<usize, IpAddr>,
     /// Labels of namespaces.
     namespaces: BTreeMap<String, Value>,
-    /// Objects that actions have made, in order.
+    /// Objects that actions have created, in order.
     made: Vec<Value>,
 }
 
@@ -36,10 +36,10 @@ pub struct Stage {
 struct Member {
     labels: Value,
     address: IpAddr,
-    asker: Asker,
+    prober: Prober,
 }
 
-/// Whether an action is left out when no policy of the table is to be in force.
+/// Returns whether an action is left out when no policy of the table is to be in force.
 pub fn is_policy(action: &Action) -> bool {
     use Action::{Apply, CreateClusterPolicy, CreatePolicy, DeleteClusterPolicy, DeletePolicy};
     use Action::{Remove, UpdateClusterPolicy, UpdatePolicy};
@@ -58,7 +58,7 @@ pub fn is_policy(action: &Action) -> bool {
 
 impl Stage {
     /// Brings the fixture of the table up.
-    pub fn set(ground: &mut dyn Ground, table: &Table) -> Result<Self> {
+    pub fn set(backend: &mut dyn Backend, table: &Table) -> Result<Self> {
         let fixture = table.fixture.clone();
         let mut stage = Self {
             fixture: fixture.clone(),
@@ -69,9 +69,13 @@ impl Stage {
         };
         let mut wanted = Vec::new();
         for namespace in &fixture.namespaces {
-            stage.put_namespace(ground, &namespace.name, &namespace.labels)?;
+            stage.put_namespace(backend, &namespace.name, &namespace.labels)?;
             for account in &namespace.service_accounts {
-                ground.apply(&account_object(&namespace.name, &account.name, &account.labels))?;
+                backend.apply(&account_object(
+                    &namespace.name,
+                    &account.name,
+                    &account.labels,
+                ))?;
             }
             for (index, pod) in namespace.pods.iter().enumerate() {
                 wanted.push(WantedPod {
@@ -85,40 +89,49 @@ impl Stage {
                 });
             }
         }
-        let running = ground.start(&wanted)?;
+        let running = backend.start(&wanted)?;
         for (wanted, running) in wanted.iter().zip(running) {
             stage.join(wanted, &running)?;
         }
-        stage.listen_on_nodes(ground, table)?;
+        stage.listen_on_nodes(backend, table)?;
         Ok(stage)
     }
 
-    /// Does what a table says.
-    pub fn act(&mut self, ground: &mut dyn Ground, action: &Action) -> Result<()> {
+    /// Carries out one action.
+    pub fn act(&mut self, backend: &mut dyn Backend, action: &Action) -> Result<()> {
         match action {
             Action::CreatePolicy { policy } | Action::UpdatePolicy { policy } => {
-                self.apply(ground, &with_kind(policy, NETWORK_POLICY))
+                self.apply(backend, &with_kind(policy, NETWORK_POLICY))
             }
             Action::CreateClusterPolicy { policy } | Action::UpdateClusterPolicy { policy } => {
-                self.apply(ground, &with_kind(policy, CLUSTER_POLICY))
+                self.apply(backend, &with_kind(policy, CLUSTER_POLICY))
             }
-            Action::Apply { object } => self.apply(ground, object),
+            Action::Apply { object } => self.apply(backend, object),
             Action::DeletePolicy { namespace, name } => self.remove(
-                ground,
-                &with_kind(&json!({"metadata": {"namespace": namespace, "name": name}}), NETWORK_POLICY),
+                backend,
+                &with_kind(
+                    &json!({"metadata": {"namespace": namespace, "name": name}}),
+                    NETWORK_POLICY,
+                ),
             ),
-            Action::DeleteClusterPolicy { name } => {
-                self.remove(ground, &with_kind(&json!({"metadata": {"name": name}}), CLUSTER_POLICY))
-            }
-            Action::Remove { object } => self.remove(ground, object),
-            Action::CreateNamespace { namespace, labels } | Action::SetNamespaceLabels { namespace, labels } => {
-                self.put_namespace(ground, namespace, labels)
+            Action::DeleteClusterPolicy { name } => self.remove(
+                backend,
+                &with_kind(&json!({"metadata": {"name": name}}), CLUSTER_POLICY),
+            ),
+            Action::Remove { object } => self.remove(backend, object),
+            Action::CreateNamespace { namespace, labels }
+            | Action::SetNamespaceLabels { namespace, labels } => {
+                self.put_namespace(backend, namespace, labels)
             }
             Action::DeleteNamespace { namespace } => {
                 self.namespaces.remove(namespace);
-                ground.remove(&namespace_object(namespace, &json!({})))
+                backend.remove(&namespace_object(namespace, &json!({})))
             }
-            Action::CreatePod { namespace, pod, labels } => {
+            Action::CreatePod {
+                namespace,
+                pod,
+                labels,
+            } => {
                 let wanted = WantedPod {
                     namespace: namespace.clone(),
                     name: pod.clone(),
@@ -128,52 +141,82 @@ impl Stage {
                     address: self.pinned(self.pods.len()),
                     ports: table::default_ports(),
                 };
-                let running = ground.start(std::slice::from_ref(&wanted))?;
-                running.iter().try_for_each(|running| self.join(&wanted, running))
+                let running = backend.start(std::slice::from_ref(&wanted))?;
+                running
+                    .iter()
+                    .try_for_each(|running| self.join(&wanted, running))
             }
-            Action::SetPodLabels { namespace, pod, labels } => self.label(ground, namespace, pod, labels),
-            Action::DeletePod { namespace, pod } => self.stop(ground, &format!("{namespace}/{pod}")),
+            Action::SetPodLabels {
+                namespace,
+                pod,
+                labels,
+            } => self.label(backend, namespace, pod, labels),
+            Action::DeletePod { namespace, pod } => {
+                self.stop(backend, &format!("{namespace}/{pod}"))
+            }
         }
     }
 
     /// Creates an object of a case, with the addresses that it names.
-    pub fn apply(&mut self, ground: &mut dyn Ground, object: &Value) -> Result<()> {
+    pub fn apply(&mut self, backend: &mut dyn Backend, object: &Value) -> Result<()> {
         let object = self.with_addresses(object)?;
-        ground.apply(&object)?;
-        if !self.made.iter().any(|made| identity(made) == identity(&object)) {
+        backend.apply(&object)?;
+        if !self
+            .made
+            .iter()
+            .any(|made| identity(made) == identity(&object))
+        {
             self.made.push(object);
         }
         Ok(())
     }
 
     /// Brings back the bare fixture.
-    pub fn restore(&mut self, ground: &mut dyn Ground) -> Result<()> {
+    pub fn restore(&mut self, backend: &mut dyn Backend) -> Result<()> {
         while let Some(object) = self.made.pop() {
-            ground.remove(&object)?;
+            backend.remove(&object)?;
         }
         let fixture = self.fixture.clone();
         let mut own: BTreeMap<String, &Value> = BTreeMap::new();
         for namespace in &fixture.namespaces {
-            own.extend(namespace.pods.iter().map(|pod| (format!("{}/{}", namespace.name, pod.name), &pod.labels)));
+            own.extend(
+                namespace
+                    .pods
+                    .iter()
+                    .map(|pod| (format!("{}/{}", namespace.name, pod.name), &pod.labels)),
+            );
         }
-        let foreign: Vec<String> = self.pods.keys().filter(|name| !own.contains_key(*name)).cloned().collect();
-        foreign.iter().try_for_each(|name| self.stop(ground, name))?;
+        let foreign: Vec<String> = self
+            .pods
+            .keys()
+            .filter(|name| !own.contains_key(*name))
+            .cloned()
+            .collect();
+        foreign
+            .iter()
+            .try_for_each(|name| self.stop(backend, name))?;
         for (name, labels) in own {
-            let member = self.pods.get(&name).with_context(|| format!("a case has deleted {name} of the fixture"))?;
+            let member = self
+                .pods
+                .get(&name)
+                .with_context(|| format!("a case has deleted {name} of the fixture"))?;
             if member.labels != *labels {
                 let (namespace, pod) = crate::world::split(&name)?;
-                self.label(ground, namespace, pod, labels)?;
+                self.label(backend, namespace, pod, labels)?;
             }
         }
-        let wanted: BTreeMap<&str, &Value> =
-            fixture.namespaces.iter().map(|namespace| (namespace.name.as_str(), &namespace.labels)).collect();
+        let wanted: BTreeMap<&str, &Value> = fixture
+            .namespaces
+            .iter()
+            .map(|namespace| (namespace.name.as_str(), &namespace.labels))
+            .collect();
         for (name, labels) in self.namespaces.clone() {
             match wanted.get(name.as_str()) {
-                Some(wanted) if **wanted != labels => self.put_namespace(ground, &name, wanted)?,
+                Some(wanted) if **wanted != labels => self.put_namespace(backend, &name, wanted)?,
                 Some(_) => {}
                 None => {
                     self.namespaces.remove(&name);
-                    ground.remove(&namespace_object(&name, &json!({})))?;
+                    backend.remove(&namespace_object(&name, &json!({})))?;
                 }
             }
         }
@@ -181,18 +224,21 @@ impl Stage {
     }
 
     /// Takes the fixture down.
-    pub fn clear(mut self, ground: &mut dyn Ground) -> Result<()> {
+    pub fn clear(mut self, backend: &mut dyn Backend) -> Result<()> {
         let pods: Vec<String> = self.pods.keys().cloned().collect();
-        pods.iter().try_for_each(|name| self.stop(ground, name))?;
+        pods.iter().try_for_each(|name| self.stop(backend, name))?;
         for namespace in &self.fixture.namespaces {
             for account in &namespace.service_accounts {
-                ground.remove(&account_object(&namespace.name, &account.name, &json!({})))?;
+                backend.remove(&account_object(&namespace.name, &account.name, &json!({})))?;
             }
         }
-        self.namespaces.keys().try_for_each(|name| ground.remove(&namespace_object(name, &json!({}))))
+        self.namespaces
+            .keys()
+            .try_for_each(|name| backend.remove(&namespace_object(name, &json!({}))))
     }
 
-    /// Asks all rows at once, each from a port that its pod has not used lately; gives the verdicts in their order.
+    /// Asks all rows at once, each from a port that its pod has not used lately; gives the verdicts
+    /// in their order.
     pub fn ask(&self, rows: &[&Row], patience: Duration) -> Result<Vec<Verdict>> {
         let mut by_asker: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (index, row) in rows.iter().enumerate() {
@@ -201,35 +247,53 @@ impl Stage {
         for (from, indexes) in &by_asker {
             let target = |index: &usize| {
                 let row = rows[*index];
-                Ok(probe::Target::new(row.protocol, self.address(&row.to)?, row.port))
+                Ok(probe::Target::new(
+                    row.protocol,
+                    self.address(&row.to)?,
+                    row.port,
+                ))
             };
             let targets = indexes.iter().map(target).collect::<Result<Vec<_>>>()?;
-            self.member(from)?.asker.ask(targets, patience)?;
+            self.member(from)?.prober.ask(targets, patience)?;
         }
         let mut verdicts = vec![Verdict::Broken; rows.len()];
         for (from, indexes) in &by_asker {
-            for (index, verdict) in indexes.iter().zip(self.member(from)?.asker.answers()?) {
+            for (index, verdict) in indexes.iter().zip(self.member(from)?.prober.answers()?) {
                 verdicts[*index] = verdict;
             }
         }
         Ok(verdicts)
     }
 
-    fn remove(&mut self, ground: &mut dyn Ground, object: &Value) -> Result<()> {
+    fn remove(&mut self, backend: &mut dyn Backend, object: &Value) -> Result<()> {
         self.made.retain(|made| identity(made) != identity(object));
-        ground.remove(object)
+        backend.remove(object)
     }
 
-    fn put_namespace(&mut self, ground: &mut dyn Ground, name: &str, labels: &Value) -> Result<()> {
-        ground.apply(&namespace_object(name, labels))?;
+    fn put_namespace(
+        &mut self,
+        backend: &mut dyn Backend,
+        name: &str,
+        labels: &Value,
+    ) -> Result<()> {
+        backend.apply(&namespace_object(name, labels))?;
         self.namespaces.insert(name.to_owned(), labels.clone());
         Ok(())
     }
 
-    fn label(&mut self, ground: &mut dyn Ground, namespace: &str, pod: &str, labels: &Value) -> Result<()> {
-        ground.label(namespace, pod, labels)?;
+    fn label(
+        &mut self,
+        backend: &mut dyn Backend,
+        namespace: &str,
+        pod: &str,
+        labels: &Value,
+    ) -> Result<()> {
+        backend.label(namespace, pod, labels)?;
         let name = format!("{namespace}/{pod}");
-        self.pods.get_mut(&name).with_context(|| format!("no pod is named {name}"))?.labels = labels.clone();
+        self.pods
+            .get_mut(&name)
+            .with_context(|| format!("no pod is named {name}"))?
+            .labels = labels.clone();
         Ok(())
     }
 
@@ -238,49 +302,69 @@ impl Stage {
         let pinned = wanted.address.map(IpAddr::V4);
         ensure!(
             pinned.is_none_or(|pinned| pinned == running.address),
-            "{name} has {}, and must have {pinned:?}: what the table says of ranges would be about others",
+            "{name} has {}, and must have {pinned:?}: ranges in the table would not match",
             running.address
         );
-        let member =
-            Member { labels: wanted.labels.clone(), address: running.address, asker: Asker::start(&running.place)? };
+        let member = Member {
+            labels: wanted.labels.clone(),
+            address: running.address,
+            prober: Prober::start(&running.place)?,
+        };
         self.pods.insert(name, member);
         Ok(())
     }
 
-    fn stop(&mut self, ground: &mut dyn Ground, name: &str) -> Result<()> {
+    fn stop(&mut self, backend: &mut dyn Backend, name: &str) -> Result<()> {
         self.pods.remove(name);
         let (namespace, pod) = crate::world::split(name)?;
-        ground.stop(namespace, pod)
+        backend.stop(namespace, pod)
     }
 
-    /// Addresses follow each other from the first of the range, if the table says where pods are.
+    /// Addresses follow each other from the first of the range, if the table has their order.
     fn pinned(&self, index: usize) -> Option<Ipv4Addr> {
         let first = u32::from(self.fixture.cidr.network()) + 1;
-        self.fixture.pin.then(|| Ipv4Addr::from(first + index as u32))
+        self.fixture
+            .pin
+            .then(|| Ipv4Addr::from(first + index as u32))
     }
 
-    fn listen_on_nodes(&mut self, ground: &mut dyn Ground, table: &Table) -> Result<()> {
+    fn listen_on_nodes(&mut self, backend: &mut dyn Backend, table: &Table) -> Result<()> {
         let mut wanted: BTreeMap<usize, BTreeSet<(Protocol, u16)>> = BTreeMap::new();
-        for row in table.cases.iter().flat_map(|case| &case.steps).flat_map(|step| &step.rows) {
+        for row in table
+            .cases
+            .iter()
+            .flat_map(|case| &case.steps)
+            .flat_map(|step| &step.rows)
+        {
             if let Target::Node(number) = row.to {
-                wanted.entry(number).or_default().insert((row.protocol, row.port));
+                wanted
+                    .entry(number)
+                    .or_default()
+                    .insert((row.protocol, row.port));
             }
         }
         for (number, ports) in wanted {
             let ports: Vec<(Protocol, u16)> = ports.into_iter().collect();
-            self.nodes.insert(number, ground.serve_on_node(number, &ports)?);
+            self.nodes
+                .insert(number, backend.serve_on_node(number, &ports)?);
         }
         Ok(())
     }
 
     fn member(&self, name: &str) -> Result<&Member> {
-        self.pods.get(name).with_context(|| format!("no pod is named {name}"))
+        self.pods
+            .get(name)
+            .with_context(|| format!("no pod is named {name}"))
     }
 
     fn address(&self, target: &Target) -> Result<IpAddr> {
         match target {
             Target::Pod(name) => Ok(self.member(name)?.address),
-            Target::Node(number) => self.nodes.get(number).copied().with_context(|| format!("no node {number}")),
+            Target::Node(number) => self
+                .nodes
+                .get(number)
+                .copied()
+                .with_context(|| format!("no node {number}")),
         }
     }
 
@@ -319,6 +403,16 @@ fn account_object(namespace: &str, name: &str, labels: &Value) -> Value {
 }
 
 fn identity(object: &Value) -> [&str; 4] {
-    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    [text("/apiVersion"), text("/kind"), text("/metadata/namespace"), text("/metadata/name")]
+    let text = |pointer| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    [
+        text("/apiVersion"),
+        text("/kind"),
+        text("/metadata/namespace"),
+        text("/metadata/name"),
+    ]
 }

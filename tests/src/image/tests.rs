@@ -23,7 +23,10 @@ fn mk_image(folder: &Path, order: &[usize]) -> Vec<u8> {
     ];
     let image = Image {
         name: "margay.test/image:1".into(),
-        entries: order.iter().map(|&at| entries[at].parse().unwrap()).collect(),
+        entries: order
+            .iter()
+            .map(|&at| entries[at].parse().unwrap())
+            .collect(),
         entrypoint: vec!["/usr/bin/program".into()],
     };
     let out = folder.join("image.tar");
@@ -44,20 +47,33 @@ fn every_reference_is_the_digest_of_what_it_names() {
         content.clone()
     };
     let reference = &json(&files["index.json"])["manifests"][0];
-    assert_eq!(reference["annotations"]["io.containerd.image.name"], "margay.test/image:1");
+    assert_eq!(
+        reference["annotations"]["io.containerd.image.name"],
+        "margay.test/image:1"
+    );
     let manifest = json(&follow(reference));
     let config = json(&follow(&manifest["config"]));
-    assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+    assert_eq!(
+        config["rootfs"]["diff_ids"][0],
+        manifest["layers"][0]["digest"]
+    );
     let layer = unpack(&follow(&manifest["layers"][0]));
     assert_eq!(layer["deep/er/program"], b"not really a program");
-    assert!(layer.contains_key("bin/alias") && layer.contains_key("deep/er") && layer.contains_key("proc"));
+    assert!(
+        layer.contains_key("bin/alias")
+            && layer.contains_key("deep/er")
+            && layer.contains_key("proc")
+    );
     assert_eq!(files["oci-layout"], br#"{"imageLayoutVersion":"1.0.0"}"#);
 }
 
 #[test]
 fn the_order_of_entries_does_not_show() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    assert_eq!(mk_image(first.path(), &[0, 1, 2]), mk_image(second.path(), &[2, 0, 1]));
+    assert_eq!(
+        mk_image(first.path(), &[0, 1, 2]),
+        mk_image(second.path(), &[2, 0, 1])
+    );
 }
 
 #[test]
@@ -67,7 +83,11 @@ fn bad_entries_and_names_are_refused() {
     }
     let folder = tempfile::tempdir().unwrap();
     for name in ["image", "image:1", "host/image", "host:80/image"] {
-        let image = Image { name: name.into(), entries: Vec::new(), entrypoint: Vec::new() };
+        let image = Image {
+            name: name.into(),
+            entries: Vec::new(),
+            entrypoint: Vec::new(),
+        };
         assert!(image.write(&folder.path().join("out")).is_err(), "{name}");
     }
 }

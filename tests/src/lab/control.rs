@@ -1,4 +1,5 @@
-//! typha without an API server: what its watches would tell comes from the lab, and nodes come by the real stream, with certificates.
+//! typha without an API server: the lab sends the events of its watches, and nodes connect by the
+//! real stream, with certificates.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,12 +17,14 @@ use margay_typha::event::{Event, Snapshot};
 use margay_typha::metrics::Counters;
 use margay_typha::object::{ObjectKey, Observed};
 use margay_typha::registry::Registry;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-/// A typha at work, and the authority of its certificates.
+/// A running typha, and the authority of its certificates.
 pub struct Control {
     authority: Authority,
     address: SocketAddr,
@@ -29,12 +32,12 @@ pub struct Control {
     registry: Registry,
 }
 
-/// What a node was told.
+/// What was sent to a node.
 #[derive(Clone, Copy, Debug)]
-pub struct Told {
-    /// Revision of the newest frame that left for it.
+pub struct Sent {
+    /// Revision of the newest frame sent.
     pub revision: u64,
-    /// Records that it has still to be told.
+    /// Number of records that have yet to be sent.
     pub pending: usize,
 }
 
@@ -61,50 +64,77 @@ impl Control {
             timeouts: Timeouts::default(),
         };
         tokio::spawn(services.serve(listener, tls));
-        Ok(Self { authority, address, events, registry })
+        Ok(Self {
+            authority,
+            address,
+            events,
+            registry,
+        })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where what happens is told.
+    /// Sender of events to it.
     pub fn events(&self) -> mpsc::Sender<Event> {
         self.events.clone()
     }
 
-    /// How a node connects to that address, with the certificate of that node.
+    /// Returns a connector to that address with the certificate of a node.
     pub fn connector(&self, node: &str, address: SocketAddr) -> Result<Connector> {
-        let tls = self.authority.tls(&format!("margay:node:{node}"), "margay:nodes")?;
+        let tls = self
+            .authority
+            .tls(&format!("margay:node:{node}"), "margay:nodes")?;
         Ok(Connector::new(tls, &address.to_string(), SERVER_NAME)?)
     }
 
-    /// The API shows this object.
+    /// Reports this object as created or changed.
     pub async fn observe(&self, kind: &'static str, object: Observed) -> Result<()> {
-        self.tell(Event::Observed { kind, objects: vec![object], cause: Cause::default() }).await
+        self.send(Event::Observed {
+            kind,
+            objects: vec![object],
+            cause: Cause::default(),
+        })
+        .await
     }
 
-    /// The API does not have this object any more.
+    /// Reports this object as deleted.
     pub async fn delete(&self, kind: &'static str, key: ObjectKey) -> Result<()> {
-        self.tell(Event::Deleted { kind, key, cause: Cause::default() }).await
+        self.send(Event::Deleted {
+            kind,
+            key,
+            cause: Cause::default(),
+        })
+        .await
     }
 
-    /// What a node was told of everything that was observed before this call.
-    pub async fn told(&self, node: &str) -> Result<Told> {
+    /// Returns what was sent to a node, with everything that was observed before this call taken
+    /// into account.
+    pub async fn sent(&self, node: &str) -> Result<Sent> {
         let (reply, answer) = oneshot::channel();
         let (name, registry) = (node.to_owned(), self.registry.clone());
         let ask = move |state: Snapshot<'_>| {
-            let sent = registry.sessions().iter().find(|node| node.name == name).map(|node| node.progress().sent);
-            let told = sent.map(|revision| Told { revision, pending: state.hub.pending(&name) });
-            // Whoever asked may have given up.
-            let _ = reply.send(told);
+            let sent = registry
+                .sessions()
+                .iter()
+                .find(|node| node.name == name)
+                .map(|node| node.progress().sent);
+            let sent = sent.map(|revision| Sent {
+                revision,
+                pending: state.hub.pending(&name),
+            });
+            // The caller may have given up.
+            let _ = reply.send(sent);
         };
-        self.tell(Event::Query(Box::new(ask))).await?;
-        answer.await?.with_context(|| format!("{node} has no stream"))
+        self.send(Event::Query(Box::new(ask))).await?;
+        answer
+            .await?
+            .with_context(|| format!("{node} has no stream"))
     }
 
-    async fn tell(&self, event: Event) -> Result<()> {
+    async fn send(&self, event: Event) -> Result<()> {
         ensure!(self.events.send(event).await.is_ok(), "typha has ended");
         Ok(())
     }
@@ -122,7 +152,10 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate()?;
         let pem = params.self_signed(&key)?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), pem })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        })
     }
 
     /// A certificate of this holder, loaded as the components load theirs.
@@ -130,9 +163,14 @@ impl Authority {
         let mut params = CertificateParams::new([SERVER_NAME.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         if !organization.is_empty() {
-            params.distinguished_name.push(DnType::OrganizationName, organization);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let folder = TempDir::new()?;

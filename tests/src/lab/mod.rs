@@ -1,11 +1,14 @@
-//! Test layer 4: nodes and pods as network namespaces, without Kubernetes. Objects as users write them go straight into typha's graph, its frames
-//! over the real stream to real agents, pods are attached by the real CNI binary, and packets are real.
+//! Test layer 4: nodes and pods as network namespaces, without Kubernetes. Objects as users write
+//! them go straight into typha's graph, its frames over the real stream to real agents, pods are
+//! attached by the real CNI binary, and packets are real.
 //!
-//! What is left out is the API server and kubelet: [`Lab::apply`] and [`Lab::delete`] stand for the one (as watches would tell of it), [`Lab::add_pod`]
-//! and [`Lab::remove_pod`] for the other. IPAM works on blocks in memory behind the same trait as those of the API.
+//! What is left out is the API server and kubelet: [`Lab::apply`] and [`Lab::delete`] replace the
+//! former (with the events of its watches), [`Lab::add_pod`] and [`Lab::remove_pod`] the latter.
+//! IPAM works on blocks in memory behind the same trait as those of the API.
 //!
-//! Reading order: [`objects`] (what is applied), [`control`] (typha), [`node`], [`pod`], [`storage`], [`fabric`] (the network between nodes).
-//! It is synchronous, so that a scenario reads from top to bottom: not for use inside an async runtime.
+//! Reading order: [`objects`] (what is applied), [`control`] (typha), [`node`], [`pod`],
+//! [`storage`], [`fabric`] (the network between nodes). It is synchronous, so that a scenario reads
+//! from top to bottom: not for use inside an async runtime.
 
 pub mod control;
 pub mod fabric;
@@ -46,12 +49,12 @@ pub fn wait(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// What a lab shall be like.
+/// Options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many nodes: `n1`, `n2`, ...
+    /// Number of nodes: `n1`, `n2`, ...
     pub nodes: u8,
-    /// How they are joined.
+    /// Topology.
     pub topology: Topology,
     /// The IP version of the nodes' addresses: they have none of the other one.
     pub version: IpVersion,
@@ -60,18 +63,29 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Three nodes, `n3` behind a router: packets to it are encapsulated, those between the others are not.
+    /// Three nodes, `n3` behind a router: packets to it are encapsulated, those between the others
+    /// are not.
     fn default() -> Self {
         let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "CrossSubnet", "natOutgoing": true});
-        Self { nodes: 3, topology: Topology::Routed, version: IpVersion::V4, pool }
+        Self {
+            nodes: 3,
+            topology: Topology::Routed,
+            version: IpVersion::V4,
+            pool,
+        }
     }
 }
 
 impl Options {
     /// The same with addresses of IPv6 alone, of nodes and of pods.
     pub fn ipv6() -> Self {
-        let pool = json!({"cidr": "fd00:10:65::/56", "vxlanMode": "CrossSubnet", "natOutgoing": true});
-        Self { version: IpVersion::V6, pool, ..Self::default() }
+        let pool =
+            json!({"cidr": "fd00:10:65::/56", "vxlanMode": "CrossSubnet", "natOutgoing": true});
+        Self {
+            version: IpVersion::V6,
+            pool,
+            ..Self::default()
+        }
     }
 }
 
@@ -88,31 +102,46 @@ pub struct Lab {
 impl Lab {
     /// Brings nodes up that enforce the view of a cluster without pods. Needs root.
     pub fn new(options: &Options) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         let control = runtime.block_on(Control::start())?;
         let blocks = Blocks::new(&runtime, control.events());
         let fabric = Fabric::new(options.topology, options.version)?;
-        let mut lab = Self { nodes: BTreeMap::new(), pods: BTreeMap::new(), control, blocks, fabric, runtime };
-        for object in objects::ground(&options.pool) {
+        let mut lab = Self {
+            nodes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            control,
+            blocks,
+            fabric,
+            runtime,
+        };
+        for object in objects::initial(&options.pool) {
             lab.apply(&object)?;
         }
         for number in 1..=options.nodes {
             lab.add_node(number)?;
         }
         lab.claim_tunnels()?;
-        lab.settle()?;
+        lab.wait_enforced()?;
         Ok(lab)
     }
 
-    /// Creates an object or replaces it, as the API has it: a manifest with `apiVersion`, `kind` and `metadata`. Does not wait until nodes know;
-    /// see [`Lab::settle`]. Returns why it is not used as it is written; one that cannot be read at all is an error.
+    /// Creates an object or replaces it, as the API has it: a manifest with `apiVersion`, `kind`
+    /// and `metadata`. Does not wait until nodes enforce it; see [`Lab::wait_enforced`]. Returns
+    /// why it is not enforced as written; an object that cannot be decoded is an error.
     pub fn apply(&self, object: &Value) -> Result<Vec<String>> {
         let (kind, observed) = objects::observe(object)?;
         let problems = observed.problems.clone();
         if object["kind"] == "IPPool" {
-            self.blocks.set_pool(&observed.key.name, Some(serde_json::from_value(object["spec"].clone())?));
+            self.blocks.set_pool(
+                &observed.key.name,
+                Some(serde_json::from_value(object["spec"].clone())?),
+            );
         }
-        self.runtime.block_on(self.control.observe(kind, observed))?;
+        self.runtime
+            .block_on(self.control.observe(kind, observed))?;
         Ok(problems)
     }
 
@@ -125,12 +154,16 @@ impl Lab {
         self.runtime.block_on(self.control.delete(kind, key))
     }
 
-    /// Waits until every node with an agent has everything that was applied so far in its kernel, routes included.
-    pub fn settle(&self) -> Result<()> {
+    /// Waits until every node with an agent has everything that was applied so far in its kernel,
+    /// routes included.
+    pub fn wait_enforced(&self) -> Result<()> {
         self.runtime.block_on(async {
             for node in self.nodes.values() {
-                let settled = tokio::time::timeout(PATIENCE, node.settle(&self.control)).await;
-                settled.with_context(|| format!("{} does not enforce what it was told", node.name))??;
+                let waited =
+                    tokio::time::timeout(PATIENCE, node.wait_enforced(&self.control)).await;
+                waited.with_context(|| {
+                    format!("{} does not enforce what it was sent", node.name)
+                })??;
             }
             Ok(())
         })
@@ -138,7 +171,9 @@ impl Lab {
 
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<&Node> {
-        self.nodes.get(name).with_context(|| format!("no node is named {name}"))
+        self.nodes
+            .get(name)
+            .with_context(|| format!("no node is named {name}"))
     }
 
     /// Every node, by name.
@@ -148,7 +183,9 @@ impl Lab {
 
     /// A pod by `namespace/name`.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
-        self.pods.get(name).with_context(|| format!("no pod is named {name}"))
+        self.pods
+            .get(name)
+            .with_context(|| format!("no pod is named {name}"))
     }
 
     /// Every pod, by name.
@@ -156,7 +193,7 @@ impl Lab {
         self.pods.values()
     }
 
-    /// What IPAM holds.
+    /// IPAM storage.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
     }
@@ -166,8 +203,8 @@ impl Lab {
         &self.fabric
     }
 
-    /// Schedules a pod to a node and starts it: when this returns, it has an address and its policy is in force. `object` is its manifest; the
-    /// namespace has to have been applied.
+    /// Schedules a pod to a node and starts it: when this returns, it has an address and its policy
+    /// is in force. `object` is its manifest; the namespace has to have been applied.
     pub fn add_pod(&mut self, node: &str, object: &Value) -> Result<&Pod> {
         let scheduled = pod::scheduled(object, node)?;
         self.apply(&scheduled)?;
@@ -180,7 +217,10 @@ impl Lab {
 
     /// Gives a pod other labels.
     pub fn label_pod(&mut self, name: &str, labels: &Value) -> Result<()> {
-        let pod = self.pods.get_mut(name).with_context(|| format!("no pod is named {name}"))?;
+        let pod = self
+            .pods
+            .get_mut(name)
+            .with_context(|| format!("no pod is named {name}"))?;
         pod.manifest["metadata"]["labels"] = labels.clone();
         let object = pod.object();
         self.apply(&object).map(drop)
@@ -188,49 +228,73 @@ impl Lab {
 
     /// Stops a pod and deletes it.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
-        let pod = self.pods.remove(name).with_context(|| format!("no pod is named {name}"))?;
+        let pod = self
+            .pods
+            .remove(name)
+            .with_context(|| format!("no pod is named {name}"))?;
         pod.stop(self.node(&pod.node)?)?;
         self.delete(&pod.object())
     }
 
-    /// The network of a pod goes, and nobody tells the agent: what a runtime leaves that ends pods while the agent is away. The object stays.
+    /// Removes the network of a pod without a DEL, as a runtime does that ends pods while the agent
+    /// is away. The object stays.
     pub fn lose_pod(&mut self, name: &str) -> Result<()> {
-        self.pods.remove(name).map(drop).with_context(|| format!("no pod is named {name}"))
+        self.pods
+            .remove(name)
+            .map(drop)
+            .with_context(|| format!("no pod is named {name}"))
     }
 
     /// Ends the agent of a node as if it were killed. What it enforced stays in the kernel.
     pub fn stop_agent(&mut self, node: &str) -> Result<()> {
-        let node = self.nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
+        let node = self
+            .nodes
+            .get_mut(node)
+            .with_context(|| format!("no node is named {node}"))?;
         node.stop(&self.runtime)
     }
 
-    /// Starts the agent of a node anew, on the state folder of its predecessor.
+    /// Restarts the agent of a node on the state folder of its predecessor.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         self.start_agent_at(node, self.control.address())
     }
 
-    /// The same while typha is away: nobody answers where the agent looks for it.
+    /// The same while typha is away: nothing listens at the address that the agent connects to.
     pub fn start_agent_alone(&mut self, node: &str) -> Result<()> {
         self.start_agent_at(node, NOBODY)
     }
 
     fn start_agent_at(&mut self, node: &str, server: SocketAddr) -> Result<()> {
-        let Self { nodes, control, blocks, runtime, .. } = self;
-        let node = nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
+        let Self {
+            nodes,
+            control,
+            blocks,
+            runtime,
+            ..
+        } = self;
+        let node = nodes
+            .get_mut(node)
+            .with_context(|| format!("no node is named {node}"))?;
         node.start(runtime, control, server, blocks)
     }
 
     fn add_node(&mut self, number: u8) -> Result<()> {
         let mut node = self.fabric.join(number)?;
         self.apply(&node.object())?;
-        node.start(&self.runtime, &self.control, self.control.address(), &self.blocks)?;
+        node.start(
+            &self.runtime,
+            &self.control,
+            self.control.address(),
+            &self.blocks,
+        )?;
         self.nodes.insert(node.name.clone(), node);
         Ok(())
     }
 
-    /// Every node gets an address for its tunnel, and says so, as agents do it where there is an API to say it to.
+    /// Assigns every node an address for its tunnel, and reports it in the Node, as agents do with
+    /// an API.
     fn claim_tunnels(&mut self) -> Result<()> {
-        self.settle()?;
+        self.wait_enforced()?;
         let mut nodes = std::mem::take(&mut self.nodes);
         for node in nodes.values_mut() {
             node.claim_tunnel(&self.runtime)?;
@@ -245,17 +309,28 @@ impl Drop for Lab {
     fn drop(&mut self) {
         for node in self.nodes.values_mut() {
             if let Err(error) = node.stop(&self.runtime) {
-                tracing::warn!(node = node.name, error = format!("{error:#}"), "an agent does not end");
+                tracing::warn!(
+                    node = node.name,
+                    error = format!("{error:#}"),
+                    "an agent does not end"
+                );
             }
         }
     }
 }
 
-/// Fails with what the nodes could not enforce, if there is something.
+/// Fails if nodes could not enforce something.
 pub fn check_enforced(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
-        let errors = node.status().map(|status| status.errors).unwrap_or_default();
-        ensure!(errors.is_empty(), "{} does not enforce everything as it is written: {errors:?}", node.name);
+        let errors = node
+            .status()
+            .map(|status| status.errors)
+            .unwrap_or_default();
+        ensure!(
+            errors.is_empty(),
+            "{} does not enforce everything as it is written: {errors:?}",
+            node.name
+        );
     }
     Ok(())
 }

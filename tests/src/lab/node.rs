@@ -1,4 +1,4 @@
-//! A node: a network namespace, and an agent in it that starts, ends as if killed, and starts anew.
+//! A node: a network namespace, and an agent in it that starts, ends as if killed, and restarts.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use margay_api::meta::{
-    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
-    ANNOTATION_VXLAN_MAC_V6,
+    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
+    ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
 };
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
@@ -49,14 +49,14 @@ pub struct Node {
     pub host: Namespace,
     /// Its address with that of its subnet.
     pub address: IpNet,
-    /// What its agent keeps on disk, and the CNI socket.
+    /// Folder of its agent's state and of the CNI socket.
     folder: TempDir,
     /// Address of its tunnel, once claimed.
     tunnel: Option<String>,
     running: Option<Running>,
 }
 
-/// An agent at work.
+/// A running agent.
 struct Running {
     /// All its threads are in the node's namespace.
     runtime: Runtime,
@@ -71,7 +71,7 @@ struct Running {
     upstream: JoinHandle<()>,
 }
 
-/// What is made on a thread in the node's namespace.
+/// Parts that are created on a thread in the node's namespace.
 struct Made {
     agent: AgentHandle,
     fatal: oneshot::Receiver<agent::RetriesExhausted>,
@@ -83,14 +83,29 @@ struct Made {
 impl Node {
     /// A node whose agent does not run yet.
     pub(super) fn new(name: String, host: Namespace, address: IpNet) -> Result<Self> {
-        Ok(Self { name, host, address, folder: TempDir::new()?, tunnel: None, running: None })
+        Ok(Self {
+            name,
+            host,
+            address,
+            folder: TempDir::new()?,
+            tunnel: None,
+            running: None,
+        })
     }
 
     /// The Node object, with the annotations that its agent would have written.
     pub fn object(&self) -> Value {
         let [own, inner, mac] = match self.version() {
-            IpVersion::V4 => [ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC],
-            IpVersion::V6 => [ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC_V6],
+            IpVersion::V4 => [
+                ANNOTATION_NODE_IPV4,
+                ANNOTATION_VXLAN_IPV4,
+                ANNOTATION_VXLAN_MAC,
+            ],
+            IpVersion::V6 => [
+                ANNOTATION_NODE_IPV6,
+                ANNOTATION_VXLAN_IPV6,
+                ANNOTATION_VXLAN_MAC_V6,
+            ],
         };
         let mut annotations = json!({own: self.address.to_string()});
         if let Some(tunnel) = &self.tunnel {
@@ -109,12 +124,12 @@ impl Node {
         IpVersion::of(self.address.addr())
     }
 
-    /// Where the CNI plugin finds the agent.
+    /// Path of the CNI socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("run/cni.sock")
     }
 
-    /// What its agent keeps on disk.
+    /// Folder of its agent's state.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -122,30 +137,38 @@ impl Node {
     /// Names of the files of what its agent knows of pods' interfaces.
     pub fn attachments(&self) -> Result<Vec<String>> {
         let entries = std::fs::read_dir(self.folder.path().join("attachments"))?;
-        let mut names =
-            entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
+        let mut names = entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<Vec<_>>>()?;
         names.sort();
         Ok(names)
     }
 
-    /// How far its agent is; none: it does not run.
+    /// Progress of its agent; none: it does not run.
     pub fn status(&self) -> Option<Status> {
         self.running.as_ref().map(|running| running.agent.status())
     }
 
     /// Problems that its agent reports.
     pub fn problems(&self) -> Vec<NodeProblem> {
-        self.running.as_ref().map(|running| running.problems.list()).unwrap_or_default()
+        self.running
+            .as_ref()
+            .map(|running| running.problems.list())
+            .unwrap_or_default()
     }
 
     /// Its agent.
     pub fn agent(&self) -> Result<&AgentHandle> {
-        self.running.as_ref().map(|running| &running.agent).with_context(|| format!("{} has no agent", self.name))
+        self.running
+            .as_ref()
+            .map(|running| &running.agent)
+            .with_context(|| format!("{} has no agent", self.name))
     }
 
-    /// What its kernel enforces, as `nft` prints it.
+    /// Table in its kernel, as `nft` prints it.
     pub fn ruleset(&self) -> Result<String> {
-        self.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")
+        self.host
+            .command("nft", &["-n", "list", "table", "inet", "margay"], "")
     }
 
     /// The view that its agent has saved last; empty: none.
@@ -165,19 +188,41 @@ impl Node {
             bail!("the agent of {} runs already", self.name);
         }
         // Threads begin in the namespace of the thread that starts them.
-        let runtime = self.host.run(|| Builder::new_multi_thread().worker_threads(1).enable_all().build())?;
+        let runtime = self.host.run(|| {
+            Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+        })?;
         let (notices, problems) = (Notices::default(), Problems::default());
         let settings = Settings {
             node: self.name.clone(),
-            addresses: self.address.addr().to_string().parse().map_err(anyhow::Error::msg)?,
+            addresses: self
+                .address
+                .addr()
+                .to_string()
+                .parse()
+                .map_err(anyhow::Error::msg)?,
             run_dir: self.folder.path().join("run"),
             policy_timeout: PATIENCE,
             mtu: 0,
             problems: problems.clone(),
         };
         let folder = self.folder.path().to_owned();
-        let making = runtime.spawn(make(settings, folder, blocks.clone(), notices.clone(), main.handle().clone()));
-        let Made { agent, fatal, network, planned, addresses } = main.block_on(making)??;
+        let making = runtime.spawn(make(
+            settings,
+            folder,
+            blocks.clone(),
+            notices.clone(),
+            main.handle().clone(),
+        ));
+        let Made {
+            agent,
+            fatal,
+            network,
+            planned,
+            addresses,
+        } = main.block_on(making)??;
         let upstream = Upstream {
             connector: control.connector(&self.name, server)?,
             server: server.to_string(),
@@ -186,14 +231,31 @@ impl Node {
             problems: problems.clone(),
         };
         let upstream = main.spawn(upstream.run(Shutdown::default()));
-        self.running = Some(Running { runtime, agent, fatal, network, planned, addresses, problems, upstream });
+        self.running = Some(Running {
+            runtime,
+            agent,
+            fatal,
+            network,
+            planned,
+            addresses,
+            problems,
+            upstream,
+        });
         Ok(())
     }
 
-    /// Ends the agent without a word to anybody; a success when it does not run.
+    /// Ends the agent as if it were killed; a success when it does not run.
     pub(super) fn stop(&mut self, main: &Runtime) -> Result<()> {
-        let Some(Running { runtime, agent, fatal, network, addresses, upstream, planned: _, problems: _ }) =
-            self.running.take()
+        let Some(Running {
+            runtime,
+            agent,
+            fatal,
+            network,
+            addresses,
+            upstream,
+            planned: _,
+            problems: _,
+        }) = self.running.take()
         else {
             return Ok(());
         };
@@ -211,38 +273,66 @@ impl Node {
         }
     }
 
-    pub(super) async fn settle(&self, control: &Control) -> Result<()> {
-        let Some(running) = &self.running else { return Ok(()) };
+    pub(super) async fn wait_enforced(&self, control: &Control) -> Result<()> {
+        let Some(running) = &self.running else {
+            return Ok(());
+        };
         let mut acks = running.agent.acks();
         loop {
             running.agent.wait_in_sync().await;
-            let told = control.told(&self.name).await?;
-            let committed = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= told.revision)).await;
+            let sent = control.sent(&self.name).await?;
+            let committed = acks
+                .wait_for(|ack| {
+                    ack.as_ref()
+                        .is_some_and(|ack| ack.revision >= sent.revision)
+                })
+                .await;
             committed.with_context(|| format!("the agent of {} has ended", self.name))?;
-            if told.pending == 0 {
+            if sent.pending == 0 {
                 break;
             }
         }
-        let progress = running.network.wait_applied(running.planned.load(Ordering::SeqCst)).await;
+        let progress = running
+            .network
+            .wait_applied(running.planned.load(Ordering::SeqCst))
+            .await;
         if !progress.failed.is_empty() {
-            bail!("routes of {} are not as wanted: {:?}", self.name, progress.failed);
+            bail!(
+                "routes of {} are not as wanted: {:?}",
+                self.name,
+                progress.failed
+            );
         }
         Ok(())
     }
 
     pub(super) fn claim_tunnel(&mut self, main: &Runtime) -> Result<()> {
-        let running = self.running.as_ref().with_context(|| format!("{} has no agent", self.name))?;
+        let running = self
+            .running
+            .as_ref()
+            .with_context(|| format!("{} has no agent", self.name))?;
         let addresses = running.addresses.clone();
         let version = self.version();
-        let claimed = main.block_on(running.runtime.spawn(async move { addresses.tunnel(version).await }))??;
+        let claimed = main.block_on(
+            running
+                .runtime
+                .spawn(async move { addresses.tunnel(version).await }),
+        )??;
         self.tunnel = claimed.first().map(|net| net.addr().to_string());
         Ok(())
     }
 }
 
-/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has its timers from `timers`, which outlive the
-/// node's runtime: the thread ends when the tasks of that one are gone, and their handles with them.
-async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
+/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has
+/// its timers from `timers`, which outlive the node's runtime: the thread ends when the tasks of
+/// that one are gone, and their handles with them.
+async fn make(
+    settings: Settings,
+    folder: PathBuf,
+    blocks: Blocks,
+    notices: Notices,
+    timers: Handle,
+) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
     let store = ViewStore::new(&folder);
     let mut kernel = Netfilter::open()?;
@@ -257,7 +347,10 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
         attached: pods::load_attached(&attachments)?,
         links: links.clone(),
         dataplane: Box::new(Nftables::new(&settings.node, Box::new(kernel))),
-        routes: Some(Box::new(Planner { network: network.clone(), planned: planned.clone() })),
+        routes: Some(Box::new(Planner {
+            network: network.clone(),
+            planned: planned.clone(),
+        })),
         store: Some(store),
         metrics: Metrics::new(&mut Default::default()),
     };
@@ -274,7 +367,13 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
         announcer: Nobody,
     };
     let pods = pods::start(settings, ports, agent.clone(), attachments, notices)?;
-    Ok(Made { agent, fatal, network, planned, addresses: pods.addresses })
+    Ok(Made {
+        agent,
+        fatal,
+        network,
+        planned,
+        addresses: pods.addresses,
+    })
 }
 
 /// Remembers which plan is the newest.
@@ -310,7 +409,7 @@ impl Announcer for Nobody {
     fn withdraw(&self, _: &Attachment) {}
 }
 
-/// Bytes of an address that tell it from those of other nodes, as the end of a MAC address.
+/// End of a MAC address: the bytes of an address that differ between nodes.
 fn mac_tail(address: IpNet) -> String {
     let bytes = match address.addr() {
         IpAddr::V4(address) => address.octets(),

@@ -13,7 +13,8 @@ use crate::namespace::Namespace;
 use crate::plugin::Call;
 use crate::probe::Place;
 
-/// Key of the network configuration under which runtimes that know it tell the pod's annotations.
+/// Key of the network configuration under which runtimes that support it pass the pod's
+/// annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// Pods of this process so far: their container ids and uids differ.
 static PODS: AtomicU32 = AtomicU32::new(0);
@@ -22,7 +23,7 @@ static PODS: AtomicU32 = AtomicU32::new(0);
 pub struct Pod {
     /// `namespace/name`.
     pub name: String,
-    /// Where it runs.
+    /// Its node.
     pub node: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -36,14 +37,20 @@ pub struct Pod {
 pub(super) fn scheduled(manifest: &Value, node: &str) -> Result<Value> {
     let mut object = manifest.clone();
     for field in ["namespace", "name"] {
-        ensure!(object["metadata"][field].is_string(), "metadata.{field} of the pod is missing");
+        ensure!(
+            object["metadata"][field].is_string(),
+            "metadata.{field} of the pod is missing"
+        );
     }
     let number = PODS.fetch_add(1, Ordering::Relaxed);
     object["apiVersion"] = "v1".into();
     object["kind"] = "Pod".into();
     object["metadata"]["uid"] = format!("00000000-0000-4000-8000-{number:012}").into();
     object["spec"]["nodeName"] = node.into();
-    for (field, default) in [("serviceAccountName", json!("default")), ("containers", json!([]))] {
+    for (field, default) in [
+        ("serviceAccountName", json!("default")),
+        ("containers", json!([])),
+    ] {
         if object["spec"][field].is_null() {
             object["spec"][field] = default;
         }
@@ -54,7 +61,13 @@ pub(super) fn scheduled(manifest: &Value, node: &str) -> Result<Value> {
 impl Pod {
     /// Attaches a pod whose object is there.
     pub(super) fn start(node: &Node, manifest: &Value) -> Result<Self> {
-        let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |pointer: &str| {
+            manifest
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let name = format!("{}/{}", text("/metadata/namespace"), text("/metadata/name"));
         let mut pod = Self {
             container: text("/metadata/uid").replace('-', ""),
@@ -64,23 +77,49 @@ impl Pod {
             namespace: Namespace::new()?,
             manifest: manifest.clone(),
         };
-        let answer = pod.call(node)?.exec("ADD")?.success().with_context(|| format!("ADD of {}", pod.name))?;
-        let addresses = answer["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
-        pod.addresses = addresses.map(|net| Ok(net.parse::<IpNet>()?.addr())).collect::<Result<_>>()?;
-        ensure!(!pod.addresses.is_empty(), "{} has no address: {answer}", pod.name);
+        let answer = pod
+            .call(node)?
+            .exec("ADD")?
+            .success()
+            .with_context(|| format!("ADD of {}", pod.name))?;
+        let addresses = answer["ips"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|ip| ip["address"].as_str());
+        pod.addresses = addresses
+            .map(|net| Ok(net.parse::<IpNet>()?.addr()))
+            .collect::<Result<_>>()?;
+        ensure!(
+            !pod.addresses.is_empty(),
+            "{} has no address: {answer}",
+            pod.name
+        );
         Ok(pod)
     }
 
     /// Detaches it.
     pub(super) fn stop(&self, node: &Node) -> Result<()> {
-        self.call(node)?.exec("DEL")?.success().map(drop).with_context(|| format!("DEL of {}", self.name))
+        self.call(node)?
+            .exec("DEL")?
+            .success()
+            .map(drop)
+            .with_context(|| format!("DEL of {}", self.name))
     }
 
     /// The calls of the plugin for this pod.
     fn call(&self, node: &Node) -> Result<Call> {
-        let mut call = Call::new(&node.socket(), &self.name, &self.container, &self.namespace.path())?;
-        call.config["runtimeConfig"] = json!({POD_ANNOTATIONS: self.manifest["metadata"]["annotations"]});
-        let uid = self.manifest["metadata"]["uid"].as_str().unwrap_or_default();
+        let mut call = Call::new(
+            &node.socket(),
+            &self.name,
+            &self.container,
+            &self.namespace.path(),
+        )?;
+        call.config["runtimeConfig"] =
+            json!({POD_ANNOTATIONS: self.manifest["metadata"]["annotations"]});
+        let uid = self.manifest["metadata"]["uid"]
+            .as_str()
+            .unwrap_or_default();
         call.arguments = format!("{};K8S_POD_UID={uid}", call.arguments);
         Ok(call)
     }
@@ -89,14 +128,25 @@ impl Pod {
     pub fn object(&self) -> Value {
         let mut object = self.manifest.clone();
         let join = |separator: &str| {
-            let nets = self.addresses.iter().map(|address| IpNet::from(*address).to_string());
+            let nets = self
+                .addresses
+                .iter()
+                .map(|address| IpNet::from(*address).to_string());
             nets.collect::<Vec<_>>().join(separator)
         };
-        object["metadata"]["annotations"][ANNOTATION_POD_IP] =
-            self.addresses.first().map(|address| IpNet::from(*address).to_string()).into();
+        object["metadata"]["annotations"][ANNOTATION_POD_IP] = self
+            .addresses
+            .first()
+            .map(|address| IpNet::from(*address).to_string())
+            .into();
         object["metadata"]["annotations"][ANNOTATION_POD_IPS] = join(",").into();
-        let ips: Vec<Value> = self.addresses.iter().map(|address| json!({"ip": address})).collect();
-        object["status"] = json!({"phase": "Running", "podIP": self.addresses.first(), "podIPs": ips});
+        let ips: Vec<Value> = self
+            .addresses
+            .iter()
+            .map(|address| json!({"ip": address}))
+            .collect();
+        object["status"] =
+            json!({"phase": "Running", "podIP": self.addresses.first(), "podIPs": ips});
         object
     }
 

@@ -1,4 +1,5 @@
-//! What IPAM works on in memory: pools, blocks and handles, with the compare-and-swap of the API, for all nodes of a lab. typha is told of blocks as its watch would tell it.
+//! IPAM storage in memory: pools, blocks and handles, with the compare-and-swap of the API, for all
+//! nodes of a lab. typha receives the events of blocks as from its watch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,8 +32,8 @@ pub struct Blocks(Arc<Shared>);
 
 struct Shared {
     memory: Memory,
-    /// Names of blocks that typha has not been told of as they are.
-    news: Mutex<BTreeSet<String>>,
+    /// Names of blocks whose latest change has not been sent to typha.
+    unsent: Mutex<BTreeSet<String>>,
     changed: Notify,
     pools: watch::Sender<Listed<IPPool>>,
     limits: watch::Sender<KnownLimits>,
@@ -45,12 +46,12 @@ impl Blocks {
         let limits = watch::Sender::new(Some(Arc::default()));
         let shared = Arc::new(Shared {
             memory: Memory::default(),
-            news: Mutex::default(),
+            unsent: Mutex::default(),
             changed: Notify::new(),
             pools,
             limits,
         });
-        runtime.spawn(tell(shared.clone(), events));
+        runtime.spawn(report_blocks(shared.clone(), events));
         Self(shared)
     }
 
@@ -64,7 +65,7 @@ impl Blocks {
         self.0.memory.lock().handles()
     }
 
-    /// The pool is so, or there is none of the name any more.
+    /// Creates, changes or removes a pool.
     pub fn set_pool(&self, name: &str, spec: Option<IPPoolSpec>) {
         self.0.pools.send_modify(|pools| {
             let pools = Arc::make_mut(pools.get_or_insert_default());
@@ -80,36 +81,39 @@ impl Blocks {
         pools::follow(self.0.pools.subscribe(), labels)
     }
 
-    /// What bounds it, as it changes.
+    /// Limits, as they change.
     pub fn limits(&self) -> watch::Receiver<KnownLimits> {
         self.0.limits.subscribe()
     }
 
-    /// Has typha told of a block, if it is one that was written.
+    /// Schedules an event for typha if the object that was written is a block.
     fn note<K: Kept>(&self, name: String) {
         if K::is_block() {
-            self.0.news().insert(name);
+            self.0.unsent().insert(name);
             self.0.changed.notify_one();
         }
     }
 }
 
 impl Shared {
-    fn news(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.news.lock()
+    fn unsent(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unsent.lock()
     }
 }
 
-/// Tells typha of blocks, one after another, each as it is when its turn comes.
-async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
+/// Sends changed blocks to typha, one after another, each in its latest state.
+async fn report_blocks(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     loop {
-        let names = std::mem::take(&mut *shared.news());
+        let names = std::mem::take(&mut *shared.unsent());
         for name in names {
             let block = names::block_range(&name).and_then(|cidr| shared.memory.lock().block(cidr));
             let Some(block) = block else {
                 let event = Event::Deleted {
                     kind: BLOCK,
-                    key: ObjectKey { namespace: String::new(), name },
+                    key: ObjectKey {
+                        namespace: String::new(),
+                        name,
+                    },
                     cause: Cause::default(),
                 };
                 if events.send(event).await.is_err() {
@@ -121,8 +125,13 @@ async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
                 "apiVersion": "projectcalico.org/v3", "kind": "IPAMBlock",
                 "metadata": {"name": names::block(block.cidr())}, "spec": block.spec(),
             });
-            let (kind, observed) = objects::observe(&object).expect("a block that is sound is an object that is");
-            let event = Event::Observed { kind, objects: vec![observed], cause: Cause::default() };
+            let (kind, observed) =
+                objects::observe(&object).expect("a block that is sound is an object that is");
+            let event = Event::Observed {
+                kind,
+                objects: vec![observed],
+                cause: Cause::default(),
+            };
             if events.send(event).await.is_err() {
                 return;
             }
@@ -163,7 +172,7 @@ impl<K: Kept> Objects<K> for Blocks {
 }
 
 impl Store for Blocks {
-    /// Those of a lab have no annotations, and no pool of it asks for their labels.
+    /// Namespaces of a lab have no annotations, and no pool selects them by labels.
     async fn namespace(&self, _: String) -> Result<Namespace, StoreError> {
         Ok(Namespace::default())
     }

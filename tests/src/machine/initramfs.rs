@@ -1,5 +1,6 @@
-//! The first file system of a machine: a static busybox, the modules that reach the host's root over 9p, and an `init` that puts a file system in memory
-//! over it and goes on with the script that it is given.
+//! The first file system of a machine: a static busybox, the modules that reach the host's root
+//! over 9p, and an `init` that puts a file system in memory over it and goes on with the script
+//! that it is given.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,10 @@ use anyhow::{Context, Result, bail};
 use super::packages::Kernel;
 use crate::cluster::process;
 
-/// What must be loaded before there is a root. Each brings what it needs; what a kernel has built in is no module.
+/// What must be loaded before there is a root. Each brings what it needs; what a kernel has built
+/// in is no module.
 const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
-/// Where the script lies in the machine.
+/// Path of the script in the machine.
 const SCRIPT: &str = "/run/script";
 
 /// `init`, which finds the kernel's modules in `$modules`.
@@ -38,25 +40,47 @@ exec $b switch_root /new /bin/sh /run/script
 /// Packs it into an archive in `folder`.
 pub fn pack(kernel: &Kernel, script: &str, folder: &Path) -> Result<PathBuf> {
     let tree = folder.join("tree");
-    for each in ["bin", "modules", "host", "over", "new", "proc", "sys", "dev"] {
+    for each in [
+        "bin", "modules", "host", "over", "new", "proc", "sys", "dev",
+    ] {
         std::fs::create_dir_all(tree.join(each))?;
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-    std::fs::copy(busybox.context("busybox is not installed")?, tree.join("bin/busybox"))?;
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists());
+    std::fs::copy(
+        busybox.context("busybox is not installed")?,
+        tree.join("bin/busybox"),
+    )?;
     for (index, module) in needed(kernel)?.iter().enumerate() {
         std::fs::write(tree.join(format!("modules/{index:02}.ko")), plain(module)?)?;
     }
-    let modules = kernel.root.join("lib/modules").join(&kernel.version).canonicalize()?;
-    let variables = format!("version={}\nmodules={}\n", kernel.version, modules.display());
+    let modules = kernel
+        .root
+        .join("lib/modules")
+        .join(&kernel.version)
+        .canonicalize()?;
+    let variables = format!(
+        "version={}\nmodules={}\n",
+        kernel.version,
+        modules.display()
+    );
     let (shebang, rest) = INIT.split_once('\n').context("init has lines")?;
     std::fs::write(tree.join("init"), format!("{shebang}\n{variables}{rest}"))?;
     std::fs::write(tree.join("script"), script)?;
     debug_assert!(INIT.contains(SCRIPT));
     let archive = folder.join("initramfs");
     let pack = "chmod +x init && find . | busybox cpio -o -H newc";
-    let output = Command::new("sh").args(["-c", pack]).current_dir(&tree).output()?;
+    let output = Command::new("sh")
+        .args(["-c", pack])
+        .current_dir(&tree)
+        .output()?;
     if !output.status.success() {
-        bail!("cannot pack {}: {}", tree.display(), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cannot pack {}: {}",
+            tree.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     std::fs::write(&archive, output.stdout)?;
     Ok(archive)
@@ -68,10 +92,17 @@ fn needed(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let mut known = BTreeSet::new();
     for module in MODULES {
         let mut modprobe = Command::new("modprobe");
-        modprobe.arg("-d").arg(&kernel.root).args(["-S", &kernel.version, "--show-depends", module]);
-        // What it does not find is built in, as newer packages say nothing of that.
+        modprobe.arg("-d").arg(&kernel.root).args([
+            "-S",
+            &kernel.version,
+            "--show-depends",
+            module,
+        ]);
+        // A module that it does not find is built in; newer packages do not list those.
         for line in process::run(&mut modprobe).unwrap_or_default().lines() {
-            let file = line.strip_prefix("insmod ").map(|words| PathBuf::from(words.trim()));
+            let file = line
+                .strip_prefix("insmod ")
+                .map(|words| PathBuf::from(words.trim()));
             found.extend(file.filter(|file| known.insert(file.clone())));
         }
     }
@@ -85,7 +116,11 @@ fn plain(module: &Path) -> Result<Vec<u8>> {
     }
     let output = Command::new("xz").arg("-dc").arg(module).output()?;
     if !output.status.success() {
-        bail!("cannot unpack {}: {}", module.display(), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cannot unpack {}: {}",
+            module.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(output.stdout)
 }

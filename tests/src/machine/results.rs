@@ -1,33 +1,33 @@
-//! What test programs say, as `cargo test` would show it, and what it means.
+//! Parses the output of test programs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What the script says before a suite, followed by its name.
+/// Line of the script before a suite, followed by its name.
 pub const BEGIN: &str = "@begin ";
-/// What it says after one, followed by its name and the program's status.
+/// Line after a suite, followed by its name and the program's status.
 pub const END: &str = "@end ";
-/// The status by which `timeout` says that it ended a program.
+/// Exit status of `timeout` when it ended a program.
 const TIMED_OUT: &str = "124";
 
-/// How a suite went on a kernel.
+/// Result of a suite on a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// So many cases, and none failed.
     Passed(u32),
-    /// Some failed.
+    /// Some cases failed.
     Failed {
-        /// How many did not.
+        /// Number of passed cases.
         passed: u32,
-        /// Names of those that did.
+        /// Names of failed cases.
         failed: Vec<String>,
     },
-    /// It gave no sum, for this reason.
+    /// No result, for this reason.
     Missing(String),
 }
 
 impl Verdict {
-    /// Whether it ran and nothing failed.
+    /// Returns whether it ran and nothing failed.
     pub fn is_passed(&self) -> bool {
         matches!(self, Self::Passed(_))
     }
@@ -59,12 +59,25 @@ impl Results {
         let took = at.saturating_sub(std::mem::replace(&mut self.heard, at));
         if let Some(name) = line.strip_prefix(BEGIN) {
             self.current = Some(name.to_owned());
-            self.suites.insert(name.to_owned(), Sum { begin: at, ..Sum::default() });
-        } else if let Some((name, status)) = line.strip_prefix(END).and_then(|words| words.rsplit_once(' ')) {
+            self.suites.insert(
+                name.to_owned(),
+                Sum {
+                    begin: at,
+                    ..Sum::default()
+                },
+            );
+        } else if let Some((name, status)) = line
+            .strip_prefix(END)
+            .and_then(|words| words.rsplit_once(' '))
+        {
             self.current = None;
             let sum = self.suites.entry(name.to_owned()).or_default();
             (sum.status, sum.took) = (Some(status.to_owned()), at.saturating_sub(sum.begin));
-        } else if let Some(sum) = self.current.as_ref().and_then(|name| self.suites.get_mut(name)) {
+        } else if let Some(sum) = self
+            .current
+            .as_ref()
+            .and_then(|name| self.suites.get_mut(name))
+        {
             sum.hear(line, took);
         }
     }
@@ -74,17 +87,20 @@ impl Results {
         self.suites.extend(other.suites);
     }
 
-    /// What a suite has said, each case with the time that it took.
+    /// Output of a suite, each case with its duration.
     pub fn text(&self, suite: &str) -> &str {
         self.suites.get(suite).map_or("", |sum| sum.text.as_str())
     }
 
-    /// How long a suite took; none: it has not ended.
+    /// Duration of a suite; none: it has not ended.
     pub fn took(&self, suite: &str) -> Option<Duration> {
-        self.suites.get(suite).filter(|sum| sum.status.is_some()).map(|sum| sum.took)
+        self.suites
+            .get(suite)
+            .filter(|sum| sum.status.is_some())
+            .map(|sum| sum.took)
     }
 
-    /// How a suite went.
+    /// Returns the result of a suite.
     pub fn verdict(&self, suite: &str) -> Verdict {
         let Some(sum) = self.suites.get(suite) else {
             return Verdict::Missing("it was not begun; see the console".to_owned());
@@ -113,11 +129,18 @@ impl Sum {
 
     fn verdict(&self) -> Verdict {
         match (self.counts, self.status.as_deref()) {
-            (Some((0, 0)), _) => Verdict::Missing("it has no case of the names that were asked for".to_owned()),
+            (Some((0, 0)), _) => {
+                Verdict::Missing("it has no case of the names that were asked for".to_owned())
+            }
             (Some((passed, 0)), Some("0")) => Verdict::Passed(passed),
-            (Some((passed, _)), Some(_)) => Verdict::Failed { passed, failed: self.failed.clone() },
+            (Some((passed, _)), Some(_)) => Verdict::Failed {
+                passed,
+                failed: self.failed.clone(),
+            },
             (_, Some(TIMED_OUT)) => Verdict::Missing("it did not end in time".to_owned()),
-            (_, Some(status)) => Verdict::Missing(format!("it ended with status {status} and without a sum")),
+            (_, Some(status)) => {
+                Verdict::Missing(format!("it ended with status {status} and without a sum"))
+            }
             (_, None) => Verdict::Missing("the machine ended before it".to_owned()),
         }
     }
@@ -166,15 +189,35 @@ test one ... ok
     #[test]
     fn what_failed_or_did_not_run_is_no_success() {
         let mut results = Results::default();
-        CONSOLE.lines().for_each(|line| results.hear(line, Duration::ZERO));
+        CONSOLE
+            .lines()
+            .for_each(|line| results.hear(line, Duration::ZERO));
         let missing = |why: &str| Verdict::Missing(why.to_owned());
         let wanted = [
             ("good", Verdict::Passed(2)),
-            ("bad", Verdict::Failed { passed: 1, failed: vec!["its::two".to_owned()] }),
-            ("dead", missing("it ended with status 134 and without a sum")),
+            (
+                "bad",
+                Verdict::Failed {
+                    passed: 1,
+                    failed: vec!["its::two".to_owned()],
+                },
+            ),
+            (
+                "dead",
+                missing("it ended with status 134 and without a sum"),
+            ),
             ("slow", missing("it did not end in time")),
-            ("empty", missing("it has no case of the names that were asked for")),
-            ("liar", Verdict::Failed { passed: 1, failed: vec![] }),
+            (
+                "empty",
+                missing("it has no case of the names that were asked for"),
+            ),
+            (
+                "liar",
+                Verdict::Failed {
+                    passed: 1,
+                    failed: vec![],
+                },
+            ),
             ("cut", missing("the machine ended before it")),
             ("never", missing("it was not begun; see the console")),
         ];
@@ -186,11 +229,20 @@ test one ... ok
     #[test]
     fn a_case_has_the_time_since_the_line_before_it() {
         let mut results = Results::default();
-        let lines = ["boot", "@begin a", "test one ... ok", "test two ... FAILED", "@end a 101"];
+        let lines = [
+            "boot",
+            "@begin a",
+            "test one ... ok",
+            "test two ... FAILED",
+            "@end a 101",
+        ];
         for (line, at) in lines.into_iter().zip([1000, 4000, 4500, 6000, 6100]) {
             results.hear(line, Duration::from_millis(at));
         }
-        assert_eq!(results.text("a"), "test one ... ok (0.5 s)\ntest two ... FAILED (1.5 s)\n");
+        assert_eq!(
+            results.text("a"),
+            "test one ... ok (0.5 s)\ntest two ... FAILED (1.5 s)\n"
+        );
         assert_eq!(results.took("a").map(|took| took.as_millis()), Some(2100));
         assert_eq!((results.text("b"), results.took("b")), ("", None));
     }

@@ -21,7 +21,12 @@ pub fn render(programs: &[Program], kernels: &[(String, Results)]) -> String {
             match verdict {
                 Verdict::Passed(_) => {}
                 Verdict::Failed { failed, .. } => {
-                    let _ = writeln!(notes, "{version} {}: failed: {}", program.suite, failed.join(", "));
+                    let _ = writeln!(
+                        notes,
+                        "{version} {}: failed: {}",
+                        program.suite,
+                        failed.join(", ")
+                    );
                 }
                 Verdict::Missing(why) => {
                     let _ = writeln!(notes, "{version} {}: {why}", program.suite);
@@ -30,13 +35,19 @@ pub fn render(programs: &[Program], kernels: &[(String, Results)]) -> String {
         }
         text.push('\n');
     }
-    if notes.is_empty() { text } else { format!("{text}\n{notes}") }
+    if notes.is_empty() {
+        text
+    } else {
+        format!("{text}\n{notes}")
+    }
 }
 
 fn cell(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Passed(passed) => passed.to_string(),
-        Verdict::Failed { passed, failed } => format!("{passed} of {}", *passed as usize + failed.len()),
+        Verdict::Failed { passed, failed } => {
+            format!("{passed} of {}", *passed as usize + failed.len())
+        }
         Verdict::Missing(_) => "-".to_owned(),
     }
 }
@@ -52,11 +63,28 @@ mod tests {
     fn a_row_for_each_suite() {
         let program = |suite| mk_program(suite, 1);
         let mut results = Results::default();
-        let console = "@begin a\ntest x ... FAILED\ntest result: FAILED. 2 passed; 1 failed;\n@end a 101\n@begin b\n\
-                       test result: ok. 4 passed; 0 failed;\n@end b 0";
-        console.lines().for_each(|line| results.hear(line, Duration::ZERO));
-        let text = render(&[program("a"), program("b"), program("c")], &[("6.1".to_owned(), results)]);
-        let wanted = "\n| Suite | 6.1 |\n|---|---|\n| a | 2 of 3 |\n| b | 4 |\n| c | - |\n\n6.1 a: failed: x\n\
+        let console = "@begin a\n\
+                       test x ... FAILED\n\
+                       test result: FAILED. 2 passed; 1 failed;\n\
+                       @end a 101\n\
+                       @begin b\n\
+                       test result: ok. 4 passed; 0 failed;\n\
+                       @end b 0";
+        console
+            .lines()
+            .for_each(|line| results.hear(line, Duration::ZERO));
+        let text = render(
+            &[program("a"), program("b"), program("c")],
+            &[("6.1".to_owned(), results)],
+        );
+        let wanted = "\n\
+                      | Suite | 6.1 |\n\
+                      |---|---|\n\
+                      | a | 2 of 3 |\n\
+                      | b | 4 |\n\
+                      | c | - |\n\
+                      \n\
+                      6.1 a: failed: x\n\
                       6.1 c: it was not begun; see the console\n";
         assert_eq!(text, wanted);
     }

@@ -1,4 +1,4 @@
-//! One question to one target, judged by its own start.
+//! One question to one target, decided by its own timeout.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -23,7 +23,8 @@ pub enum Protocol {
     Tcp,
     /// Answered when a datagram comes back.
     Udp,
-    /// Answered when the association stands; where the kernel has no sockets for it, when an INIT is acknowledged, see [`sctp`].
+    /// Answered when the association stands; where the kernel has no sockets for it, when an INIT
+    /// is acknowledged, see [`sctp`].
     Sctp,
     /// Answered when the reply comes back; the port is the type, see [`icmp`](super::icmp).
     Icmp,
@@ -54,14 +55,14 @@ impl FromStr for Protocol {
     }
 }
 
-/// What became of a question.
+/// Result of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// The target answered.
     Answered,
     /// Nothing came back in time: the packet, or its answer, was dropped.
     Silent,
-    /// Somebody said no: a reset, an ABORT, or an ICMP message.
+    /// It was refused: by a reset, an ABORT, or an ICMP message.
     Refused,
     /// The question could not even be asked.
     Broken,
@@ -99,8 +100,9 @@ impl Attempt {
         Self::start_from(to, 0)
     }
 
-    /// The same from this source port. A tuple that was used lately may still be tracked, and what is tracked is established: whoever wants to see
-    /// policy at work, and asks often, chooses ports that were not used before.
+    /// The same from this source port. A tuple that was used recently may still be tracked, and
+    /// tracked packets are established: callers that test policy and ask often must choose unused
+    /// ports.
     pub fn start_from(to: Target, port: u16) -> Self {
         let start = Instant::now();
         let begun = match to.protocol {
@@ -112,37 +114,39 @@ impl Attempt {
             Protocol::Sctp => Init::send(to.address, port).map(State::Sctp),
             Protocol::Icmp => Question::send(to.address).map(State::Icmp),
         };
-        let state = begun.unwrap_or_else(|error| State::Failed(judge(&error)));
+        let state = begun.unwrap_or_else(|error| State::Failed(verdict_of_error(&error)));
         Self { start, state }
     }
 
-    /// Whether the question could be asked. Unlike a look it takes no answer, which may be there already.
+    /// Returns whether the question could be asked. Unlike a look it takes no answer, which may be
+    /// there already.
     pub fn is_asked(&self) -> bool {
         !matches!(self.state, State::Failed(Verdict::Broken))
     }
 
-    /// The verdict, if it is known by now. An answer is taken out, so that a second look does not see it.
+    /// The verdict, if it is known by now. An answer is taken out, so that a second look does not
+    /// see it.
     pub fn look(&self) -> Option<Verdict> {
         match &self.state {
             State::Failed(verdict) => Some(*verdict),
             State::Stream(stream) => match stream.take_error() {
                 Ok(None) => stream.peer_addr().is_ok().then_some(Verdict::Answered),
-                Ok(Some(error)) | Err(error) => Some(judge(&error)),
+                Ok(Some(error)) | Err(error) => Some(verdict_of_error(&error)),
             },
             State::Udp(socket) => match socket.recv(&mut [0; 64]) {
                 Ok(_) => Some(Verdict::Answered),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-                Err(error) => Some(judge(&error)),
+                Err(error) => Some(verdict_of_error(&error)),
             },
             State::Sctp(init) => init.look(),
             State::Icmp(question) => match question.look() {
                 Ok(answered) => answered.then_some(Verdict::Answered),
-                Err(error) => Some(judge(&error)),
+                Err(error) => Some(verdict_of_error(&error)),
             },
         }
     }
 
-    /// What to wait for until another look may say more; none when the verdict is known already.
+    /// What to wait for before the next poll; none when the verdict is known already.
     pub fn readiness(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match &self.state {
             State::Failed(_) => None,
@@ -156,15 +160,33 @@ impl Attempt {
 
 impl Init {
     fn send(to: SocketAddr, port: u16) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(sctp::PROTOCOL.into()))?;
+        let socket = Socket::new(
+            Domain::for_address(to),
+            Type::RAW,
+            Some(sctp::PROTOCOL.into()),
+        )?;
         socket.set_nonblocking(true)?;
-        // Only what comes from there is received. The port of a raw socket is a protocol number or nothing.
+        // Only what comes from there is received. The port of a raw socket is a protocol number or
+        // nothing.
         socket.connect(&SocketAddr::new(to.ip(), 0).into())?;
         let number = tag();
-        let port = if port == 0 { 1024 + (number % 60_000) as u16 } else { port };
-        let sent = Packet { source: port, destination: to.port(), tag: 0, chunk: Chunk::Init(number) };
+        let port = if port == 0 {
+            1024 + (number % 60_000) as u16
+        } else {
+            port
+        };
+        let sent = Packet {
+            source: port,
+            destination: to.port(),
+            tag: 0,
+            chunk: Chunk::Init(number),
+        };
         socket.send(&sent.encode())?;
-        Ok(Self { socket, sent, is_ipv4: to.is_ipv4() })
+        Ok(Self {
+            socket,
+            sent,
+            is_ipv4: to.is_ipv4(),
+        })
     }
 
     fn look(&self) -> Option<Verdict> {
@@ -173,25 +195,34 @@ impl Init {
             let length = match io::Read::read(&mut &self.socket, &mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
-                Err(error) => return Some(judge(&error)),
+                Err(error) => return Some(verdict_of_error(&error)),
             };
             let answer = sctp::payload(&buffer[..length], self.is_ipv4).and_then(Packet::decode);
-            if let Some(verdict) = answer.and_then(|answer| self.judge(answer)) {
+            if let Some(verdict) = answer.and_then(|answer| self.verdict_of(answer)) {
                 return Some(verdict);
             }
         }
     }
 
     /// None: it answers somebody else, or asks.
-    fn judge(&self, answer: Packet) -> Option<Verdict> {
-        let Chunk::Init(own) = self.sent.chunk else { return None };
-        if (answer.source, answer.destination, answer.tag) != (self.sent.destination, self.sent.source, own) {
+    fn verdict_of(&self, answer: Packet) -> Option<Verdict> {
+        let Chunk::Init(own) = self.sent.chunk else {
+            return None;
+        };
+        if (answer.source, answer.destination, answer.tag)
+            != (self.sent.destination, self.sent.source, own)
+        {
             return None;
         }
         match answer.chunk {
             Chunk::InitAck(theirs) => {
-                // Whoever tracks the association forgets it at once; that nobody hears it does no harm.
-                let abort = Packet { tag: theirs, chunk: Chunk::Abort, ..self.sent };
+                // Connection tracking forgets the association at once; it does no harm that no
+                // socket receives it.
+                let abort = Packet {
+                    tag: theirs,
+                    chunk: Chunk::Abort,
+                    ..self.sent
+                };
                 let _ = self.socket.send(&abort.encode());
                 Some(Verdict::Answered)
             }
@@ -204,12 +235,19 @@ impl Init {
 /// A tag that no other association of this process has; zero is none.
 fn tag() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b1) | 1
+    LAST.fetch_add(1, Ordering::Relaxed)
+        .wrapping_mul(0x9e37_79b1)
+        | 1
 }
 
-/// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that many questions do not use up the ports.
+/// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that
+/// many questions do not use up the ports.
 fn connecting(to: SocketAddr, port: u16, protocol: Option<i32>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, protocol.map(Into::into))?;
+    let socket = Socket::new(
+        Domain::for_address(to),
+        Type::STREAM,
+        protocol.map(Into::into),
+    )?;
     socket.set_nonblocking(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     if port != 0 {
@@ -232,10 +270,14 @@ fn sent(to: SocketAddr, port: u16) -> io::Result<UdpSocket> {
 }
 
 fn any(to: SocketAddr) -> IpAddr {
-    if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
 }
 
-fn judge(error: &io::Error) -> Verdict {
+fn verdict_of_error(error: &io::Error) -> Verdict {
     match error.kind() {
         ErrorKind::ConnectionRefused
         | ErrorKind::ConnectionReset

@@ -1,4 +1,5 @@
-//! One long connection with a byte going round in it, which shows whether established traffic was ever disturbed.
+//! A long connection with an echoed byte, which shows whether established traffic is ever
+//! disturbed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
@@ -11,10 +12,10 @@ use anyhow::{Context, Result};
 
 use super::Place;
 
-/// How often a byte is sent.
+/// Interval between bytes.
 const BEAT: Duration = Duration::from_millis(20);
 
-/// What happened to a connection.
+/// Report on a connection.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Bytes that were sent.
@@ -43,14 +44,19 @@ impl Flow {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         let end = Arc::new(AtomicBool::new(false));
-        let told = end.clone();
-        Ok(Self { end, thread: std::thread::spawn(move || run(stream, &told)) })
+        let stop = end.clone();
+        Ok(Self {
+            end,
+            thread: std::thread::spawn(move || run(stream, &stop)),
+        })
     }
 
     /// Ends it.
     pub fn finish(self) -> Report {
         self.end.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 

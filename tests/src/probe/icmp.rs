@@ -1,4 +1,4 @@
-//! Questions of ICMP that the kernel of whoever is asked answers by itself: echo (type 8) and timestamp (13).
+//! ICMP requests that the kernel of the target answers by itself: echo (type 8) and timestamp (13).
 
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
@@ -24,17 +24,27 @@ impl Question {
         let (kind, answer) = match (to.is_ipv4(), to.port()) {
             (true, 8) => (8, 0),
             (true, 13) => (13, 14),
-            _ => return Err(io::Error::new(ErrorKind::Unsupported, "nobody answers this type")),
+            _ => {
+                return Err(io::Error::new(
+                    ErrorKind::Unsupported,
+                    "nobody answers this type",
+                ));
+            }
         };
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
         socket.set_nonblocking(true)?;
         socket.connect(&SocketAddr::new(to.ip(), 0).into())?;
-        let question = Self { socket, own: fresh(), answer };
+        let question = Self {
+            socket,
+            own: fresh(),
+            answer,
+        };
         question.socket.send(&message(kind, question.own))?;
         Ok(question)
     }
 
-    /// Whether the answer is there. Others' answers come to every raw socket, and are passed over.
+    /// Returns whether the answer is there. Others' answers come to every raw socket, and are
+    /// passed over.
     pub fn look(&self) -> io::Result<bool> {
         let mut buffer = [0; 256];
         loop {
@@ -56,18 +66,22 @@ impl AsFd for Question {
     }
 }
 
-/// What no other question of this process has: what is tracked is established, and policy is to be asked anew.
+/// What no other question of this process has: tracked packets are established, and each question
+/// must meet policy.
 fn fresh() -> [u8; 4] {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let number = LAST.fetch_add(1, Ordering::Relaxed);
-    // The identifier is what connections are told apart by, so that it changes first.
+    // Connections are distinguished by the identifier, so it changes first.
     number.rotate_left(16).to_be_bytes()
 }
 
 /// A message with room for the three times of a timestamp.
 fn message(kind: u8, own: [u8; 4]) -> Vec<u8> {
     let mut bytes = [&[kind, 0, 0, 0][..], &own, &[0; 12]].concat();
-    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     bytes[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
@@ -88,23 +102,34 @@ mod tests {
                 std::thread::yield_now();
             }
         }
-        for nobody in [SocketAddr::from(([127, 0, 0, 1], 5)), "[::1]:8".parse().unwrap()] {
-            assert_eq!(Question::send(nobody).unwrap_err().kind(), ErrorKind::Unsupported);
+        for nobody in [
+            SocketAddr::from(([127, 0, 0, 1], 5)),
+            "[::1]:8".parse().unwrap(),
+        ] {
+            assert_eq!(
+                Question::send(nobody).unwrap_err().kind(),
+                ErrorKind::Unsupported
+            );
         }
     }
 
     #[test]
     fn the_checksum_makes_the_sum_of_a_message_zero() {
         for own in [[0, 0, 0, 0], [0xff; 4], [1, 2, 3, 4]] {
-            let sum: u32 =
-                message(13, own).chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+            let sum: u32 = message(13, own)
+                .chunks(2)
+                .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+                .sum();
             assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
         }
     }
 
     #[test]
     fn questions_in_a_row_have_identifiers_of_their_own() {
-        let identifiers: BTreeSet<[u8; 2]> = (0..100).map(|_| fresh()).map(|own| [own[0], own[1]]).collect();
+        let identifiers: BTreeSet<[u8; 2]> = (0..100)
+            .map(|_| fresh())
+            .map(|own| [own[0], own[1]])
+            .collect();
         assert_eq!(identifiers.len(), 100);
     }
 }

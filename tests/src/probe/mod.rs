@@ -1,15 +1,17 @@
-//! Asks, from inside a pod's network, who answers. No program is started in the pod for it: a socket belongs to the network namespace in
-//! which it was made, so a thread of this process enters the pod's namespace and opens it there.
+//! Probes from inside a pod's network. No program is started in the pod: a socket belongs to the
+//! network namespace in which it was made, so a thread of this process enters the pod's namespace
+//! and opens it there.
 //!
-//! [`attempt`] is one question, [`ask`] a whole table at once, [`asker`] many tables from one thread, [`knock`] the same question again and again with
-//! exact times, [`flow`] one long connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the kernel does not;
-//! [`icmp`] asks what any kernel answers.
+//! [`attempt`] is one question, [`ask`] a whole table at once, [`prober`] many tables from one
+//! thread, [`paced`] the same question again and again with exact times, [`flow`] one long
+//! connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the
+//! kernel does not; [`icmp`] asks what any kernel answers.
 
-pub mod asker;
 pub mod attempt;
 pub mod flow;
 pub mod icmp;
-pub mod knock;
+pub mod paced;
+pub mod prober;
 pub mod sctp;
 pub mod serve;
 
@@ -26,14 +28,18 @@ pub use self::attempt::{Attempt, Protocol, Verdict};
 
 /// The image of pods that serve, and that connect from their first instruction.
 pub const IMAGE: &str = "margay.test/probe:1";
-/// How long a question may stay without an answer until it counts as denied: shorter than the first retransmission of a SYN.
+/// Time without an answer after which a question counts as denied: shorter than the first
+/// retransmission of a SYN.
 pub const DENIED_AFTER: Duration = Duration::from_millis(150);
-/// Variable of the environment that says how many times slower than other machines this one is, as an emulated one is.
+/// Environment variable with the factor by which this machine is slower than others, as an emulated
+/// one is.
 pub const SLOWNESS: &str = "MARGAY_SLOWNESS";
 
 /// [`DENIED_AFTER`] on this machine.
 pub fn denied_after() -> Duration {
-    let slowness = std::env::var(SLOWNESS).ok().and_then(|value| value.parse::<u32>().ok());
+    let slowness = std::env::var(SLOWNESS)
+        .ok()
+        .and_then(|value| value.parse::<u32>().ok());
     DENIED_AFTER * slowness.unwrap_or(1)
 }
 
@@ -43,7 +49,7 @@ pub struct Place {
     file: File,
 }
 
-/// Whom to ask.
+/// Target of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// How.
@@ -55,7 +61,10 @@ pub struct Target {
 impl Target {
     /// A port of an address.
     pub fn new(protocol: Protocol, address: impl Into<IpAddr>, port: u16) -> Self {
-        Self { protocol, address: SocketAddr::new(address.into(), port) }
+        Self {
+            protocol,
+            address: SocketAddr::new(address.into(), port),
+        }
     }
 }
 
@@ -67,13 +76,16 @@ impl Place {
 
     /// The network namespace at a path.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
+        let file =
+            File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
         Ok(Self { file })
     }
 
     /// A namespace of this process.
     pub fn of_namespace(namespace: &Namespace) -> Result<Self> {
-        Ok(Self { file: namespace.file().try_clone()? })
+        Ok(Self {
+            file: namespace.file().try_clone()?,
+        })
     }
 
     /// Runs `work` in a thread inside.
@@ -89,15 +101,28 @@ impl Place {
 /// Asks every target at once and returns the verdicts in their order.
 pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
     place.run(|| {
-        let attempts: Vec<Attempt> = targets.iter().map(|target| Attempt::start(*target)).collect();
-        asker::judge(&attempts, denied_after())
+        let attempts: Vec<Attempt> = targets
+            .iter()
+            .map(|target| Attempt::start(*target))
+            .collect();
+        prober::verdicts(&attempts, denied_after())
     })?
 }
 
 /// Asks from many places at the same time.
 pub fn ask_all(questions: &[(&Place, Vec<Target>)]) -> Result<Vec<Vec<Verdict>>> {
     std::thread::scope(|scope| {
-        let asked: Vec<_> = questions.iter().map(|(place, targets)| scope.spawn(|| ask(place, targets))).collect();
-        asked.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let asked: Vec<_> = questions
+            .iter()
+            .map(|(place, targets)| scope.spawn(|| ask(place, targets)))
+            .collect();
+        asked
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     })
 }

@@ -1,8 +1,10 @@
-//! SCTP without the kernel's, where it has none: as much of RFC 9260 as shows whether an association could begin. Kernels without SCTP sockets still filter and track
-//! it, so a raw socket on either side is enough to see what policy does to it.
+//! SCTP without the kernel's, where it has none: as much of RFC 9260 as shows whether an
+//! association could begin. Kernels without SCTP sockets still filter and track it, so a raw socket
+//! on either side is enough to see what policy does to it.
 //!
-//! A question is an INIT; the answer is an INIT-ACK (yes) or an ABORT (nobody serves the port). Checksums must be right, or connection tracking
-//! calls the packet invalid and everything looks denied.
+//! A question is an INIT; the answer is an INIT-ACK (yes) or an ABORT (nobody serves the port).
+//! Checksums must be right, or connection tracking calls the packet invalid and everything looks
+//! denied.
 
 use std::sync::OnceLock;
 
@@ -11,7 +13,8 @@ use socket2::{Domain, Socket, Type};
 /// IP protocol number.
 pub const PROTOCOL: i32 = 132;
 
-/// Whether this kernel has sockets of SCTP. Where it has, they serve: its own stack would answer a raw socket's packets too.
+/// Returns whether this kernel has sockets of SCTP. Where it has, they serve: its own stack would
+/// answer a raw socket's packets too.
 pub fn has_sockets() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| Socket::new(Domain::IPV4, Type::STREAM, Some(PROTOCOL.into())).is_ok())
@@ -24,12 +27,12 @@ const ABORT: u8 = 6;
 /// Parameter that an INIT-ACK must carry.
 const STATE_COOKIE: [u8; 8] = [0, 7, 0, 8, b'm', b'g', b'a', b'y'];
 
-/// What the first chunk of a packet is.
+/// First chunk of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunk {
-    /// An association is asked for; the tag that the asked one must use.
+    /// Request of an association; the tag that the server must use.
     Init(u32),
-    /// It may begin; the tag that the one who asked must use.
+    /// Acceptance; the tag that the client must use.
     InitAck(u32),
     /// No association.
     Abort,
@@ -66,7 +69,8 @@ impl Packet {
         bytes
     }
 
-    /// Reads a packet without its IP header; none if it is damaged, or begins with another chunk than these three.
+    /// Reads a packet without its IP header; none if it is damaged, or begins with another chunk
+    /// than these three.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (ports, chunk) = (bytes.get(..HEADER)?, bytes.get(HEADER..)?);
         let mut unchecked = bytes.to_vec();
@@ -103,7 +107,8 @@ fn association(bytes: &mut Vec<u8>, kind: u8, tag: u32, parameter: &[u8]) {
     bytes.extend(parameter);
 }
 
-/// The payload of what a raw socket received: the kernel puts the IPv4 header before it, and no IPv6 header.
+/// The payload of what a raw socket received: the kernel puts the IPv4 header before it, and no
+/// IPv6 header.
 pub fn payload(received: &[u8], is_ipv4: bool) -> Option<&[u8]> {
     if !is_ipv4 {
         return Some(received);
@@ -116,7 +121,9 @@ pub fn payload(received: &[u8], is_ipv4: bool) -> Option<&[u8]> {
 pub fn crc32c(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg())
+        })
     };
     !bytes.iter().fold(!0, step)
 }
@@ -134,7 +141,12 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read_and_damage_is_seen() {
         for chunk in [Chunk::Init(7), Chunk::InitAck(8), Chunk::Abort] {
-            let packet = Packet { source: 40_000, destination: 80, tag: 0x0102_0304, chunk };
+            let packet = Packet {
+                source: 40_000,
+                destination: 80,
+                tag: 0x0102_0304,
+                chunk,
+            };
             let bytes = packet.encode();
             assert_eq!(Packet::decode(&bytes), Some(packet));
             for index in 0..bytes.len() {

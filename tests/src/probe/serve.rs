@@ -1,4 +1,5 @@
-//! Who answers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the kernel has no sockets for it.
+//! Servers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the kernel
+//! has no sockets for it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +12,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use super::Protocol;
 use super::sctp::{self, Chunk, Packet};
 
-/// Open ports. They belong to the network namespace in which they were opened, whoever serves them.
+/// Open ports. They belong to the network namespace in which they were opened, whichever thread
+/// serves them.
 #[derive(Debug, Default)]
 pub struct Ports {
     tcp: Vec<std::net::TcpListener>,
@@ -25,15 +27,32 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Opens ports in the network namespace of the calling thread, for both families where there are both.
+    /// Opens ports in the network namespace of the calling thread, for both families where there
+    /// are both.
     pub fn open(ports: &[(Protocol, u16)]) -> io::Result<Self> {
-        let of = |wanted: Protocol| ports.iter().filter(move |port| port.0 == wanted).map(|port| port.1);
-        let raw = if sctp::has_sockets() { Arc::default() } else { of(Protocol::Sctp).collect() };
-        let mut opened = Self { served: raw, ..Self::default() };
-        for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let of = |wanted: Protocol| {
+            ports
+                .iter()
+                .filter(move |port| port.0 == wanted)
+                .map(|port| port.1)
+        };
+        let raw = if sctp::has_sockets() {
+            Arc::default()
+        } else {
+            of(Protocol::Sctp).collect()
+        };
+        let mut opened = Self {
+            served: raw,
+            ..Self::default()
+        };
+        for family in [
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        ] {
             match opened.open_family(family, ports) {
                 // A machine without IPv6.
-                Err(error) if family.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                Err(error)
+                    if family.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
                 outcome => outcome?,
             }
         }
@@ -59,7 +78,11 @@ impl Ports {
             }
         }
         if !self.served.is_empty() {
-            let socket = Socket::new(Domain::for_address((family, 0).into()), Type::RAW, Some(sctp::PROTOCOL.into()))?;
+            let socket = Socket::new(
+                Domain::for_address((family, 0).into()),
+                Type::RAW,
+                Some(sctp::PROTOCOL.into()),
+            )?;
             socket.set_nonblocking(true)?;
             self.sctp.push(socket.into());
         }
@@ -78,7 +101,7 @@ impl Ports {
         }
         for listener in self.associations {
             let listener = TcpListener::from_std(listener)?;
-            // That it stood is the answer.
+            // The established connection is the answer.
             tokio::spawn(async move { while listener.accept().await.is_ok() {} });
         }
         for socket in self.udp {
@@ -94,7 +117,10 @@ impl Ports {
             });
         }
         for socket in self.sctp {
-            tokio::spawn(acknowledge(UdpSocket::from_std(socket)?, self.served.clone()));
+            tokio::spawn(acknowledge(
+                UdpSocket::from_std(socket)?,
+                self.served.clone(),
+            ));
         }
         Ok(())
     }
@@ -126,13 +152,29 @@ async fn echo(mut stream: TcpStream) {
 async fn acknowledge(socket: UdpSocket, served: Arc<[u16]>) {
     let mut buffer = vec![0; 2048];
     loop {
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-        let Some(asked) = sctp::payload(&buffer[..length], from.is_ipv4()).and_then(Packet::decode) else { continue };
-        let Chunk::Init(tag) = asked.chunk else { continue };
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
+        let Some(asked) = sctp::payload(&buffer[..length], from.is_ipv4()).and_then(Packet::decode)
+        else {
+            continue;
+        };
+        let Chunk::Init(tag) = asked.chunk else {
+            continue;
+        };
         let is_served = served.contains(&asked.destination);
-        let chunk = if is_served { Chunk::InitAck(!tag | 1) } else { Chunk::Abort };
-        let answer = Packet { source: asked.destination, destination: asked.source, tag, chunk };
-        // Whoever asked asks again.
+        let chunk = if is_served {
+            Chunk::InitAck(!tag | 1)
+        } else {
+            Chunk::Abort
+        };
+        let answer = Packet {
+            source: asked.destination,
+            destination: asked.source,
+            tag,
+            chunk,
+        };
+        // The client retries.
         let _ = socket.send_to(&answer.encode(), from).await;
     }
 }
@@ -143,23 +185,36 @@ mod tests {
 
     use super::*;
     use crate::namespace::Namespace;
-    use crate::probe::asker::Asker;
+    use crate::probe::prober::Prober;
     use crate::probe::{Place, Target, Verdict};
 
     #[test]
     fn what_is_served_answers_and_what_is_not_refuses() {
         let namespace = Namespace::new().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-        let ports = namespace.run(|| Ports::open(&protocols.map(|protocol| (protocol, 80)))).unwrap();
+        let ports = namespace
+            .run(|| Ports::open(&protocols.map(|protocol| (protocol, 80))))
+            .unwrap();
         runtime.block_on(async { ports.serve() }).unwrap();
-        let asker = Asker::start(&Place::of_namespace(&namespace).unwrap()).unwrap();
-        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let prober = Prober::start(&Place::of_namespace(&namespace).unwrap()).unwrap();
+        for address in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ] {
             let to = |port| protocols.map(|protocol| Target::new(protocol, address, port));
             let targets = [to(80), to(81)].concat();
-            asker.ask(targets, Duration::from_secs(5)).unwrap();
-            let verdicts = asker.answers().unwrap();
-            assert_eq!(verdicts, [[Verdict::Answered; 3], [Verdict::Refused; 3]].concat(), "{address}");
+            prober.ask(targets, Duration::from_secs(5)).unwrap();
+            let verdicts = prober.answers().unwrap();
+            assert_eq!(
+                verdicts,
+                [[Verdict::Answered; 3], [Verdict::Refused; 3]].concat(),
+                "{address}"
+            );
         }
     }
 }

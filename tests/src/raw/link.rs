@@ -1,5 +1,6 @@
-//! A socket at a link: whole frames out, past every hook of the sending namespace, and whole frames in, before every hook of the receiving one.
-//! The one place of this crate with unsafe code, for the address and the option that no safe wrapper knows.
+//! A socket at a link: whole frames out, past every hook of the sending namespace, and whole frames
+//! in, before every hook of the receiving one. The one place of this crate with unsafe code, for
+//! the address and the option that no safe wrapper knows.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,7 +9,8 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
 };
 
 /// Room for frames that nobody has read yet: some ten thousand.
@@ -25,11 +27,17 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// At a link of the calling thread's namespace. It hears what comes in by the link, not what goes out.
+    /// At a link of the calling thread's namespace. It hears what comes in by the link, not what
+    /// goes out.
     pub fn open(link: &str) -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd =
-            socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).context("a packet socket")?;
+        let fd = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            flags,
+            SockProtocol::EthAll,
+        )
+        .context("a packet socket")?;
         setsockopt(&fd, sockopt::RcvBufForce, &ROOM)?;
         setsockopt(&fd, sockopt::SndBufForce, &ROOM)?;
         let index = if_nametoindex(link).with_context(|| format!("link {link}"))?;
@@ -37,7 +45,8 @@ impl Tap {
         Ok(Self { fd })
     }
 
-    /// Hears every packet of a protocol that has passed the input hook of the calling thread's namespace.
+    /// Hears every packet of a protocol that has passed the input hook of the calling thread's
+    /// namespace.
     pub fn accepted(family: AddressFamily, protocol: SockProtocol) -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(family, SockType::Raw, flags, protocol).context("a raw socket")?;
@@ -65,7 +74,10 @@ impl Tap {
     }
 }
 
-#[expect(unsafe_code, reason = "bind and setsockopt take pointers; the values passed are plain and outlive the calls")]
+#[expect(
+    unsafe_code,
+    reason = "bind and setsockopt take pointers; the values passed are plain and outlive the calls"
+)]
 fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -81,7 +93,11 @@ fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
     // SAFETY: both point to values of the sizes that are given.
     let results = unsafe {
         [
-            libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&address).cast(), length(size_of_val(&address))),
+            libc::bind(
+                fd.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                length(size_of_val(&address)),
+            ),
             libc::setsockopt(
                 fd.as_raw_fd(),
                 libc::SOL_PACKET,
@@ -91,5 +107,9 @@ fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
             ),
         ]
     };
-    if results.contains(&-1) { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if results.contains(&-1) {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -1,4 +1,5 @@
-//! Packets as bytes, and a socket that sends and receives them at a link: for what no ordinary socket would send.
+//! Packets as bytes, and a socket that sends and receives them at a link: for what no ordinary
+//! socket would send.
 
 pub mod link;
 pub mod packet;

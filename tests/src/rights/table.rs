@@ -1,5 +1,5 @@
-//! The table of `tests/data/agent-requests.yaml`: requests, and what each comes to. A real API server is asked (`super`), and the operator's own tests, which
-//! include this file.
+//! The table of `tests/data/agent-requests.yaml`: requests, and the result of each. A real API
+//! server is asked (`super`), and the operator's own tests, which include this file.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// The table. What its fields mean is said there.
+/// The table, which documents its own fields.
 #[derive(Deserialize)]
 pub struct Requests {
     /// Objects by the names that rows give them.
@@ -19,9 +19,9 @@ pub struct Requests {
 /// One request.
 #[derive(Deserialize)]
 pub struct Request {
-    /// In a sentence.
+    /// Description.
     pub what: String,
-    /// As RBAC has it.
+    /// Verb of RBAC.
     pub verb: String,
     /// Subresource, if any.
     #[serde(default)]
@@ -29,7 +29,7 @@ pub struct Request {
     object: String,
     #[serde(default = "nothing", rename = "as")]
     was: Value,
-    /// What changes of the object, as JSON merge patch.
+    /// Changes of the object, as JSON merge patch.
     #[serde(default = "nothing")]
     pub with: Value,
     answer: String,
@@ -43,7 +43,11 @@ fn nothing() -> Value {
 impl Requests {
     /// The object of a row before the request and after it.
     pub fn objects_of(&self, row: &Request) -> (Value, Value) {
-        let mut before = self.objects.get(&row.object).unwrap_or_else(|| panic!("no object {}", row.object)).clone();
+        let mut before = self
+            .objects
+            .get(&row.object)
+            .unwrap_or_else(|| panic!("no object {}", row.object))
+            .clone();
         merge(&mut before, &row.was);
         let mut after = before.clone();
         merge(&mut after, &row.with);
@@ -54,8 +58,15 @@ impl Requests {
 impl Request {
     /// Why the answer is not the wanted one, if it is not.
     pub fn fault(&self, answer: &str) -> Option<String> {
-        let Self { what, verb, object, answer: wanted, .. } = self;
-        (!answer.contains(wanted)).then(|| format!("{what} ({verb} {object}): wanted {wanted:?}, is {answer:?}"))
+        let Self {
+            what,
+            verb,
+            object,
+            answer: wanted,
+            ..
+        } = self;
+        (!answer.contains(wanted))
+            .then(|| format!("{what} ({verb} {object}): wanted {wanted:?}, is {answer:?}"))
     }
 }
 
@@ -66,7 +77,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, serde_yaml_ng::Error>
     serde_yaml_ng::from_value(value)
 }
 
-/// Changes an object as a JSON merge patch says (RFC 7386).
+/// Applies a JSON merge patch to an object (RFC 7386).
 fn merge(object: &mut Value, patch: &Value) {
     let Value::Object(fields) = patch else {
         return object.clone_from(patch);

@@ -1,4 +1,5 @@
-//! Scenarios that do not care how Calico's data is stored: every suite of a real cluster runs the same ones.
+//! Scenarios that do not care how Calico's data is stored: every suite of a real cluster runs the
+//! same ones.
 
 pub mod hosts;
 pub mod policy;
@@ -16,40 +17,58 @@ use serde_json::{Value, json};
 
 use crate::demo::Stage;
 
-/// Where scenarios play.
+/// Environment of a scenario.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Environment {
     /// A cluster with Margay and the usual pods.
     pub stage: Stage,
     /// Storage of Calico's data.
     pub mode: Mode,
 }
 
-impl Ground {
+impl Environment {
     /// Applies a manifest as users write it, in the form that the cluster stores.
     pub fn apply(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = stored(self.mode, name, text, self.stage.cluster.folder())?;
-        self.stage.cluster.kubectl(&["apply", "-f", &path.display().to_string()])?;
+        self.stage
+            .cluster
+            .kubectl(&["apply", "-f", &path.display().to_string()])?;
         Ok(path)
     }
 
     /// Deletes an object of a kind of Calico's that has no namespace.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
-        self.stage.cluster.kubectl(&["delete", &self.resource(kind_of(kind)?), name]).map(drop)
+        self.stage
+            .cluster
+            .kubectl(&["delete", &self.resource(kind_of(kind)?), name])
+            .map(drop)
     }
 
     /// Every object of a kind of Calico's that has no namespace, by name, as users see it.
     pub fn objects(&self, kind: &str) -> Result<BTreeMap<String, Value>> {
         let kind = kind_of(kind)?;
-        let text = self.stage.cluster.kubectl(&["get", &self.resource(kind), "-o", "json"])?;
+        let text = self
+            .stage
+            .cluster
+            .kubectl(&["get", &self.resource(kind), "-o", "json"])?;
         let list: Value = serde_json::from_str(&text)?;
-        let items = list["items"].as_array().cloned().unwrap_or_default().into_iter();
+        let items = list["items"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
+            .into_iter();
         let seen = |stored: Value| -> Result<(String, Value)> {
             let object = match self.mode {
                 Mode::V3 => stored,
                 Mode::V1 => storage::read(kind, stored)?.object,
             };
-            Ok((object["metadata"]["name"].as_str().unwrap_or_default().to_owned(), object))
+            Ok((
+                object["metadata"]["name"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+                object,
+            ))
         };
         items.map(seen).collect()
     }
@@ -66,14 +85,21 @@ fn kind_of(name: &str) -> Result<&'static Kind> {
 /// Writes a manifest's objects into the folder in the form in which that storage keeps them.
 pub fn stored(mode: Mode, name: &str, text: &str, folder: &Path) -> Result<PathBuf> {
     let documents = serde_yaml_ng::Deserializer::from_str(text).map(Value::deserialize);
-    let items = documents.map(|object| store(mode, object?)).collect::<Result<Vec<_>>>()?;
+    let items = documents
+        .map(|object| store(mode, object?))
+        .collect::<Result<Vec<_>>>()?;
     let path = folder.join(format!("{name}.json"));
-    std::fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+    std::fs::write(
+        &path,
+        json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string(),
+    )?;
     Ok(path)
 }
 
 fn store(mode: Mode, object: Value) -> Result<Value> {
-    let is_calicos = object["apiVersion"].as_str().is_some_and(|version| version.starts_with(v3::GROUP));
+    let is_calicos = object["apiVersion"]
+        .as_str()
+        .is_some_and(|version| version.starts_with(v3::GROUP));
     if mode == Mode::V3 || !is_calicos {
         return Ok(object);
     }

@@ -1,4 +1,5 @@
-//! A case: objects, and packets that meet them. Random ones come from the world that `calc`'s own tests use.
+//! A case: objects, and packets that meet them. Random ones come from the world that `calc`'s own
+//! tests use.
 
 use std::net::IpAddr;
 
@@ -10,12 +11,19 @@ use proptest::sample::select;
 
 use crate::world;
 
-/// The node whose kernel judges.
+/// The node whose kernel gives the verdict.
 pub const NODE: &str = "n1";
 /// Pods of that node: one of each namespace.
 pub const LOCAL: [&str; 3] = ["red/p0", "green/p0", "blue/p0"];
 /// Addresses that no pod has.
-const STRANGERS: [&str; 6] = ["203.0.113.7", "10.0.0.200", "198.51.100.1", "fd00::99", "2001:db8::7", "fd01::1"];
+const STRANGERS: [&str; 6] = [
+    "203.0.113.7",
+    "10.0.0.200",
+    "198.51.100.1",
+    "fd00::99",
+    "2001:db8::7",
+    "fd01::1",
+];
 
 /// Packets of a case: as many as show that its rules meet something.
 const PACKETS: usize = 120;
@@ -23,9 +31,9 @@ const PACKETS: usize = 120;
 /// A packet that is the first of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Where it comes from.
+    /// Source.
     pub source: IpAddr,
-    /// Where it goes to; of the same version.
+    /// Destination, of the same version.
     pub destination: IpAddr,
     /// Protocol number.
     pub protocol: u8,
@@ -68,17 +76,26 @@ pub fn pod(name: &str) -> EndpointKey {
 
 /// The pod of the judging node that has the address.
 pub fn local(address: IpAddr) -> Option<usize> {
-    LOCAL.iter().position(|name| addresses(&pod(name)).contains(&address))
+    LOCAL
+        .iter()
+        .position(|name| addresses(&pod(name)).contains(&address))
 }
 
 /// Any case.
 pub fn case() -> impl Strategy<Value = Case> {
-    (prop::collection::vec(world::update(), 20..80), prop::collection::vec(probe(), PACKETS))
-        .prop_map(|(updates, probes)| Case { updates: updates.into_iter().filter_map(settled).collect(), probes })
+    (
+        prop::collection::vec(world::update(), 20..80),
+        prop::collection::vec(probe(), PACKETS),
+    )
+        .prop_map(|(updates, probes)| Case {
+            updates: updates.into_iter().filter_map(placed).collect(),
+            probes,
+        })
 }
 
-/// The update as it could come in a cluster where addresses are given once and the judging node has the pods that it has. Not what policy does not read.
-fn settled(update: Update) -> Option<Update> {
+/// Adapts an update to a cluster where addresses are unique and the node under test has its own
+/// pods. Drops updates that policy does not depend on.
+fn placed(update: Update) -> Option<Update> {
     match update {
         Update::Endpoint(key, value) => {
             let value = value.map(|mut endpoint| {
@@ -104,26 +121,50 @@ fn settled(update: Update) -> Option<Update> {
 }
 
 fn probe() -> impl Strategy<Value = Probe> {
-    let names =
-        ["red", "green", "blue"].map(|namespace| ["p0", "p1", "p2"].map(|name| EndpointKey::new(namespace, name)));
-    let pods = names.concat().iter().flat_map(addresses).collect::<Vec<_>>();
-    let locals: Vec<IpAddr> = LOCAL.iter().flat_map(|name| addresses(&pod(name))).collect();
-    let strangers: Vec<IpAddr> = STRANGERS.iter().map(|text| text.parse().expect("an address")).collect();
+    let names = ["red", "green", "blue"]
+        .map(|namespace| ["p0", "p1", "p2"].map(|name| EndpointKey::new(namespace, name)));
+    let pods = names
+        .concat()
+        .iter()
+        .flat_map(addresses)
+        .collect::<Vec<_>>();
+    let locals: Vec<IpAddr> = LOCAL
+        .iter()
+        .flat_map(|name| addresses(&pod(name)))
+        .collect();
+    let strangers: Vec<IpAddr> = STRANGERS
+        .iter()
+        .map(|text| text.parse().expect("an address"))
+        .collect();
     let peer = prop_oneof![3 => select(pods), 1 => select(strangers)];
     let protocols = vec![TCP, TCP, UDP, UDP, SCTP, UDPLITE, ICMP, ICMPV6, 47, 253];
     let ports = (world::port(), world::port());
     let icmp = (world::icmp_type(), 0..2_u8);
     let foreign = prop::bool::weighted(0.2);
-    (select(locals), peer, any::<bool>(), (select(protocols), foreign), ports, icmp)
+    (
+        select(locals),
+        peer,
+        any::<bool>(),
+        (select(protocols), foreign),
+        ports,
+        icmp,
+    )
         .prop_map(|(own, peer, outward, (protocol, foreign), ports, icmp)| {
             let (source, destination) = if outward { (own, peer) } else { (peer, own) };
-            // Mostly ICMP of the packet's own version; that of the other one is a protocol like any other.
+            // Mostly ICMP of the packet's own version; that of the other one is a protocol like any
+            // other.
             let protocol = match (protocol, own.is_ipv4(), foreign) {
                 (ICMPV6, true, false) => ICMP,
                 (ICMP, false, false) => ICMPV6,
                 (protocol, ..) => protocol,
             };
-            Probe { source, destination, protocol, ports, icmp }
+            Probe {
+                source,
+                destination,
+                protocol,
+                ports,
+                icmp,
+            }
         })
         .prop_filter("between two places, of one version", |probe| {
             let (from, to) = (local(probe.source), local(probe.destination));

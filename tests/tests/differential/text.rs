@@ -1,4 +1,4 @@
-//! Cases as text, one object or packet a line, so that what was found once is kept as data.
+//! Cases as text, one object or packet a line, so that failing cases are kept as data.
 //!
 //! ```text
 //! namespace red team=a
@@ -29,9 +29,19 @@ impl Display for Case {
         for update in &self.updates {
             write_update(f, update)?;
         }
-        for Probe { source, destination, protocol, ports, icmp } in &self.probes {
+        for Probe {
+            source,
+            destination,
+            protocol,
+            ports,
+            icmp,
+        } in &self.probes
+        {
             let ((from, to), (kind, code)) = (ports, icmp);
-            writeln!(f, "packet {source} {destination} {protocol} {from} {to} {kind}/{code}")?;
+            writeln!(
+                f,
+                "packet {source} {destination} {protocol} {from} {to} {kind}/{code}"
+            )?;
         }
         Ok(())
     }
@@ -41,8 +51,14 @@ impl FromStr for Case {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut case = Self { updates: Vec::new(), probes: Vec::new() };
-        for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let mut case = Self {
+            updates: Vec::new(),
+            probes: Vec::new(),
+        };
+        for line in text
+            .lines()
+            .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+        {
             parse_line(&mut case, line).with_context(|| format!("in {line:?}"))?;
         }
         Ok(case)
@@ -57,11 +73,21 @@ fn write_update(f: &mut fmt::Formatter<'_>, update: &Update) -> fmt::Result {
         Update::Endpoint(key, value) => {
             write!(f, "{}pod {key}", gone(value.is_none()))?;
             if let Some(endpoint) = value {
-                write!(f, " {} {}", or_dash(&endpoint.node), or_dash(&joined(&endpoint.addresses)))?;
+                write!(
+                    f,
+                    " {} {}",
+                    or_dash(&endpoint.node),
+                    or_dash(&joined(&endpoint.addresses))
+                )?;
                 if !endpoint.service_account.is_empty() {
                     write!(f, " sa:{}", endpoint.service_account)?;
                 }
-                for NamedPort { name, protocol, port } in &endpoint.ports {
+                for NamedPort {
+                    name,
+                    protocol,
+                    port,
+                } in &endpoint.ports
+                {
                     write!(f, " port:{name}:{}:{port}", protocol.0)?;
                 }
                 write_labels(f, &endpoint.labels)?;
@@ -84,7 +110,12 @@ fn write_update(f: &mut fmt::Formatter<'_>, update: &Update) -> fmt::Result {
         }
         Update::Service(name, value) => {
             write!(f, "{}service {name}", gone(value.is_none()))?;
-            for Backend { address, protocol, port } in value.iter().flatten() {
+            for Backend {
+                address,
+                protocol,
+                port,
+            } in value.iter().flatten()
+            {
                 write!(f, " {address},{},{port}", protocol.0)?;
             }
         }
@@ -95,21 +126,42 @@ fn write_update(f: &mut fmt::Formatter<'_>, update: &Update) -> fmt::Result {
             }
         }
         Update::Policy(key, value) => {
-            write!(f, "{}policy {} {}/{}", gone(value.is_none()), key.kind.as_str(), key.namespace, key.name)?;
+            write!(
+                f,
+                "{}policy {} {}/{}",
+                gone(value.is_none()),
+                key.kind.as_str(),
+                key.namespace,
+                key.name
+            )?;
             if let Some(policy) = value {
                 write_policy(f, policy)?;
             }
         }
-        // A random world has more; policy reads nothing of it.
+        // Random objects have more, which policy does not depend on.
         _ => return Ok(()),
     }
     writeln!(f)
 }
 
 fn write_policy(f: &mut fmt::Formatter<'_>, policy: &Policy) -> fmt::Result {
-    let types = [(policy.applies_ingress, "in"), (policy.applies_egress, "out")];
-    let types: Vec<&str> = types.iter().filter(|(applies, _)| *applies).map(|(_, name)| *name).collect();
-    write!(f, " {} {} {} {}", policy.tier, order(policy.order), or_dash(&types.join(",")), selector(&policy.selector))?;
+    let types = [
+        (policy.applies_ingress, "in"),
+        (policy.applies_egress, "out"),
+    ];
+    let types: Vec<&str> = types
+        .iter()
+        .filter(|(applies, _)| *applies)
+        .map(|(_, name)| *name)
+        .collect();
+    write!(
+        f,
+        " {} {} {} {}",
+        policy.tier,
+        order(policy.order),
+        or_dash(&types.join(",")),
+        selector(&policy.selector)
+    )?;
     for (direction, rules) in [("in", &policy.ingress), ("out", &policy.egress)] {
         for rule in rules {
             write!(f, "\n  {direction} {}", rule_text(rule))?;
@@ -126,9 +178,19 @@ fn rule_text(rule: &Rule) -> String {
             let _ = write!(text, " {name}={value}");
         }
     };
-    put("ip", rule.ip_version.map(|version| if version == IpVersion::V4 { "4" } else { "6" }.to_owned()));
-    put("proto", rule.protocol.map(|protocol| protocol.0.to_string()));
-    put("!proto", rule.not_protocol.map(|protocol| protocol.0.to_string()));
+    put(
+        "ip",
+        rule.ip_version
+            .map(|version| if version == IpVersion::V4 { "4" } else { "6" }.to_owned()),
+    );
+    put(
+        "proto",
+        rule.protocol.map(|protocol| protocol.0.to_string()),
+    );
+    put(
+        "!proto",
+        rule.not_protocol.map(|protocol| protocol.0.to_string()),
+    );
     put("icmp", rule.icmp.map(icmp));
     put("!icmp", rule.not_icmp.map(icmp));
     for (side, entity) in [("from", &rule.source), ("to", &rule.destination)] {
@@ -151,11 +213,17 @@ fn rule_text(rule: &Rule) -> String {
 }
 
 fn write_labels(f: &mut fmt::Formatter<'_>, labels: &Labels) -> fmt::Result {
-    labels.iter().try_for_each(|(key, value)| write!(f, " {key}={value}"))
+    labels
+        .iter()
+        .try_for_each(|(key, value)| write!(f, " {key}={value}"))
 }
 
 fn joined(values: &[impl Display]) -> String {
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    values
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn ports(ports: &[Port]) -> String {
@@ -176,7 +244,9 @@ fn selector(selector: &Selector) -> String {
 }
 
 fn order(order: Order) -> String {
-    order.0.map_or("-".to_owned(), |number| format!("{number:e}"))
+    order
+        .0
+        .map_or("-".to_owned(), |number| format!("{number:e}"))
 }
 
 fn or_dash(text: &str) -> &str {
@@ -192,19 +262,29 @@ fn action(action: Action) -> &'static str {
     }
 }
 
-// ---- and back ----
+// ---- parsing ----
 
 fn parse_line(case: &mut Case, line: &str) -> Result<()> {
     if let Some(rule) = line.strip_prefix("  ") {
-        let Some(Update::Policy(_, Some(policy))) = case.updates.last_mut() else { bail!("a rule outside a policy") };
+        let Some(Update::Policy(_, Some(policy))) = case.updates.last_mut() else {
+            bail!("a rule outside a policy")
+        };
         let (direction, rule) = rule.split_once(' ').context("DIRECTION RULE")?;
-        let rules = if direction == "in" { &mut policy.ingress } else { &mut policy.egress };
+        let rules = if direction == "in" {
+            &mut policy.ingress
+        } else {
+            &mut policy.egress
+        };
         rules.push(parse_rule(rule)?);
         return Ok(());
     }
-    let (is_there, line) = line.strip_prefix("- ").map_or((true, line), |line| (false, line));
+    let (is_there, line) = line
+        .strip_prefix("- ")
+        .map_or((true, line), |line| (false, line));
     let words: Vec<&str> = line.split_whitespace().collect();
-    let [kind, name, rest @ ..] = &words[..] else { bail!("KIND NAME ...") };
+    let [kind, name, rest @ ..] = &words[..] else {
+        bail!("KIND NAME ...")
+    };
     let update = match *kind {
         "packet" => {
             case.probes.push(parse_probe(name, rest)?);
@@ -212,17 +292,32 @@ fn parse_line(case: &mut Case, line: &str) -> Result<()> {
         }
         "namespace" => Update::Namespace((*name).to_owned(), is_there.then(|| parse_labels(rest))),
         "account" => Update::ServiceAccount(pod(name), is_there.then(|| parse_labels(rest))),
-        "pod" => Update::Endpoint(pod(name), is_there.then(|| parse_pod(&pod(name), rest)).transpose()?),
+        "pod" => Update::Endpoint(
+            pod(name),
+            is_there.then(|| parse_pod(&pod(name), rest)).transpose()?,
+        ),
         "netset" => Update::NetworkSet(pod(name), is_there.then(|| parse_set(rest)).transpose()?),
         "service" => {
             let backends = || rest.iter().map(|word| parse_backend(word)).collect();
             Update::Service(pod(name), is_there.then(backends).transpose()?)
         }
-        "tier" => Update::Tier((*name).to_owned(), is_there.then(|| parse_tier(rest)).transpose()?),
+        "tier" => Update::Tier(
+            (*name).to_owned(),
+            is_there.then(|| parse_tier(rest)).transpose()?,
+        ),
         "policy" => {
-            let [of, rest @ ..] = rest else { bail!("policy KIND NAMESPACE/NAME ...") };
-            let NamespacedName { namespace, name: of } = pod(of);
-            let key = PolicyKey { kind: PolicyKind::parse(name).context("a kind of policy")?, namespace, name: of };
+            let [of, rest @ ..] = rest else {
+                bail!("policy KIND NAMESPACE/NAME ...")
+            };
+            let NamespacedName {
+                namespace,
+                name: of,
+            } = pod(of);
+            let key = PolicyKey {
+                kind: PolicyKind::parse(name).context("a kind of policy")?,
+                namespace,
+                name: of,
+            };
             Update::Policy(key, is_there.then(|| parse_policy(rest)).transpose()?)
         }
         other => bail!("unknown kind {other:?}"),
@@ -232,7 +327,9 @@ fn parse_line(case: &mut Case, line: &str) -> Result<()> {
 }
 
 fn parse_probe(source: &str, rest: &[&str]) -> Result<Probe> {
-    let [destination, protocol, from, to, icmp] = rest else { bail!("packet FROM TO PROTOCOL PORT PORT TYPE/CODE") };
+    let [destination, protocol, from, to, icmp] = rest else {
+        bail!("packet FROM TO PROTOCOL PORT PORT TYPE/CODE")
+    };
     let (kind, code) = icmp.split_once('/').context("TYPE/CODE")?;
     Ok(Probe {
         source: source.parse()?,
@@ -245,28 +342,54 @@ fn parse_probe(source: &str, rest: &[&str]) -> Result<Probe> {
 
 fn parse_labels(words: &[&str]) -> Labels {
     let pairs = words.iter().filter_map(|word| word.split_once('='));
-    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn list<T: FromStr>(text: &str) -> Result<Vec<T>>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    let parts = text.split(',').filter(|part| !part.is_empty() && *part != "-");
-    parts.map(|part| part.parse().with_context(|| format!("{part:?}"))).collect()
+    let parts = text
+        .split(',')
+        .filter(|part| !part.is_empty() && *part != "-");
+    parts
+        .map(|part| part.parse().with_context(|| format!("{part:?}")))
+        .collect()
 }
 
 fn parse_pod(key: &NamespacedName, words: &[&str]) -> Result<WorkloadEndpoint> {
-    let [node, addresses, rest @ ..] = words else { bail!("pod NAME NODE ADDRESSES ...") };
-    let named = |text: &str| -> Result<NamedPort> {
-        let [name, protocol, port] = text.split(':').collect::<Vec<_>>()[..] else { bail!("port:NAME:PROTOCOL:PORT") };
-        Ok(NamedPort { name: name.to_owned(), protocol: Protocol(protocol.parse()?), port: port.parse()? })
+    let [node, addresses, rest @ ..] = words else {
+        bail!("pod NAME NODE ADDRESSES ...")
     };
-    let ports = rest.iter().filter_map(|word| word.strip_prefix("port:")).map(named).collect::<Result<_>>()?;
+    let named = |text: &str| -> Result<NamedPort> {
+        let [name, protocol, port] = text.split(':').collect::<Vec<_>>()[..] else {
+            bail!("port:NAME:PROTOCOL:PORT")
+        };
+        Ok(NamedPort {
+            name: name.to_owned(),
+            protocol: Protocol(protocol.parse()?),
+            port: port.parse()?,
+        })
+    };
+    let ports = rest
+        .iter()
+        .filter_map(|word| word.strip_prefix("port:"))
+        .map(named)
+        .collect::<Result<_>>()?;
     Ok(WorkloadEndpoint {
-        node: if *node == "-" { String::new() } else { (*node).to_owned() },
+        node: if *node == "-" {
+            String::new()
+        } else {
+            (*node).to_owned()
+        },
         labels: parse_labels(rest),
-        service_account: rest.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
+        service_account: rest
+            .iter()
+            .find_map(|word| word.strip_prefix("sa:"))
+            .unwrap_or_default()
+            .to_owned(),
         addresses: list(addresses)?,
         ports,
         uid: String::new(),
@@ -275,22 +398,40 @@ fn parse_pod(key: &NamespacedName, words: &[&str]) -> Result<WorkloadEndpoint> {
 }
 
 fn parse_set(words: &[&str]) -> Result<NetworkSet> {
-    let [nets, rest @ ..] = words else { bail!("netset NAME RANGES ...") };
-    Ok(NetworkSet { labels: parse_labels(rest), nets: list(nets)? })
+    let [nets, rest @ ..] = words else {
+        bail!("netset NAME RANGES ...")
+    };
+    Ok(NetworkSet {
+        labels: parse_labels(rest),
+        nets: list(nets)?,
+    })
 }
 
 fn parse_backend(word: &str) -> Result<Backend> {
-    let [address, protocol, port] = word.split(',').collect::<Vec<_>>()[..] else { bail!("ADDRESS,PROTOCOL,PORT") };
-    Ok(Backend { address: address.parse()?, protocol: Protocol(protocol.parse()?), port: port.parse()? })
+    let [address, protocol, port] = word.split(',').collect::<Vec<_>>()[..] else {
+        bail!("ADDRESS,PROTOCOL,PORT")
+    };
+    Ok(Backend {
+        address: address.parse()?,
+        protocol: Protocol(protocol.parse()?),
+        port: port.parse()?,
+    })
 }
 
 fn parse_tier(words: &[&str]) -> Result<Tier> {
-    let [order, action] = words else { bail!("tier NAME ORDER ACTION") };
-    Ok(Tier { order: parse_order(order)?, default_action: parse_action(action)? })
+    let [order, action] = words else {
+        bail!("tier NAME ORDER ACTION")
+    };
+    Ok(Tier {
+        order: parse_order(order)?,
+        default_action: parse_action(action)?,
+    })
 }
 
 fn parse_policy(words: &[&str]) -> Result<Policy> {
-    let [tier, order, types, selector] = words else { bail!("policy KIND NAME TIER ORDER DIRECTIONS SELECTOR") };
+    let [tier, order, types, selector] = words else {
+        bail!("policy KIND NAME TIER ORDER DIRECTIONS SELECTOR")
+    };
     Ok(Policy {
         tier: (*tier).to_owned(),
         order: parse_order(order)?,
@@ -309,14 +450,24 @@ fn parse_rule(text: &str) -> Result<Rule> {
     for word in words {
         let (name, value) = word.split_once('=').context("NAME=VALUE")?;
         match name {
-            "ip" => rule.ip_version = Some(if value == "4" { IpVersion::V4 } else { IpVersion::V6 }),
+            "ip" => {
+                rule.ip_version = Some(if value == "4" {
+                    IpVersion::V4
+                } else {
+                    IpVersion::V6
+                })
+            }
             "proto" => rule.protocol = Some(Protocol(value.parse()?)),
             "!proto" => rule.not_protocol = Some(Protocol(value.parse()?)),
             "icmp" => rule.icmp = Some(parse_icmp(value)?),
             "!icmp" => rule.not_icmp = Some(parse_icmp(value)?),
             _ => {
                 let (side, name) = name.split_once('.').context("SIDE.NAME")?;
-                let entity = if side == "from" { &mut rule.source } else { &mut rule.destination };
+                let entity = if side == "from" {
+                    &mut rule.source
+                } else {
+                    &mut rule.destination
+                };
                 parse_criterion(entity, name, value)?;
             }
         }
@@ -342,14 +493,22 @@ fn parse_criterion(entity: &mut EntityMatch, name: &str, value: &str) -> Result<
 fn parse_ports(text: &str) -> Vec<Port> {
     let range = |text: &str| {
         let (first, last) = text.split_once('-')?;
-        Some(PortRange { first: first.parse().ok()?, last: last.parse().ok()? })
+        Some(PortRange {
+            first: first.parse().ok()?,
+            last: last.parse().ok()?,
+        })
     };
-    text.split(',').map(|text| range(text).map_or_else(|| Port::Named(text.to_owned()), Port::Range)).collect()
+    text.split(',')
+        .map(|text| range(text).map_or_else(|| Port::Named(text.to_owned()), Port::Range))
+        .collect()
 }
 
 fn parse_icmp(text: &str) -> Result<Icmp> {
     let (kind, code) = text.split_once('/').context("TYPE/CODE")?;
-    Ok(Icmp { kind: kind.parse().ok(), code: code.parse().ok() })
+    Ok(Icmp {
+        kind: kind.parse().ok(),
+        code: code.parse().ok(),
+    })
 }
 
 fn parse_selector(text: &str) -> Result<Selector> {
@@ -357,10 +516,16 @@ fn parse_selector(text: &str) -> Result<Selector> {
 }
 
 fn parse_order(text: &str) -> Result<Order> {
-    Ok(Order(if text == "-" { None } else { Some(text.parse()?) }))
+    Ok(Order(if text == "-" {
+        None
+    } else {
+        Some(text.parse()?)
+    }))
 }
 
 fn parse_action(text: &str) -> Result<Action> {
     let all = [Action::Allow, Action::Deny, Action::Log, Action::Pass];
-    all.into_iter().find(|found| action(*found) == text).with_context(|| format!("unknown action {text:?}"))
+    all.into_iter()
+        .find(|found| action(*found) == text)
+        .with_context(|| format!("unknown action {text:?}"))
 }

@@ -1,4 +1,5 @@
-//! What every input must be good for: it is refused, or what it means can be written down and read again. A panic is a finding.
+//! Property of every input: it is refused, or its value can be encoded and decoded again. A panic
+//! is a finding.
 
 use std::collections::BTreeMap;
 
@@ -34,21 +35,36 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("storage", storage),
 ];
 
-/// A selector's canonical text parses to the same selector with the same id, and matching it decides something on any labels.
+/// A selector's canonical text parses to the same selector with the same id, and matching it
+/// decides something on any labels.
 pub fn selector(data: &[u8]) {
-    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
     match Selector::parse(text) {
         Ok(parsed) => {
             let canonical = parsed.to_string();
             let again = Selector::parse(&canonical);
-            assert_eq!(again.as_ref().map(Selector::id), Ok(parsed.id()), "{text:?} is written {canonical:?}");
-            assert_eq!(again, Ok(parsed.clone()), "{text:?} is written {canonical:?}");
+            assert_eq!(
+                again.as_ref().map(Selector::id),
+                Ok(parsed.id()),
+                "{text:?} is written {canonical:?}"
+            );
+            assert_eq!(
+                again,
+                Ok(parsed.clone()),
+                "{text:?} is written {canonical:?}"
+            );
             let label = |value: &str| BTreeMap::from([("app".to_owned(), value.to_owned())]);
             for labels in [BTreeMap::new(), label("web"), label("")] {
                 let negated = Selector::parse(&format!("!({canonical})"));
                 // A selector that is nested as deeply as it may be cannot be negated.
                 if let Ok(negated) = negated {
-                    assert_ne!(parsed.matches(&labels), negated.matches(&labels), "{canonical:?}");
+                    assert_ne!(
+                        parsed.matches(&labels),
+                        negated.matches(&labels),
+                        "{canonical:?}"
+                    );
                 }
             }
         }
@@ -58,42 +74,71 @@ pub fn selector(data: &[u8]) {
 
 /// Lines as ranges, ports and protocols of a rule.
 pub fn rule(data: &[u8]) {
-    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
     let lines: Vec<&str> = text.lines().take(8).collect();
     if let Some(net) = lines.first().and_then(|line| parse_net(line)) {
         assert_eq!(net, net.trunc());
         assert_eq!(parse_net(&net.to_string()), Some(net));
     }
-    let number = |line: &&str| line.parse::<i64>().map_or_else(|_| json!(line), |number| json!(number));
+    let number = |line: &&str| {
+        line.parse::<i64>()
+            .map_or_else(|_| json!(line), |number| json!(number))
+    };
     let values: Vec<Value> = lines.iter().map(number).collect();
     let entity = json!({ "nets": lines, "notNets": lines, "ports": values, "notPorts": values });
-    for protocol in values.first().cloned().into_iter().chain([json!("TCP"), json!(132)]) {
-        let rules = json!([{ "action": "Allow", "protocol": protocol, "source": entity, "destination": entity }]);
+    for protocol in values
+        .first()
+        .cloned()
+        .into_iter()
+        .chain([json!("TCP"), json!(132)])
+    {
+        let rules = json!([
+            { "action": "Allow", "protocol": protocol, "source": entity, "destination": entity },
+        ]);
         calico_policy(json!({ "ingress": rules, "egress": rules }));
     }
-    let ports: Vec<Value> = values.iter().map(|port| json!({ "port": port, "endPort": values.last() })).collect();
+    let ports: Vec<Value> = values
+        .iter()
+        .map(|port| json!({ "port": port, "endPort": values.last() }))
+        .collect();
     let blocks = json!([{ "ipBlock": { "cidr": lines.first(), "except": lines.get(1..) } }]);
-    kubernetes_policy(json!({ "ingress": [{ "from": blocks, "ports": ports }], "egress": [{ "to": blocks }] }));
+    kubernetes_policy(
+        json!({ "ingress": [{ "from": blocks, "ports": ports }], "egress": [{ "to": blocks }] }),
+    );
 }
 
 /// JSON as the specification of a policy of every kind.
 pub fn policy(data: &[u8]) {
-    let Ok(spec) = serde_json::from_slice::<Value>(data) else { return };
+    let Ok(spec) = serde_json::from_slice::<Value>(data) else {
+        return;
+    };
     calico_policy(spec.clone());
     kubernetes_policy(spec);
 }
 
 fn object(kind: &str, version: &str, spec: &Value) -> Value {
-    json!({ "apiVersion": version, "kind": kind, "metadata": { "name": "a", "namespace": "red" }, "spec": spec })
+    json!({
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": { "name": "a", "namespace": "red" },
+        "spec": spec,
+    })
 }
 
 fn calico_policy(spec: Value) {
     let version = "projectcalico.org/v3";
-    if let Ok(policy) = serde_json::from_value::<v3::NetworkPolicy>(object("NetworkPolicy", version, &spec)) {
+    if let Ok(policy) =
+        serde_json::from_value::<v3::NetworkPolicy>(object("NetworkPolicy", version, &spec))
+    {
         check_policy(v3::parse::policy::network_policy(&policy));
     }
-    if let Ok(policy) = serde_json::from_value::<v3::GlobalNetworkPolicy>(object("GlobalNetworkPolicy", version, &spec))
-    {
+    if let Ok(policy) = serde_json::from_value::<v3::GlobalNetworkPolicy>(object(
+        "GlobalNetworkPolicy",
+        version,
+        &spec,
+    )) {
         check_policy(v3::parse::policy::global_network_policy(&policy));
     }
 }
@@ -117,7 +162,10 @@ fn check_policy(parsed: Result<Policy, Refusal>) {
     for rule in policy.ingress.iter().chain(&policy.egress) {
         check_rule(rule);
     }
-    assert_eq!(Selector::parse(&policy.selector.to_string()).as_ref(), Ok(&policy.selector));
+    assert_eq!(
+        Selector::parse(&policy.selector.to_string()).as_ref(),
+        Ok(&policy.selector)
+    );
 }
 
 fn check_rule(rule: &Rule) {
@@ -132,14 +180,20 @@ fn check_rule(rule: &Rule) {
             }
         }
         for selector in entity.selector.iter().chain(&entity.not_selector) {
-            assert_eq!(Selector::parse(&selector.to_string()).as_ref(), Ok(selector));
+            assert_eq!(
+                Selector::parse(&selector.to_string()).as_ref(),
+                Ok(selector)
+            );
         }
     }
 }
 
-/// JSON as the specification of a host endpoint, as the settings of those that are made for nodes, and as what a node tells of its interfaces.
+/// JSON as the specification of a host endpoint, as the settings of those that are made for nodes,
+/// and as a node's report of its interfaces.
 pub fn hosts(data: &[u8]) {
-    let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+    let Ok(value) = serde_json::from_slice::<Value>(data) else {
+        return;
+    };
     let version = "projectcalico.org/v3";
     if let Ok(endpoint) = serde_json::from_value(object("HostEndpoint", version, &value)) {
         let parsed = v3::parse::host::host_endpoint(&endpoint);
@@ -152,11 +206,15 @@ pub fn hosts(data: &[u8]) {
         };
         if let Some(endpoint) = enforced {
             assert!(!endpoint.node.is_empty() && endpoint.addresses.is_sorted());
-            assert!(endpoint.interface != HostInterface::ByAddress || !endpoint.addresses.is_empty());
+            assert!(
+                endpoint.interface != HostInterface::ByAddress || !endpoint.addresses.is_empty()
+            );
         }
     }
     let settings = json!({ "controllers": { "node": { "hostEndpoint": value } } });
-    if let Ok(settings) = serde_json::from_value(object("KubeControllersConfiguration", version, &settings)) {
+    if let Ok(settings) =
+        serde_json::from_value(object("KubeControllersConfiguration", version, &settings))
+    {
         match v3::parse::controllers::host_endpoints(&settings) {
             Ok(wanted) => wanted.templates.iter().for_each(check_template),
             Err(refusal) => assert!(!refusal.problems.is_empty(), "refused without a reason"),
@@ -164,31 +222,52 @@ pub fn hosts(data: &[u8]) {
     }
     if let Ok(interfaces) = serde_json::from_value::<Vec<NodeInterface>>(value) {
         let text = serde_json::to_string(&interfaces).expect("JSON");
-        assert_eq!(serde_json::from_str::<Vec<NodeInterface>>(&text).expect("its own form"), interfaces);
+        assert_eq!(
+            serde_json::from_str::<Vec<NodeInterface>>(&text).expect("its own form"),
+            interfaces
+        );
     }
 }
 
 fn check_template(template: &Template) {
     assert!(template.nets.iter().all(|net| *net == net.trunc()));
-    assert_eq!(Selector::parse(&template.nodes.to_string()).as_ref(), Ok(&template.nodes));
+    assert_eq!(
+        Selector::parse(&template.nodes.to_string()).as_ref(),
+        Ok(&template.nodes)
+    );
     for interface in ["eth0", "", "bond0.100"] {
         // Whatever the answer is, there is one.
-        template.interfaces.as_ref().map(|pattern| pattern.matches(interface));
+        template
+            .interfaces
+            .as_ref()
+            .map(|pattern| pattern.matches(interface));
     }
 }
 
-/// Lines `NAME=VALUE` up to an empty one are the environment, and the rest is standard input of the plugin. The plugin's own answer is always JSON.
+/// Lines `NAME=VALUE` up to an empty one are the environment, and the rest is standard input of the
+/// plugin. The plugin's own answer is always JSON.
 pub fn cni(data: &[u8]) {
     let end = data.windows(2).position(|pair| pair == b"\n\n");
     let (head, stdin) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));
     let head = String::from_utf8_lossy(head);
-    let variables: BTreeMap<&str, &str> = head.lines().filter_map(|line| line.split_once('=')).collect();
+    let variables: BTreeMap<&str, &str> = head
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .collect();
     let env = |name: &str| variables.get(name).map(|value| (*value).to_owned());
     let answer = |version: Version, error: &error::Error| {
         let text = result::error(version, error);
         let value: Value = serde_json::from_str(&text).expect("an error is JSON");
-        assert!(value["code"].as_u64().is_some_and(|code| code > 0), "{text}");
-        assert!(value["msg"].as_str().is_some_and(|message| !message.is_empty()), "{text}");
+        assert!(
+            value["code"].as_u64().is_some_and(|code| code > 0),
+            "{text}"
+        );
+        assert!(
+            value["msg"]
+                .as_str()
+                .is_some_and(|message| !message.is_empty()),
+            "{text}"
+        );
     };
     let version = config::version_in(stdin);
     serde_json::from_str::<Value>(&result::versions(stdin)).expect("versions are JSON");
@@ -199,9 +278,15 @@ pub fn cni(data: &[u8]) {
     assert!(parsed.socket.is_absolute());
     match call::command(&env).and_then(|command| call::parse(command, &env, &parsed)) {
         Ok(verb) => {
-            let request = cni::Request { verb: Some(verb), ..cni::Request::default() };
+            let request = cni::Request {
+                verb: Some(verb),
+                ..cni::Request::default()
+            };
             if let Ok(frame) = cni::encode_frame(&request) {
-                assert_eq!(cni::decode::<cni::Request>(&frame[cni::HEADER..]).expect("its own frame"), request);
+                assert_eq!(
+                    cni::decode::<cni::Request>(&frame[cni::HEADER..]).expect("its own frame"),
+                    request
+                );
             }
         }
         Err(error) => answer(version, &error),
@@ -210,18 +295,28 @@ pub fn cni(data: &[u8]) {
         && let Some(cni::Outcome::Result(found)) = response.outcome
     {
         for version in Version::ALL {
-            serde_json::from_str::<Value>(&result::success(version, &found)).expect("a result is JSON");
+            serde_json::from_str::<Value>(&result::success(version, &found))
+                .expect("a result is JSON");
         }
     }
 }
 
-/// What a server may send: a frame that is taken is the same after it was encoded once more.
+/// Messages of a server: an accepted frame is the same after it was encoded again.
 pub fn frame(data: &[u8]) {
-    let Ok(frame) = wire::Frame::decode(data) else { return };
-    let Ok(frame) = sync::decode_frame(frame) else { return };
+    let Ok(frame) = wire::Frame::decode(data) else {
+        return;
+    };
+    let Ok(frame) = sync::decode_frame(frame) else {
+        return;
+    };
     for encode in [sync::encode_change, sync::encode_compact] {
-        let changes = frame.changes.iter().map(|change: &Change| encode(change.into()));
-        let pieces = changes.chain([sync::encode_trailer(&frame.trailer)]).collect();
+        let changes = frame
+            .changes
+            .iter()
+            .map(|change: &Change| encode(change.into()));
+        let pieces = changes
+            .chain([sync::encode_trailer(&frame.trailer)])
+            .collect();
         let mut parts = Joiner::default();
         let mut joined = None;
         for part in sync::split(pieces, 64) {
@@ -233,21 +328,31 @@ pub fn frame(data: &[u8]) {
     }
 }
 
-/// What a node may say.
+/// Messages of a node.
 pub fn up(data: &[u8]) {
-    let Ok(up) = wire::Up::decode(data) else { return };
+    let Ok(up) = wire::Up::decode(data) else {
+        return;
+    };
     let again = match up.message {
         Some(wire::up::Message::Ack(ack)) => {
-            let Ok(ack) = sync::decode_ack(ack) else { return };
+            let Ok(ack) = sync::decode_ack(ack) else {
+                return;
+            };
             (sync::encode_ack(&ack), Some(ack), None)
         }
         Some(wire::up::Message::LocalEndpoint(endpoint)) => {
-            let Ok(endpoint) = sync::decode_local_endpoint(endpoint) else { return };
+            let Ok(endpoint) = sync::decode_local_endpoint(endpoint) else {
+                return;
+            };
             (sync::encode_local_endpoint(&endpoint), None, Some(endpoint))
         }
         Some(wire::up::Message::Problems(problems)) => {
-            let Ok(problems) = sync::decode_problems(problems) else { return };
-            let wire::Up { message: Some(wire::up::Message::Problems(again)) } = sync::encode_problems(&problems)
+            let Ok(problems) = sync::decode_problems(problems) else {
+                return;
+            };
+            let wire::Up {
+                message: Some(wire::up::Message::Problems(again)),
+            } = sync::encode_problems(&problems)
             else {
                 panic!("it is encoded as something else")
             };
@@ -256,10 +361,22 @@ pub fn up(data: &[u8]) {
         Some(wire::up::Message::Hello(_)) | None => return,
     };
     match again {
-        (wire::Up { message: Some(wire::up::Message::Ack(wire)) }, wanted, _) => {
+        (
+            wire::Up {
+                message: Some(wire::up::Message::Ack(wire)),
+            },
+            wanted,
+            _,
+        ) => {
             assert_eq!(sync::decode_ack(wire).ok(), wanted);
         }
-        (wire::Up { message: Some(wire::up::Message::LocalEndpoint(wire)) }, _, wanted) => {
+        (
+            wire::Up {
+                message: Some(wire::up::Message::LocalEndpoint(wire)),
+            },
+            _,
+            wanted,
+        ) => {
             assert_eq!(sync::decode_local_endpoint(wire).ok(), wanted);
         }
         _ => panic!("it is encoded as something else"),
@@ -269,18 +386,31 @@ pub fn up(data: &[u8]) {
 /// JSON as an object of the older storage: what is read is written in a form that reads the same.
 pub fn storage(data: &[u8]) {
     let kind = |named: &str| kind::ALL.iter().find(|kind| kind.stored_kind == named);
-    let named = serde_json::from_slice::<Value>(data).ok().and_then(|object| Some(object["kind"].as_str()?.to_owned()));
-    let Some(kind) = named.as_deref().and_then(kind) else { return };
+    let named = serde_json::from_slice::<Value>(data)
+        .ok()
+        .and_then(|object| Some(object["kind"].as_str()?.to_owned()));
+    let Some(kind) = named.as_deref().and_then(kind) else {
+        return;
+    };
     let read = match storage::decode(kind, data) {
         Ok(read) => read,
         Err(fault) => return assert!(!fault.to_string().is_empty()),
     };
-    assert!(read.problems.iter().all(|problem| !problem.to_string().is_empty()));
+    assert!(
+        read.problems
+            .iter()
+            .all(|problem| !problem.to_string().is_empty())
+    );
     let rewritten = |object: Value| {
         let stored = storage::write(kind, object).ok()?;
-        Some(storage::decode(kind, stored.to_string().as_bytes()).expect("its own form").object)
+        Some(
+            storage::decode(kind, stored.to_string().as_bytes())
+                .expect("its own form")
+                .object,
+        )
     };
-    // What stands behind a point may be read as its neighbour: that is serde_json's, and is not what is asked here.
+    // Digits behind a decimal point may be parsed as a neighbouring number: that is serde_json's,
+    // and not under test here.
     if !has_fraction(&read.object)
         && let Some(once) = rewritten(read.object)
     {

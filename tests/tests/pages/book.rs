@@ -7,8 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::root;
 
 /// Pages outside the book.
-const OUTSIDE: [&str; 6] =
-    ["README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
+const OUTSIDE: [&str; 6] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "BENCHMARKS.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+];
 
 fn pages(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -33,7 +39,10 @@ fn links(text: &str) -> Vec<String> {
         }
         if !is_code && !line.starts_with("    ") || line.trim_start().starts_with("- [") {
             let prose: String = line.split('`').step_by(2).collect();
-            let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+            let targets = prose
+                .split("](")
+                .skip(1)
+                .filter_map(|rest| rest.split(')').next());
             let files = targets.filter(|target| !target.is_empty() && !target.contains("://"));
             found.extend(files.map(str::to_owned));
         }
@@ -45,20 +54,33 @@ fn links(text: &str) -> Vec<String> {
 fn fragments(text: &str) -> BTreeSet<String> {
     let fragment = |heading: &str| {
         let kept = heading.to_lowercase();
-        let kept = kept.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        let kept = kept
+            .chars()
+            .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
         kept.collect::<String>().trim().replace(' ', "-")
     };
-    text.lines().filter(|line| line.starts_with('#')).map(|line| fragment(line.trim_start_matches('#'))).collect()
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| fragment(line.trim_start_matches('#')))
+        .collect()
 }
 
 #[test]
 fn every_page_is_in_the_summary() {
     let folder = root().join("docs/src");
     let summary = fs::read_to_string(folder.join("SUMMARY.md")).expect("the summary");
-    let listed: BTreeSet<PathBuf> = links(&summary).into_iter().map(|target| folder.join(target)).collect();
-    let missing: Vec<PathBuf> =
-        pages(&folder).into_iter().filter(|page| !page.ends_with("SUMMARY.md") && !listed.contains(page)).collect();
-    assert!(missing.is_empty(), "docs/src/SUMMARY.md does not list {missing:?}");
+    let listed: BTreeSet<PathBuf> = links(&summary)
+        .into_iter()
+        .map(|target| folder.join(target))
+        .collect();
+    let missing: Vec<PathBuf> = pages(&folder)
+        .into_iter()
+        .filter(|page| !page.ends_with("SUMMARY.md") && !listed.contains(page))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/src/SUMMARY.md does not list {missing:?}"
+    );
 }
 
 #[test]
@@ -66,13 +88,19 @@ fn links_lead_somewhere() {
     let mut dead = Vec::new();
     let outside = OUTSIDE.iter().map(|name| root().join(name));
     for page in outside.chain(pages(&root().join("docs/src"))) {
-        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        let text =
+            fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
         for target in links(&text) {
             let (path, fragment) = target.split_once('#').unwrap_or((target.as_str(), ""));
-            let file = if path.is_empty() { page.clone() } else { page.parent().expect("a folder").join(path) };
+            let file = if path.is_empty() {
+                page.clone()
+            } else {
+                page.parent().expect("a folder").join(path)
+            };
             let is_there = file.exists()
                 && (fragment.is_empty()
-                    || fragments(&fs::read_to_string(&file).unwrap_or_default()).contains(fragment));
+                    || fragments(&fs::read_to_string(&file).unwrap_or_default())
+                        .contains(fragment));
             if !is_there {
                 dead.push(format!("{}: {target}", page.display()));
             }

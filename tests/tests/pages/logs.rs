@@ -33,12 +33,30 @@ pub fn page() -> String {
         crates.entry(source.package).or_default().extend(lines);
     }
     crates.retain(|_, lines| !lines.is_empty());
-    assert!(crates.values().map(BTreeSet::len).sum::<usize>() > 20, "log statements are not found any more");
+    assert!(
+        crates.values().map(BTreeSet::len).sum::<usize>() > 20,
+        "log statements are not found any more"
+    );
     let mut page = INTRODUCTION.to_owned();
     for (name, lines) in crates {
-        let _ = write!(page, "\n## {name}\n\n| Message | Level | Fields | Source |\n|---|---|---|---|\n");
-        for Line { message, level, fields, path } in lines {
-            let _ = writeln!(page, "| {} | {level} | {} | {} |", code(&message), cell(&fields), code(&path));
+        let _ = write!(
+            page,
+            "\n## {name}\n\n| Message | Level | Fields | Source |\n|---|---|---|---|\n"
+        );
+        for Line {
+            message,
+            level,
+            fields,
+            path,
+        } in lines
+        {
+            let _ = writeln!(
+                page,
+                "| {} | {level} | {} | {} |",
+                code(&message),
+                cell(&fields),
+                code(&path)
+            );
         }
     }
     page
@@ -59,7 +77,12 @@ fn lines(source: &Source) -> Vec<Line> {
                     None => format!("{{{}}}", fields.join(" ")),
                 };
                 let (fields, path) = (fields.join(", "), source.path.clone());
-                found.push(Line { message, level: shown, fields, path });
+                found.push(Line {
+                    message,
+                    level: shown,
+                    fields,
+                    path,
+                });
             }
         }
     });
@@ -68,10 +91,20 @@ fn lines(source: &Source) -> Vec<Line> {
 
 /// Name of a field: what is before `=`, or the variable itself. A target is none.
 fn field(part: &[TokenTree]) -> Option<String> {
-    let is = |token: &TokenTree, sign: char| matches!(token, TokenTree::Punct(punct) if punct.as_char() == sign);
+    let is = |token: &TokenTree, sign: char| {
+        matches!(
+            token,
+            TokenTree::Punct(punct) if punct.as_char() == sign,
+        )
+    };
     let name = part.split(|token| is(token, '=')).next()?;
     if name.iter().any(|token| is(token, ':')) {
         return None;
     }
-    Some(name.iter().filter(|token| !is(token, '%') && !is(token, '?')).map(ToString::to_string).collect())
+    Some(
+        name.iter()
+            .filter(|token| !is(token, '%') && !is(token, '?'))
+            .map(ToString::to_string)
+            .collect(),
+    )
 }

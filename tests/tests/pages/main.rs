@@ -1,5 +1,5 @@
-//! The book in docs/: pages that are generated from the code are current, every reason has its line, links lead somewhere. `make bless` rewrites the
-//! generated pages.
+//! The book in docs/: pages that are generated from the code are current, every reason has its
+//! line, links lead somewhere. `make bless` rewrites the generated pages.
 
 mod book;
 mod crds;
@@ -39,16 +39,33 @@ fn generated_pages_are_current() {
         }
     }
     let found = |name: &String| fs::read_to_string(folder.join(name)).unwrap_or_default();
-    let stale: Vec<&String> = pages.iter().filter(|(name, text)| found(name) != **text).map(|(name, _)| name).collect();
-    assert!(stale.is_empty(), "pages of docs/src/reference differ from the code, run `make bless`: {stale:?}");
+    let stale: Vec<&String> = pages
+        .iter()
+        .filter(|(name, text)| found(name) != **text)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(
+        stale.is_empty(),
+        "pages of docs/src/reference differ from the code, run `make bless`: {stale:?}"
+    );
     let kinds = fs::read_dir(folder.join("crds")).expect("the folder of kinds");
-    let present: BTreeSet<String> =
-        kinds.map(|entry| format!("crds/{}", entry.expect("an entry").file_name().to_string_lossy())).collect();
-    let wanted: BTreeSet<String> = pages.into_keys().filter(|name| name.starts_with("crds/")).collect();
+    let present: BTreeSet<String> = kinds
+        .map(|entry| {
+            format!(
+                "crds/{}",
+                entry.expect("an entry").file_name().to_string_lossy()
+            )
+        })
+        .collect();
+    let wanted: BTreeSet<String> = pages
+        .into_keys()
+        .filter(|name| name.starts_with("crds/"))
+        .collect();
     assert_eq!(present, wanted, "pages of kinds that do not exist, or lack");
 }
 
-/// Text as it can stand in a cell of a table: in one line, without bars, and with nothing that a renderer takes for a tag.
+/// Text for a cell of a table: on one line, without bars, and without anything that a renderer
+/// takes for a tag.
 fn cell(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.replace('|', "\\|").replace('<', "&lt;")

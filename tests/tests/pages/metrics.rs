@@ -25,7 +25,12 @@ pub fn page() -> String {
     let counters = margay_typha::metrics::Counters::register(&mut typha, Default::default());
     // A family without a member is not encoded.
     let kind = margay_typha::metrics::Kind { kind: "policy" };
-    for family in [&counters.events, &counters.updates, &counters.watch_failures, &counters.lists_refused] {
+    for family in [
+        &counters.events,
+        &counters.updates,
+        &counters.watch_failures,
+        &counters.lists_refused,
+    ] {
         drop(family.get_or_create(&kind));
     }
     for family in [&counters.objects, &counters.refused] {
@@ -34,7 +39,9 @@ pub fn page() -> String {
     section(&mut page, "typha", 9098, &typha);
     let mut node = Registry::default();
     let metrics = margay_node::metrics::Metrics::new(&mut node);
-    drop(metrics.records.get_or_create(&margay_node::metrics::Kind { kind: "policy".to_owned() }));
+    drop(metrics.records.get_or_create(&margay_node::metrics::Kind {
+        kind: "policy".to_owned(),
+    }));
     section(&mut page, "agent", 9099, &node);
     page
 }
@@ -42,46 +49,81 @@ pub fn page() -> String {
 #[test]
 fn every_metric_that_is_registered_is_on_the_page() {
     let page = page();
-    let shown: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let shown: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
     let mut registered = BTreeSet::new();
     for source in source::shipped() {
         source.visit(&mut |level| {
             for name in ["register", "register_with_unit"] {
-                let firsts = source::calls(level, name).filter_map(|call| source::text(source::parts(&call).first()?));
+                let firsts = source::calls(level, name)
+                    .filter_map(|call| source::text(source::parts(&call).first()?));
                 registered.extend(firsts);
             }
         });
     }
-    assert!(registered.len() > 20, "registrations are not found any more: {registered:?}");
+    assert!(
+        registered.len() > 20,
+        "registrations are not found any more: {registered:?}"
+    );
     // The page has them with their prefix, unit and the counters' end.
     let is_shown = |name: &String| {
         let ends = ["", "_total", "_seconds"].map(|end| format!("{name}{end}"));
-        shown.iter().any(|metric| ends.iter().any(|end| metric == end || metric.ends_with(&format!("_{end}"))))
+        shown.iter().any(|metric| {
+            ends.iter()
+                .any(|end| metric == end || metric.ends_with(&format!("_{end}")))
+        })
     };
     let missing: Vec<&String> = registered.iter().filter(|name| !is_shown(name)).collect();
-    assert!(missing.is_empty(), "metrics that the page lacks; does their family have a member there? {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "metrics that the page lacks; does their family have a member there? {missing:?}"
+    );
 }
 
 fn section(page: &mut String, process: &str, port: u16, registry: &Registry) {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, registry).expect("a text of the metrics");
     let described = |kind: &str| -> Vec<(String, String)> {
-        let lines = text.lines().filter_map(|line| line.strip_prefix(&format!("# {kind} ")));
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(&format!("# {kind} ")));
         let pairs = lines.filter_map(|line| line.split_once(' '));
-        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        pairs
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
     };
     let types = described("TYPE");
     let mut rows: Vec<(String, String, String)> = Vec::new();
     for (name, help) in described("HELP") {
-        let (_, kind) = types.iter().find(|(other, _)| *other == name).expect("a type of every metric");
+        let (_, kind) = types
+            .iter()
+            .find(|(other, _)| *other == name)
+            .expect("a type of every metric");
         // A scraper sees a counter under this name.
-        let shown = if kind == "counter" { format!("{name}_total") } else { name };
+        let shown = if kind == "counter" {
+            format!("{name}_total")
+        } else {
+            name
+        };
         rows.push((shown, kind.clone(), help));
     }
-    assert!(rows.len() > 2, "metrics of {process} are not found any more");
+    assert!(
+        rows.len() > 2,
+        "metrics of {process} are not found any more"
+    );
     rows.sort();
-    let _ = write!(page, "\n## {process}, port {port}\n\n| Metric | Type | Meaning |\n|---|---|---|\n");
+    let _ = write!(
+        page,
+        "\n## {process}, port {port}\n\n| Metric | Type | Meaning |\n|---|---|---|\n"
+    );
     for (name, kind, help) in rows {
-        let _ = writeln!(page, "| {} | {kind} | {} |", code(&name), cell(help.trim_end_matches('.')));
+        let _ = writeln!(
+            page,
+            "| {} | {kind} | {} |",
+            code(&name),
+            cell(help.trim_end_matches('.'))
+        );
     }
 }

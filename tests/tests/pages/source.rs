@@ -1,4 +1,4 @@
-//! Tokens of what is shipped: comments and texts cannot be mistaken for code.
+//! Tokens of shipped source files, so that comments and strings cannot be mistaken for code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,18 +15,40 @@ pub struct Source {
     tokens: TokenStream,
 }
 
-/// Returns every source file of every crate but the harness, without files of tests, ordered by path.
+/// Returns every source file of every crate but the harness, without files of tests, ordered by
+/// path.
 pub fn shipped() -> Vec<Source> {
-    let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata of the workspace");
+    let metadata = MetadataCommand::new()
+        .no_deps()
+        .exec()
+        .expect("cargo metadata of the workspace");
     let root = metadata.workspace_root.as_std_path();
     let mut sources = Vec::new();
-    for package in metadata.packages.iter().filter(|package| package.name.as_str() != "margay-tests") {
-        let folder = package.manifest_path.parent().expect("a folder of the crate").join("src");
+    for package in metadata
+        .packages
+        .iter()
+        .filter(|package| package.name.as_str() != "margay-tests")
+    {
+        let folder = package
+            .manifest_path
+            .parent()
+            .expect("a folder of the crate")
+            .join("src");
         for path in files(folder.as_std_path()) {
             let text = fs::read_to_string(&path).expect("a source file");
-            let tokens = text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            let path = path.strip_prefix(root).expect("a path in the checkout").display().to_string();
-            sources.push(Source { package: package.name.to_string(), path, tokens });
+            let tokens = text
+                .parse()
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let path = path
+                .strip_prefix(root)
+                .expect("a path in the checkout")
+                .display()
+                .to_string();
+            sources.push(Source {
+                package: package.name.to_string(),
+                path,
+                tokens,
+            });
         }
     }
     sources.sort_by(|left, right| left.path.cmp(&right.path));
@@ -37,7 +59,10 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder of the tree") {
         let path = entry.expect("an entry").path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or_default();
         if stem == "tests" || stem.ends_with("_tests") {
             continue;
         }
@@ -51,7 +76,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 impl Source {
-    /// Calls `visit` with the tokens of every group of the file, outermost first, without items of tests.
+    /// Calls `visit` with the tokens of every group of the file, outermost first, without items of
+    /// tests.
     pub fn visit(&self, visit: &mut dyn FnMut(&[TokenTree])) {
         descend(self.tokens.clone(), visit);
     }
@@ -71,7 +97,8 @@ fn without_tests(stream: TokenStream) -> Vec<TokenTree> {
     let mut kept: Vec<TokenTree> = Vec::new();
     let mut tokens = stream.into_iter();
     while let Some(token) = tokens.next() {
-        let is_marked = matches!(kept.last(), Some(TokenTree::Punct(punct)) if punct.as_char() == '#');
+        let is_marked =
+            matches!(kept.last(), Some(TokenTree::Punct(punct)) if punct.as_char() == '#');
         match &token {
             TokenTree::Group(group) if is_marked && group.stream().to_string() == "cfg (test)" => {
                 kept.pop();
@@ -98,21 +125,29 @@ pub fn calls<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item = 
 
 /// Returns the arguments of each macro of that name among the tokens.
 pub fn macros<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item = Group> + 'a {
-    let is_mark = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == '!');
+    let is_mark =
+        |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == '!');
     named(level, name)
         .filter(move |behind| behind.first().is_some_and(is_mark))
         .filter_map(|behind| arguments(behind.get(1)))
 }
 
-/// What follows each place of a name.
+/// Returns what follows each occurrence of a name.
 fn named<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item = &'a [TokenTree]> + 'a {
-    let is_named = move |token: &TokenTree| matches!(token, TokenTree::Ident(ident) if ident == name);
-    level.iter().enumerate().filter(move |(_, token)| is_named(token)).map(|(index, _)| &level[index + 1..])
+    let is_named =
+        move |token: &TokenTree| matches!(token, TokenTree::Ident(ident) if ident == name);
+    level
+        .iter()
+        .enumerate()
+        .filter(move |(_, token)| is_named(token))
+        .map(|(index, _)| &level[index + 1..])
 }
 
 fn arguments(token: Option<&TokenTree>) -> Option<Group> {
     match token {
-        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis => Some(group.clone()),
+        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis => {
+            Some(group.clone())
+        }
         _ => None,
     }
 }
@@ -120,13 +155,20 @@ fn arguments(token: Option<&TokenTree>) -> Option<Group> {
 /// Parts the tokens of a list at its commas.
 pub fn parts(group: &Group) -> Vec<Vec<TokenTree>> {
     let tokens: Vec<TokenTree> = group.stream().into_iter().collect();
-    let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ',');
-    tokens.split(is_comma).filter(|part| !part.is_empty()).map(<[TokenTree]>::to_vec).collect()
+    let is_comma =
+        |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ',');
+    tokens
+        .split(is_comma)
+        .filter(|part| !part.is_empty())
+        .map(<[TokenTree]>::to_vec)
+        .collect()
 }
 
 /// Returns the value of a string literal that stands alone.
 pub fn text(part: &[TokenTree]) -> Option<String> {
-    let [TokenTree::Literal(literal)] = part else { return None };
+    let [TokenTree::Literal(literal)] = part else {
+        return None;
+    };
     let source = literal.to_string();
     if let Some(raw) = source.strip_prefix('r') {
         return Some(raw.trim_matches('#').trim_matches('"').to_owned());

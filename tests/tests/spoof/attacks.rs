@@ -7,48 +7,67 @@ use margay_api::network::Mac;
 use margay_tests::raw::packet::{self, ARP, IPV4, IPV6, SERVICE_VLAN, VLAN};
 use margay_tests::raw::{Packet, Transport};
 
-use crate::lab::{DENIED, GATEWAY, Lab, PORT, Place, marked, marked_mac, vtep_mac};
+use crate::lab::{GATEWAY, Lab, PORT, Place, marked, marked_mac, vtep_mac};
 
 /// UDP port of VXLAN.
 const VXLAN: u16 = 4789;
 const ROUTING_HEADER: u8 = 43;
-const HOP_BY_HOP: u8 = 0;
-const DESTINATION_OPTIONS: u8 = 60;
+pub const HOP_BY_HOP: u8 = 0;
+pub const DESTINATION_OPTIONS: u8 = 60;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
 
-/// One thing that a pod may try.
+/// An attack.
 pub struct Attack {
-    /// What it is, for people.
+    /// Description for people.
     pub name: String,
-    /// Number by which it is known.
+    /// Its number.
     pub number: u16,
     /// The frames, in order.
     pub frames: Vec<Vec<u8>>,
-    /// Where it comes out.
+    /// Place where it comes out.
     pub comes_out: BTreeSet<Place>,
 }
 
 impl Attack {
-    fn new(lab: &mut Lab, name: impl Into<String>, frames: impl FnOnce(&Lab, u16) -> Vec<Vec<u8>>) -> Self {
+    pub fn new(
+        lab: &mut Lab,
+        name: impl Into<String>,
+        frames: impl FnOnce(&Lab, u16) -> Vec<Vec<u8>>,
+    ) -> Self {
         let number = lab.number();
-        Self { name: name.into(), number, frames: frames(lab, number), comes_out: BTreeSet::new() }
+        Self {
+            name: name.into(),
+            number,
+            frames: frames(lab, number),
+            comes_out: BTreeSet::new(),
+        }
     }
 
-    fn harmless(self, places: &[Place]) -> Self {
-        Self { comes_out: places.iter().copied().collect(), ..self }
+    pub fn harmless(self, places: &[Place]) -> Self {
+        Self {
+            comes_out: places.iter().copied().collect(),
+            ..self
+        }
     }
 }
 
 fn udp(source: IpAddr, destination: IpAddr, number: u16) -> Packet {
-    Packet::new(source, destination, Transport::Udp { ports: (4000, PORT), data: marked(number) })
+    Packet::new(
+        source,
+        destination,
+        Transport::Udp {
+            ports: (4000, PORT),
+            data: marked(number),
+        },
+    )
 }
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// Everybody whom the liar can send to, with the addresses.
+/// Every destination of the attacker, with the addresses.
 fn targets(lab: &Lab) -> [(Place, [IpAddr; 2]); 4] {
     [
         (Place::Victim, lab.victim().addresses),
@@ -58,11 +77,17 @@ fn targets(lab: &Lab) -> [(Place, [IpAddr; 2]); 4] {
     ]
 }
 
-/// Where an honest packet to this place comes by: what goes through the tunnel is a packet to the other node, too.
-fn way(place: Place, target: IpAddr) -> Vec<Place> {
-    let (far, tunnelled) =
-        (matches!(place, Place::Remote | Place::OtherHost), place == Place::Remote && target.is_ipv4());
-    let by = far.then_some(Place::Wire).into_iter().chain(tunnelled.then_some(Place::OtherHost));
+/// Where an honest packet to this place comes by: what goes through the tunnel is a packet to the
+/// other node, too.
+pub fn way(place: Place, target: IpAddr) -> Vec<Place> {
+    let (far, tunnelled) = (
+        matches!(place, Place::Remote | Place::OtherHost),
+        place == Place::Remote && target.is_ipv4(),
+    );
+    let by = far
+        .then_some(Place::Wire)
+        .into_iter()
+        .chain(tunnelled.then_some(Place::OtherHost));
     by.chain([place]).collect()
 }
 
@@ -88,22 +113,37 @@ fn forged(lab: &mut Lab) -> Vec<Attack> {
         ["224.0.0.1", "fe80::1"],
         ["8.8.8.8", "2001:db8::1"],
     ];
-    let sources = others.iter().map(|(_, addresses)| *addresses).chain(of_nobody.map(|pair| pair.map(address)));
+    let sources = others
+        .iter()
+        .map(|(_, addresses)| *addresses)
+        .chain(of_nobody.map(|pair| pair.map(address)));
     let mut attacks = Vec::new();
     for pair in sources.collect::<Vec<_>>() {
         for (place, targets) in others {
             for (source, target) in pair.into_iter().zip(targets) {
                 let name = |how: &str| format!("{how} forged {source} to {place:?}");
-                attacks
-                    .push(Attack::new(lab, name("plain"), |lab, number| vec![lab.frame(&udp(source, target, number))]));
+                attacks.push(Attack::new(lab, name("plain"), |lab, number| {
+                    vec![lab.frame(&udp(source, target, number))]
+                }));
                 attacks.push(Attack::new(lab, name("in parts"), |lab, number| {
                     let parts = udp(source, target, number).fragments(number, &[(0, 8), (8, 64)]);
                     let ethertype = if source.is_ipv4() { IPV4 } else { IPV6 };
-                    parts.iter().map(|part| packet::ethernet(GATEWAY, lab.liar().mac, ethertype, part)).collect()
+                    parts
+                        .iter()
+                        .map(|part| packet::ethernet(GATEWAY, lab.attacker().mac, ethertype, part))
+                        .collect()
                 }));
-                attacks.push(Attack::new(lab, name("behind a priority tag"), |lab, number| {
-                    vec![packet::tagged(&lab.frame(&udp(source, target, number)), VLAN, 0)]
-                }));
+                attacks.push(Attack::new(
+                    lab,
+                    name("behind a priority tag"),
+                    |lab, number| {
+                        vec![packet::tagged(
+                            &lab.frame(&udp(source, target, number)),
+                            VLAN,
+                            0,
+                        )]
+                    },
+                ));
                 attacks.push(Attack::new(lab, name("behind two tags"), |lab, number| {
                     let inner = packet::tagged(&lab.frame(&udp(source, target, number)), VLAN, 0);
                     vec![packet::tagged(&inner, SERVICE_VLAN, 0)]
@@ -116,11 +156,13 @@ fn forged(lab: &mut Lab) -> Vec<Attack> {
 
 /// The node's own loopback addresses, from a link on which they are routed.
 fn loopback(lab: &mut Lab) -> Vec<Attack> {
-    let own = lab.liar().addresses;
+    let own = lab.attacker().addresses;
     let targets = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"].map(address);
     let attack = |target: IpAddr| {
         let own = own[usize::from(target.is_ipv6())];
-        Attack::new(lab, format!("to loopback {target}"), |lab, number| vec![lab.frame(&udp(own, target, number))])
+        Attack::new(lab, format!("to loopback {target}"), |lab, number| {
+            vec![lab.frame(&udp(own, target, number))]
+        })
     };
     targets.into_iter().map(attack).collect()
 }
@@ -129,26 +171,44 @@ fn loopback(lab: &mut Lab) -> Vec<Attack> {
 fn frames(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
     for (place, addresses) in targets(lab) {
-        for (own, target) in lab.liar().addresses.into_iter().zip(addresses) {
+        for (own, target) in lab.attacker().addresses.into_iter().zip(addresses) {
             let name = |how: &str| format!("{how} to {target}");
             let mut put = |how: &str, change: &dyn Fn(&Lab, Vec<u8>) -> Vec<u8>| {
-                Attack::new(lab, name(how), |lab, number| vec![change(lab, lab.frame(&udp(own, target, number)))])
+                Attack::new(lab, name(how), |lab, number| {
+                    vec![change(lab, lab.frame(&udp(own, target, number)))]
+                })
             };
-            attacks.push(put("own address behind a VLAN tag", &|_, frame| packet::tagged(&frame, VLAN, 7)));
-            attacks.push(put("own address behind a service tag", &|_, frame| packet::tagged(&frame, SERVICE_VLAN, 7)));
-            attacks.push(put("own address in LLC and SNAP", &|_, frame| packet::snap(&frame)));
-            attacks.push(put("own address in LLC and SNAP behind a tag", &|_, frame| {
-                packet::tagged(&packet::snap(&frame), VLAN, 0)
+            attacks.push(put("own address behind a VLAN tag", &|_, frame| {
+                packet::tagged(&frame, VLAN, 7)
             }));
+            attacks.push(put("own address behind a service tag", &|_, frame| {
+                packet::tagged(&frame, SERVICE_VLAN, 7)
+            }));
+            attacks.push(put("own address in LLC and SNAP", &|_, frame| {
+                packet::snap(&frame)
+            }));
+            attacks.push(put(
+                "own address in LLC and SNAP behind a tag",
+                &|_, frame| packet::tagged(&packet::snap(&frame), VLAN, 0),
+            ));
             attacks.push(put("own address to another's hardware", &|lab, frame| {
                 [&lab.victim().mac.0[..], &frame[6..]].concat()
             }));
-            // A priority tag says nothing about whom a packet is from; policy sees the packet as without.
-            let tagged = put("own address behind a priority tag", &|_, frame| packet::tagged(&frame, VLAN, 0));
+            // A priority tag does not change a packet's source; policy sees the packet as without
+            // it.
+            let tagged = put("own address behind a priority tag", &|_, frame| {
+                packet::tagged(&frame, VLAN, 0)
+            });
             attacks.push(tagged.harmless(&way(place, target)));
-            // To everybody on the link is to the node alone: nothing that comes so is forwarded.
-            let broadcast = put("own address to all hardware", &|_, frame| [&[0xff; 6], &frame[6..]].concat());
-            attacks.push(broadcast.harmless(if place == Place::Host { &[Place::Host] } else { &[] }));
+            // Broadcast on the link reaches the node alone, which does not forward it.
+            let broadcast = put("own address to all hardware", &|_, frame| {
+                [&[0xff; 6], &frame[6..]].concat()
+            });
+            attacks.push(broadcast.harmless(if place == Place::Host {
+                &[Place::Host]
+            } else {
+                &[]
+            }));
         }
     }
     attacks
@@ -158,7 +218,7 @@ fn frames(lab: &mut Lab) -> Vec<Attack> {
 fn tunnels(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
     for (_, addresses) in targets(lab) {
-        for (own, target) in lab.liar().addresses.into_iter().zip(addresses) {
+        for (own, target) in lab.attacker().addresses.into_iter().zip(addresses) {
             let inside = |lab: &Lab, number: u16| {
                 let [forged, _] = lab.victim().addresses;
                 let [remote, _] = lab.remote().addresses;
@@ -168,52 +228,92 @@ fn tunnels(lab: &mut Lab) -> Vec<Attack> {
             let vxlan = |lab: &Lab, number: u16| {
                 let header = [8, 0, 0, 0, 0, 0x10, 0, 0];
                 let data = [&header[..], &inside(lab, number)].concat();
-                Packet::new(own, target, Transport::Udp { ports: (VXLAN, VXLAN), data })
+                Packet::new(
+                    own,
+                    target,
+                    Transport::Udp {
+                        ports: (VXLAN, VXLAN),
+                        data,
+                    },
+                )
             };
-            attacks.push(Attack::new(lab, format!("VXLAN over {target}"), |lab, number| {
-                vec![lab.frame(&vxlan(lab, number))]
-            }));
-            attacks.push(Attack::new(lab, format!("VXLAN in parts over {target}"), |lab, number| {
-                let packet = vxlan(lab, number);
-                let parts = packet.fragments(number, &[(0, 8), (8, 16), (24, 200)]);
-                parts.iter().map(|part| packet::ethernet(GATEWAY, lab.liar().mac, packet.ethertype(), part)).collect()
-            }));
+            attacks.push(Attack::new(
+                lab,
+                format!("VXLAN over {target}"),
+                |lab, number| vec![lab.frame(&vxlan(lab, number))],
+            ));
+            attacks.push(Attack::new(
+                lab,
+                format!("VXLAN in parts over {target}"),
+                |lab, number| {
+                    let packet = vxlan(lab, number);
+                    let parts = packet.fragments(number, &[(0, 8), (8, 16), (24, 200)]);
+                    parts
+                        .iter()
+                        .map(|part| {
+                            packet::ethernet(GATEWAY, lab.attacker().mac, packet.ethertype(), part)
+                        })
+                        .collect()
+                },
+            ));
             if target.is_ipv6() {
-                attacks.push(Attack::new(lab, format!("VXLAN behind options over {target}"), |lab, number| {
-                    let extensions = vec![(DESTINATION_OPTIONS, vec![1, 4, 0, 0, 0, 0])];
-                    vec![lab.frame(&Packet { extensions, ..vxlan(lab, number) })]
-                }));
+                attacks.push(Attack::new(
+                    lab,
+                    format!("VXLAN behind options over {target}"),
+                    |lab, number| {
+                        let extensions = vec![(DESTINATION_OPTIONS, vec![1, 4, 0, 0, 0, 0])];
+                        vec![lab.frame(&Packet {
+                            extensions,
+                            ..vxlan(lab, number)
+                        })]
+                    },
+                ));
                 continue;
             }
-            attacks.push(Attack::new(lab, format!("IP in IP to {target}"), |lab, number| {
-                let data = inside(lab, number)[14..].to_vec();
-                vec![lab.frame(&Packet::new(own, target, Transport::Other { protocol: 4, data }))]
-            }));
+            attacks.push(Attack::new(
+                lab,
+                format!("IP in IP to {target}"),
+                |lab, number| {
+                    let data = inside(lab, number)[14..].to_vec();
+                    vec![lab.frame(&Packet::new(
+                        own,
+                        target,
+                        Transport::Other { protocol: 4, data },
+                    ))]
+                },
+            ));
         }
     }
     attacks
 }
 
-/// Packets that say themselves where they want to go after where they are sent.
+/// Packets with further hops in a routing header or option.
 fn source_routes(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
-    let [own, own6] = lab.liar().addresses;
+    let [own, own6] = lab.attacker().addresses;
     let all = targets(lab);
     for (first, [via, via6]) in all {
         for (place, [last, last6]) in all {
             if via == last {
                 continue;
             }
-            for (kind, option) in [("loose", LOOSE_SOURCE_ROUTE), ("strict", STRICT_SOURCE_ROUTE)] {
+            for (kind, option) in [
+                ("loose", LOOSE_SOURCE_ROUTE),
+                ("strict", STRICT_SOURCE_ROUTE),
+            ] {
                 let IpAddr::V4(hop) = last else { continue };
                 let name = format!("a {kind} source route by {via} to {place:?}");
                 attacks.push(Attack::new(lab, name, |lab, number| {
                     let options = [&[option, 7, 4][..], &hop.octets(), &[0]].concat();
-                    vec![lab.frame(&Packet { options, ..udp(own, via, number) })]
+                    vec![lab.frame(&Packet {
+                        options,
+                        ..udp(own, via, number)
+                    })]
                 }));
             }
             let IpAddr::V6(hop) = last6 else { continue };
-            // Routers on the way do not act on such a header: it may go as far as whom it is sent to, who discards it.
+            // Routers on the way do not act on such a header: it may reach its destination, which
+            // discards it.
             let far = matches!(first, Place::Remote | Place::OtherHost).then_some(Place::Wire);
             let pod = matches!(first, Place::Victim | Place::Remote).then_some(first);
             let reaches: Vec<Place> = far.into_iter().chain(pod).collect();
@@ -221,7 +321,10 @@ fn source_routes(lab: &mut Lab) -> Vec<Attack> {
                 let name = format!("a routing header of type {kind} by {via6} to {place:?}");
                 let attack = Attack::new(lab, name, |lab, number| {
                     let body = [&[kind, 1, 0, 0, 0, 0][..], &hop.octets()].concat();
-                    vec![lab.frame(&Packet { extensions: vec![(ROUTING_HEADER, body)], ..udp(own6, via6, number) })]
+                    vec![lab.frame(&Packet {
+                        extensions: vec![(ROUTING_HEADER, body)],
+                        ..udp(own6, via6, number)
+                    })]
                 });
                 attacks.push(attack.harmless(&reaches));
             }
@@ -230,161 +333,169 @@ fn source_routes(lab: &mut Lab) -> Vec<Attack> {
     attacks
 }
 
-/// To everybody at once.
+/// Broadcast and multicast.
 fn groups(lab: &mut Lab) -> Vec<Attack> {
-    let own = lab.liar().addresses;
-    let groups =
-        ["255.255.255.255", "10.244.1.255", "224.0.0.1", "224.0.0.251", "239.1.2.3", "ff02::1", "ff05::2", "ff0e::1"];
+    let own = lab.attacker().addresses;
+    let groups = [
+        "255.255.255.255",
+        "10.244.1.255",
+        "224.0.0.1",
+        "224.0.0.251",
+        "239.1.2.3",
+        "ff02::1",
+        "ff05::2",
+        "ff0e::1",
+    ];
     let mut attacks = Vec::new();
     for group in groups.map(address) {
         let own = own[usize::from(group.is_ipv6())];
-        for all in [Mac([0xff; 6]), Mac([1, 0, 0x5e, 0, 0, 1]), Mac([0x33, 0x33, 0, 0, 0, 1])] {
+        for all in [
+            Mac([0xff; 6]),
+            Mac([1, 0, 0x5e, 0, 0, 1]),
+            Mac([0x33, 0x33, 0, 0, 0, 1]),
+        ] {
             let attack = Attack::new(lab, format!("to {group} by {all}"), |lab, number| {
                 let packet = udp(own, group, number);
-                vec![packet::ethernet(all, lab.liar().mac, packet.ethertype(), &packet.encode())]
+                vec![packet::ethernet(
+                    all,
+                    lab.attacker().mac,
+                    packet.ethertype(),
+                    &packet.encode(),
+                )]
             });
-            // The node itself is among those who are addressed by the groups that it is a member of; it is a router.
-            let member = ["255.255.255.255", "224.0.0.1", "ff02::1", "ff05::2"].contains(&group.to_string().as_str());
+            // The node itself is addressed by the groups that it is a member of; it is a router.
+            let member = ["255.255.255.255", "224.0.0.1", "ff02::1", "ff05::2"]
+                .contains(&group.to_string().as_str());
             attacks.push(attack.harmless(if member { &[Place::Host] } else { &[] }));
         }
     }
     attacks
 }
 
-/// Messages by which others would be misled about routes and neighbours. They are known by the hardware address that they claim, or by their data.
+/// Messages by which others would be misled about routes and neighbours. They are known by the
+/// hardware address that they claim, or by their data.
 pub fn claims(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
-    let claimed =
-        [lab.victim().addresses[0], lab.remote().addresses[0], lab.nodes[1].addresses[0], address("169.254.1.1")];
+    let claimed = [
+        lab.victim().addresses[0],
+        lab.remote().addresses[0],
+        lab.nodes[1].addresses[0],
+        address("169.254.1.1"),
+    ];
     for claim in claimed {
         let IpAddr::V4(claim) = claim else { continue };
-        for (operation, target) in
-            [(1, claim), (2, claim), (1, Ipv4Addr::new(169, 254, 1, 1)), (2, Ipv4Addr::BROADCAST)]
-        {
+        for (operation, target) in [
+            (1, claim),
+            (2, claim),
+            (1, Ipv4Addr::new(169, 254, 1, 1)),
+            (2, Ipv4Addr::BROADCAST),
+        ] {
             for to in [Mac([0xff; 6]), GATEWAY, lab.victim().mac] {
                 let name = format!("ARP {operation} of {claim} about {target} to {to}");
                 attacks.push(Attack::new(lab, name, |lab, number| {
                     let message = packet::arp(operation, (marked_mac(number), claim), (to, target));
-                    let frame = packet::ethernet(to, lab.liar().mac, ARP, &message);
-                    vec![frame.clone(), packet::tagged(&frame, VLAN, 0), packet::snap(&frame)]
+                    let frame = packet::ethernet(to, lab.attacker().mac, ARP, &message);
+                    vec![
+                        frame.clone(),
+                        packet::tagged(&frame, VLAN, 0),
+                        packet::snap(&frame),
+                    ]
                 }));
             }
         }
     }
-    let own = lab.liar().addresses[1];
-    let (victim, node, all) = (lab.victim().addresses[1], lab.nodes[0].addresses[1], address("ff02::1"));
+    let own = lab.attacker().addresses[1];
+    let (victim, node, all) = (
+        lab.victim().addresses[1],
+        lab.nodes[0].addresses[1],
+        address("ff02::1"),
+    );
     let gateway = address("fe80::ecee:eeff:feee:eeee");
-    for source in ["fe80::1", "fe80::ecee:eeff:feee:eeee", "::"].map(address).into_iter().chain([own]) {
-        // What a pod sends under its own address is policy's to judge, and so is what it says about itself on the link: the node believes none of it.
-        let host = |target: IpAddr| [all, gateway, node].contains(&target).then_some(Place::Host);
-        let under_own = |target: IpAddr| host(target).or((target == victim).then_some(Place::Victim));
+    for source in ["fe80::1", "fe80::ecee:eeff:feee:eeee", "::"]
+        .map(address)
+        .into_iter()
+        .chain([own])
+    {
+        // What a pod sends from its own address is subject to policy, and so are its claims about
+        // itself on the link: the node believes none of them.
+        let host = |target: IpAddr| {
+            [all, gateway, node]
+                .contains(&target)
+                .then_some(Place::Host)
+        };
+        let under_own =
+            |target: IpAddr| host(target).or((target == victim).then_some(Place::Victim));
         for target in [all, gateway, victim, node] {
-            let mut put = |what: &str, kind: u8, reaches: Option<Place>, body: &dyn Fn(Mac) -> Vec<u8>| {
-                let name = format!("{what} from {source} to {target}");
-                let attack = Attack::new(lab, name, |lab, number| {
-                    let transport = Transport::Icmp { kind: (kind, 0), body: body(marked_mac(number)) };
-                    let frame = lab.frame(&Packet::new(source, target, transport));
-                    vec![frame.clone(), packet::tagged(&frame, VLAN, 0), packet::snap(&frame)]
-                });
-                attacks.push(attack.harmless(reaches.as_slice()));
+            let mut put =
+                |what: &str, kind: u8, reaches: Option<Place>, body: &dyn Fn(Mac) -> Vec<u8>| {
+                    let name = format!("{what} from {source} to {target}");
+                    let attack = Attack::new(lab, name, |lab, number| {
+                        let transport = Transport::Icmp {
+                            kind: (kind, 0),
+                            body: body(marked_mac(number)),
+                        };
+                        let frame = lab.frame(&Packet::new(source, target, transport));
+                        vec![
+                            frame.clone(),
+                            packet::tagged(&frame, VLAN, 0),
+                            packet::snap(&frame),
+                        ]
+                    });
+                    attacks.push(attack.harmless(reaches.as_slice()));
+                };
+            let of_own = if source == own {
+                under_own(target)
+            } else {
+                None
             };
-            let of_own = if source == own { under_own(target) } else { None };
             put("a router's announcement", 134, of_own, &announcement);
-            // By these the victim's address would lead to the liar.
+            // These would lead the victim's address to the attacker.
             put("a redirect", 137, None, &|mac| {
-                let IpAddr::V6(address) = victim else { return Vec::new() };
-                [&[0; 4][..], &address.octets(), &address.octets(), &[2, 1], &mac.0].concat()
+                let IpAddr::V6(address) = victim else {
+                    return Vec::new();
+                };
+                [
+                    &[0; 4][..],
+                    &address.octets(),
+                    &address.octets(),
+                    &[2, 1],
+                    &mac.0,
+                ]
+                .concat()
             });
-            let on_link = if source == own { under_own(target) } else { host(target) };
-            put("a neighbour's announcement", 136, on_link.filter(|_| !source.is_unspecified()), &|mac| {
-                let IpAddr::V6(address) = victim else { return Vec::new() };
-                [&[0x20, 0, 0, 0][..], &address.octets(), &[2, 1], &mac.0].concat()
-            });
+            let on_link = if source == own {
+                under_own(target)
+            } else {
+                host(target)
+            };
+            put(
+                "a neighbour's announcement",
+                136,
+                on_link.filter(|_| !source.is_unspecified()),
+                &|mac| {
+                    let IpAddr::V6(address) = victim else {
+                        return Vec::new();
+                    };
+                    [&[0x20, 0, 0, 0][..], &address.octets(), &[2, 1], &mac.0].concat()
+                },
+            );
         }
     }
     attacks
 }
 
-/// Flags: others are routers; lifetimes of half an hour; a prefix for own addresses, and the hardware address.
+/// Flags: others are routers; lifetimes of half an hour; a prefix for own addresses, and the
+/// hardware address.
 fn announcement(mac: Mac) -> Vec<u8> {
     let mut body = vec![64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     body.extend([3, 4, 64, 0xc0]);
     body.extend(1800_u32.to_be_bytes());
     body.extend(1800_u32.to_be_bytes());
     body.extend([0; 4]);
-    body.extend([0x20, 0x01, 0x0d, 0xb8, 0xba, 0xd0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    body.extend([
+        0x20, 0x01, 0x0d, 0xb8, 0xba, 0xd0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ]);
     body.extend([1, 1]);
     body.extend(mac.0);
     body
-}
-
-/// Packets to a port that policy denies, in forms in which it is hard to find, and the same to one that it allows.
-pub fn hidden_ports(lab: &mut Lab, ends: (IpAddr, IpAddr), place: Place) -> Vec<Attack> {
-    let (own, target) = ends;
-    let to = |port: u16, number: u16| {
-        let data = [marked(number), vec![0x55; 50]].concat();
-        Packet::new(own, target, Transport::Udp { ports: (4000 + number, port), data })
-    };
-    let through = way(place, target);
-    let framed = |lab: &Lab, parts: &[Vec<u8>]| -> Vec<Vec<u8>> {
-        let ethertype = if own.is_ipv4() { IPV4 } else { IPV6 };
-        parts.iter().map(|part| packet::ethernet(GATEWAY, lab.liar().mac, ethertype, part)).collect()
-    };
-    let mut attacks = Vec::new();
-    for (port, comes_out) in [(PORT, &through[..]), (DENIED, &[])] {
-        let mut put = |how: &str, frames: &dyn Fn(&Lab, u16) -> Vec<Vec<u8>>| {
-            Attack::new(lab, format!("{how} to {target} port {port}"), frames).harmless(comes_out)
-        };
-        attacks.push(put("whole", &|lab, number| vec![lab.frame(&to(port, number))]));
-        attacks.push(put("in parts", &|lab, number| {
-            framed(lab, &to(port, number).fragments(number, &[(0, 8), (8, 32), (40, 100)]))
-        }));
-        attacks.push(put("in parts, last first", &|lab, number| {
-            framed(lab, &to(port, number).fragments(number, &[(40, 100), (8, 32), (0, 8)]))
-        }));
-        if own.is_ipv6() {
-            attacks.push(put("behind options", &|lab, number| {
-                let extensions = vec![
-                    (HOP_BY_HOP, vec![1, 4, 0, 0, 0, 0]),
-                    (DESTINATION_OPTIONS, vec![1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-                ];
-                vec![lab.frame(&Packet { extensions, ..to(port, number) })]
-            }));
-            attacks.push(put("as its only part", &|lab, number| {
-                framed(lab, &to(port, number).fragments(number, &[(0, 500)]))
-            }));
-        } else {
-            attacks.push(put("behind an option", &|lab, number| {
-                vec![lab.frame(&Packet { options: vec![1, 1, 1, 0], ..to(port, number) })]
-            }));
-        }
-    }
-    // The part that has the port says the allowed one, and one that comes before or after it lies over it. The receiver may take either, so neither
-    // the node nor anybody behind it may see both: all of it is discarded, unless the later one is wholly within the other and is ignored.
-    let overlaps = [
-        ("a longer part after", [(true, 0, 16), (false, 0, 24), (true, 16, 100)], false),
-        ("a part before", [(false, 0, 8), (true, 0, 16), (true, 16, 100)], false),
-        ("a part in the last", [(true, 16, 100), (false, 8, 16), (true, 0, 16)], false),
-        ("the same part after", [(true, 0, 16), (false, 0, 8), (true, 16, 100)], true),
-    ];
-    for (how, parts, is_ignored) in overlaps {
-        let attack = Attack::new(lab, format!("a port overwritten by {how} to {target}"), |lab, number| {
-            let (good, bad) = (to(PORT, number), to(DENIED, number));
-            let part = |(is_good, offset, length)| {
-                let packet = if is_good { &good } else { &bad };
-                packet.fragments(number, &[(offset, length)]).remove(0)
-            };
-            framed(lab, &parts.map(part))
-        });
-        attacks.push(attack.harmless(if is_ignored { &through } else { &[] }));
-    }
-    attacks.push(Attack::new(lab, format!("a later part without a first one to {target}"), |lab, number| {
-        let packet = Packet::new(
-            own,
-            target,
-            Transport::Udp { ports: (4000, PORT), data: [vec![0; 24], marked(number)].concat() },
-        );
-        framed(lab, &packet.fragments(number, &[(24, 100)]))
-    }));
-    attacks
 }

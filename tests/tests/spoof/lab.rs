@@ -1,4 +1,5 @@
-//! Two nodes with real agents, routing drivers and pod links, and ears wherever a packet could come out.
+//! Two nodes with real agents, routing drivers and pod links, and taps wherever a packet could come
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -13,7 +14,7 @@ use margay_api::settings::FelixSettings;
 use margay_calc::model::{EndpointRecord, PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::{Netfilter, Nftables};
-use margay_dataplane::routes::pod;
+use margay_dataplane::routes::plan::HOST_MAC;
 use margay_dataplane::routes::worker::Network;
 use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts};
 use margay_node::metrics::Metrics;
@@ -27,8 +28,8 @@ use tokio::sync::oneshot;
 
 /// Longest wait for what must happen; it takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// What the host side of every pod's link answers to.
-pub const GATEWAY: Mac = pod::HOST_MAC;
+/// MAC address of the host side of every pod's link.
+pub const GATEWAY: Mac = HOST_MAC;
 /// Port that packets of the tests go to.
 pub const PORT: u16 = 8000;
 /// Port that a policy of the tests does not name.
@@ -69,7 +70,7 @@ pub struct Node {
     agent: Option<(AgentHandle, oneshot::Receiver<agent::RetriesExhausted>)>,
 }
 
-/// Where a packet can come out.
+/// Place where a packet can come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// At the other pod of the node.
@@ -84,25 +85,32 @@ pub enum Place {
     OtherHost,
 }
 
-/// Everything a test needs: the pod that lies is `nodes[0].pods[0]`, the victim `nodes[0].pods[1]`, and the remote pod `nodes[1].pods[0]`.
+/// Everything a test needs: the attacker is `nodes[0].pods[0]`, the victim `nodes[0].pods[1]`, and
+/// the remote pod `nodes[1].pods[0]`.
 pub struct Lab {
     /// The two nodes.
     pub nodes: [Node; 2],
     mouth: Tap,
-    ears: Vec<(Place, Tap)>,
-    /// Who answers at a port, so that nobody says that it is closed: such a message has the refused packet inside, and would be taken for it.
+    taps: Vec<(Place, Tap)>,
+    /// Open sockets, so that no ICMP error reports a closed port: such a message contains the
+    /// refused packet, and would be taken for it.
     sockets: Vec<(u16, UdpSocket)>,
     number: u16,
 }
 
 impl Lab {
-    /// Nodes, pods and agents that enforce the records of `policy` besides those that routing needs.
+    /// Nodes, pods and agents that enforce the records of `policy` besides those that routing
+    /// needs.
     pub async fn new(policy: impl Fn(&mut Records)) -> Result<Self> {
         let mut nodes = [mk_node("n1", 1, 2)?, mk_node("n2", 2, 1)?];
         let [one, two] = &nodes;
-        connect((&one.host, "eth0", "172.30.0.1/24"), (&two.host, "eth0", "172.30.0.2/24"))?;
+        connect(
+            (&one.host, "eth0", "172.30.0.1/24"),
+            (&two.host, "eth0", "172.30.0.2/24"),
+        )?;
         for node in &nodes {
-            node.host.ip(&format!("addr add {}/64 dev eth0 nodad", node.addresses[1]))?;
+            node.host
+                .ip(&format!("addr add {}/64 dev eth0 nodad", node.addresses[1]))?;
             node.host.ip("route add default via 172.30.0.254")?;
         }
         let records = records(&nodes, policy);
@@ -111,9 +119,15 @@ impl Lab {
         }
         let [one, two] = &nodes;
         let mouth = one.pods[0].namespace.run(|| Tap::open("eth0"))?;
-        let mut ears = vec![
-            (Place::Victim, one.pods[1].namespace.run(|| Tap::open("eth0"))?),
-            (Place::Remote, two.pods[0].namespace.run(|| Tap::open("eth0"))?),
+        let mut taps = vec![
+            (
+                Place::Victim,
+                one.pods[1].namespace.run(|| Tap::open("eth0"))?,
+            ),
+            (
+                Place::Remote,
+                two.pods[0].namespace.run(|| Tap::open("eth0"))?,
+            ),
             (Place::Wire, two.host.run(|| Tap::open("eth0"))?),
         ];
         for (place, node) in [(Place::Host, one), (Place::OtherHost, two)] {
@@ -125,29 +139,41 @@ impl Lab {
                 (AddressFamily::Inet6, SockProtocol::Tcp),
                 (AddressFamily::Inet6, SockProtocol::IcmpV6),
             ] {
-                ears.push((place, node.host.run(|| Tap::accepted(family, protocol))?));
+                taps.push((place, node.host.run(|| Tap::accepted(family, protocol))?));
             }
         }
         let mut sockets = Vec::new();
-        for namespace in [&one.host, &one.pods[1].namespace, &two.host, &two.pods[0].namespace] {
+        for namespace in [
+            &one.host,
+            &one.pods[1].namespace,
+            &two.host,
+            &two.pods[0].namespace,
+        ] {
             for port in [PORT, DENIED, ALWAYS] {
                 let socket = namespace.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))?;
                 socket.set_nonblocking(true)?;
                 sockets.push((port, socket));
             }
         }
-        let mut lab = Self { nodes, mouth, ears, sockets, number: 0 };
-        // Whoever has to be found by ARP or neighbour discovery is found now, so that packets of both families come out in the order in which they went in.
+        let mut lab = Self {
+            nodes,
+            mouth,
+            taps,
+            sockets,
+            number: 0,
+        };
+        // Neighbours are resolved by ARP and neighbour discovery now, so that packets of both
+        // families come out in the order in which they went in.
         lab.send(&[])?;
         Ok(lab)
     }
 
-    /// The pod that lies.
-    pub fn liar(&self) -> &Pod {
+    /// The attacker.
+    pub fn attacker(&self) -> &Pod {
         &self.nodes[0].pods[0]
     }
 
-    /// The pod that it would like to reach or to be.
+    /// The pod that it tries to reach or to impersonate.
     pub fn victim(&self) -> &Pod {
         &self.nodes[0].pods[1]
     }
@@ -163,8 +189,9 @@ impl Lab {
         self.number
     }
 
-    /// Sends frames out of the liar's interface, and tells where packets with a number came out. It is complete: behind the frames go packets on every way
-    /// that is open, and their arrival shows that those before them had their chance.
+    /// Sends frames out of the attacker's interface, and returns where packets with a number came
+    /// out. The result is complete: the frames are followed by packets on every open path, whose
+    /// arrival shows that those before them had their chance.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> Result<BTreeMap<u16, BTreeSet<Place>>> {
         let ways = [
             (Place::Victim, self.victim().addresses),
@@ -175,26 +202,44 @@ impl Lab {
         let mut awaited = BTreeSet::new();
         let mut last = Vec::new();
         for (place, addresses) in ways {
-            for (own, address) in self.liar().addresses.into_iter().zip(addresses) {
+            for (own, address) in self.attacker().addresses.into_iter().zip(addresses) {
                 self.number += 1;
                 awaited.insert((place, self.number));
                 if place == Place::OtherHost {
                     awaited.insert((Place::Wire, self.number));
                 }
                 let data = marked(self.number);
-                let packet = Packet::new(own, address, Transport::Udp { ports: (4000, ALWAYS), data });
+                let packet = Packet::new(
+                    own,
+                    address,
+                    Transport::Udp {
+                        ports: (4000, ALWAYS),
+                        data,
+                    },
+                );
                 last.push(self.frame(&packet));
             }
         }
         let mouth = &self.mouth;
-        std::thread::scope(|scope| scope.spawn(|| send_in_order(mouth, frames.iter().chain(&last))).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| send_in_order(mouth, frames.iter().chain(&last)))
+                .join()
+        })
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (mut seen, end) = (BTreeMap::new(), Instant::now() + PATIENCE);
         let own = awaited.clone();
         while !awaited.is_empty() {
             let any = self.listen(&mut seen)?;
-            awaited.retain(|(place, number)| !seen.get(number).is_some_and(|places| places.contains(place)));
-            ensure!(Instant::now() < end, "what is always open was closed: {awaited:?}");
+            awaited.retain(|(place, number)| {
+                !seen
+                    .get(number)
+                    .is_some_and(|places| places.contains(place))
+            });
+            ensure!(
+                Instant::now() < end,
+                "what is always open was closed: {awaited:?}"
+            );
             if !any {
                 std::thread::yield_now();
             }
@@ -207,8 +252,8 @@ impl Lab {
     /// Takes what has come out; returns whether anything has.
     fn listen(&self, seen: &mut BTreeMap<u16, BTreeSet<Place>>) -> Result<bool> {
         let mut any = false;
-        for (place, ear) in &self.ears {
-            while let Some(frame) = ear.next()? {
+        for (place, tap) in &self.taps {
+            while let Some(frame) = tap.next()? {
                 any = true;
                 if matches!(place, Place::Host | Place::OtherHost) && is_complaint(&frame) {
                     continue;
@@ -221,22 +266,31 @@ impl Lab {
         Ok(any)
     }
 
-    /// How many datagrams have come to processes at this port.
+    /// Number of datagrams received by processes at this port.
     pub fn received(&self, port: u16) -> usize {
         let own = self.sockets.iter().filter(|(own, _)| *own == port);
-        own.map(|(_, socket)| std::iter::from_fn(|| socket.recv(&mut [0; 512]).ok()).count()).sum()
+        own.map(|(_, socket)| std::iter::from_fn(|| socket.recv(&mut [0; 512]).ok()).count())
+            .sum()
     }
 
-    /// A packet as a frame from the liar to its gateway.
+    /// A packet as a frame from the attacker to its gateway.
     pub fn frame(&self, packet: &Packet) -> Vec<u8> {
-        packet::ethernet(GATEWAY, self.liar().mac, packet.ethertype(), &packet.encode())
+        packet::ethernet(
+            GATEWAY,
+            self.attacker().mac,
+            packet.ethertype(),
+            &packet.encode(),
+        )
     }
 
     /// The first node loses its agent; what is enforced stays.
     pub async fn leave(&mut self) -> Result<()> {
         if let Some((agent, fatal)) = self.nodes[0].agent.take() {
             drop(agent);
-            ensure!(tokio::time::timeout(PATIENCE, fatal).await?.is_err(), "the agent had ended before");
+            ensure!(
+                tokio::time::timeout(PATIENCE, fatal).await?.is_err(),
+                "the agent had ended before"
+            );
         }
         Ok(())
     }
@@ -245,7 +299,8 @@ impl Lab {
     pub async fn disarm(&mut self) -> Result<()> {
         self.leave().await?;
         let node = &mut self.nodes[0];
-        node.host.command("nft", &["delete", "table", "inet", "margay"], "")?;
+        node.host
+            .command("nft", &["delete", "table", "inet", "margay"], "")?;
         Ok(())
     }
 }
@@ -262,7 +317,11 @@ impl Node {
         let attached = self.pods.iter().map(|pod| {
             (
                 pod.interface(),
-                Attached { endpoint: pod.key.clone(), uid: String::new(), addresses: pod.addresses.to_vec() },
+                Attached {
+                    endpoint: pod.key.clone(),
+                    uid: String::new(),
+                    addresses: pod.addresses.to_vec(),
+                },
             )
         });
         let attached = attached.collect();
@@ -284,20 +343,46 @@ impl Node {
         })?;
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
-        handle.send(AgentEvent::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
+        handle
+            .send(AgentEvent::Connected {
+                stream: 1,
+                hello,
+                fault,
+                server: "test".to_owned(),
+            })
+            .await;
         held.await?;
-        let own = records.iter().filter(|(id, _)| !matches!(id, RecordId::Endpoint(key) if !self.has(key)));
-        let changes = own.map(|(id, record)| Change::Upsert(id.clone(), record.clone())).collect();
-        let trailer =
-            Trailer { revision: 1, restated_buckets: (0..256).collect(), in_sync: true, ..Trailer::default() };
-        handle.send(AgentEvent::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
+        let own = records
+            .iter()
+            .filter(|(id, _)| !matches!(id, RecordId::Endpoint(key) if !self.has(key)));
+        let changes = own
+            .map(|(id, record)| Change::Upsert(id.clone(), record.clone()))
+            .collect();
+        let trailer = Trailer {
+            revision: 1,
+            restated_buckets: (0..256).collect(),
+            in_sync: true,
+            ..Trailer::default()
+        };
+        handle
+            .send(AgentEvent::Frame {
+                stream: 1,
+                frame: Box::new(Frame { changes, trailer }),
+            })
+            .await;
         let mut acks = handle.acks();
         let acked = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision == 1));
-        let ack = tokio::time::timeout(PATIENCE, acked).await.context("no acknowledgement")??.clone();
+        let ack = tokio::time::timeout(PATIENCE, acked)
+            .await
+            .context("no acknowledgement")??
+            .clone();
         let errors = &ack.as_deref().context("an acknowledgement")?.errors;
         ensure!(errors.is_empty(), "{errors:?}");
-        let routed = network.wait_for(|progress| progress.generation > 0 && progress.failed.is_empty());
-        tokio::time::timeout(PATIENCE, routed).await.with_context(|| format!("routes: {:?}", network.progress()))?;
+        let routed =
+            network.wait_for(|progress| progress.generation > 0 && progress.failed.is_empty());
+        tokio::time::timeout(PATIENCE, routed)
+            .await
+            .with_context(|| format!("routes: {:?}", network.progress()))?;
         self.agent = Some((handle, fatal));
         Ok(())
     }
@@ -311,45 +396,93 @@ fn mk_node(name: &'static str, number: u8, pods: u8) -> Result<Node> {
     let host = Namespace::new()?;
     // Without this a link can send no neighbour discovery for a second or two.
     host.command("sysctl", &["-qw", "net.ipv6.conf.default.accept_dad=0"], "")?;
-    let pods = (1..=pods).map(|pod| mk_pod(&host, number, pod)).collect::<Result<_>>()?;
-    let addresses = [IpAddr::V4(Ipv4Addr::new(172, 30, 0, number)), format!("fd10::{number}").parse()?];
-    Ok(Node { name, addresses, host, pods, agent: None })
+    let pods = (1..=pods)
+        .map(|pod| mk_pod(&host, number, pod))
+        .collect::<Result<_>>()?;
+    let addresses = [
+        IpAddr::V4(Ipv4Addr::new(172, 30, 0, number)),
+        format!("fd10::{number}").parse()?,
+    ];
+    Ok(Node {
+        name,
+        addresses,
+        host,
+        pods,
+        agent: None,
+    })
 }
 
 fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
     let key = EndpointKey::new("x", format!("n{node}p{number}"));
     let addresses = [
         IpAddr::V4(Ipv4Addr::new(10, 244, node, number)),
-        IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, u16::from(node), 0, 0, 0, 0, u16::from(number))),
+        IpAddr::V6(Ipv6Addr::new(
+            0xfd00,
+            0x244,
+            u16::from(node),
+            0,
+            0,
+            0,
+            0,
+            u16::from(number),
+        )),
     ];
     let namespace = Namespace::new()?;
     namespace.command("sysctl", &["-qw", "net.ipv6.conf.default.accept_dad=0"], "")?;
     let nets = addresses.map(IpNet::from);
     let mac = host.connect_pod(&namespace, &interface_name(&key), &nets)?;
-    Ok(Pod { key, addresses, namespace, mac })
+    Ok(Pod {
+        key,
+        addresses,
+        namespace,
+        mac,
+    })
 }
 
 fn records(nodes: &[Node; 2], policy: impl Fn(&mut Records)) -> Records {
     let net = |text: &str| text.parse::<IpNet>().expect("a range");
-    let pool = |nat_outgoing, encapsulation| Record::Pool(PoolRecord { nat_outgoing, encapsulation });
+    let pool = |nat_outgoing, encapsulation| {
+        Record::Pool(PoolRecord {
+            nat_outgoing,
+            encapsulation,
+        })
+    };
     let mut records = Records::from([
-        (RecordId::Settings, Record::Settings(FelixSettings::default())),
-        (RecordId::Pool(net("10.244.0.0/16")), pool(true, Encapsulation::Vxlan)),
-        (RecordId::Pool(net("fd00:244::/32")), pool(false, Encapsulation::None)),
+        (
+            RecordId::Settings,
+            Record::Settings(FelixSettings::default()),
+        ),
+        (
+            RecordId::Pool(net("10.244.0.0/16")),
+            pool(true, Encapsulation::Vxlan),
+        ),
+        (
+            RecordId::Pool(net("fd00:244::/32")),
+            pool(false, Encapsulation::None),
+        ),
     ]);
     for (node, number) in nodes.iter().zip(1_u8..) {
         let info = NodeInfo {
             ipv4: format!("172.30.0.{number}/24").parse().ok(),
             ipv6: format!("fd10::{number}/64").parse().ok(),
-            vtep: Some(Vtep { address: Ipv4Addr::new(10, 244, number, 0), mac: vtep_mac(number) }),
+            vtep: Some(Vtep {
+                address: Ipv4Addr::new(10, 244, number, 0),
+                mac: vtep_mac(number),
+            }),
             ..NodeInfo::default()
         };
         records.insert(RecordId::Node(node.name.to_owned()), Record::Node(info));
         for (block, encapsulation) in [
             (net(&format!("10.244.{number}.0/26")), Encapsulation::Vxlan),
-            (net(&format!("fd00:244:{number}::/122")), Encapsulation::None),
+            (
+                net(&format!("fd00:244:{number}::/122")),
+                Encapsulation::None,
+            ),
         ] {
-            let route = RouteRecord { node: node.name.to_owned(), encapsulation };
+            let route = RouteRecord {
+                node: node.name.to_owned(),
+                encapsulation,
+            };
             records.insert(RecordId::Route(block), Record::Route(route));
         }
         for pod in &node.pods {
@@ -360,7 +493,10 @@ fn records(nodes: &[Node; 2], policy: impl Fn(&mut Records)) -> Records {
                 tiers: Vec::new(),
                 unmatched: Action::Allow,
             };
-            records.insert(RecordId::Endpoint(pod.key.clone()), Record::Endpoint(endpoint));
+            records.insert(
+                RecordId::Endpoint(pod.key.clone()),
+                Record::Endpoint(endpoint),
+            );
         }
     }
     policy(&mut records);
@@ -384,12 +520,16 @@ pub fn marked_mac(number: u16) -> Mac {
     Mac([a, b, c, d, high, low])
 }
 
-/// Whether what a socket of a host heard is an ICMP error, which has the packet inside that it is about. IPv4 comes with its header.
+/// Returns whether a packet that a host's socket received is an ICMP error, which contains the
+/// packet that caused it. IPv4 comes with its header.
 fn is_complaint(packet: &[u8]) -> bool {
     match packet.first() {
         Some(first) if first >> 4 == 4 => {
             let header = usize::from(first & 15) * 4;
-            packet.get(9) == Some(&1) && packet.get(header).is_some_and(|kind| [3, 11, 12].contains(kind))
+            packet.get(9) == Some(&1)
+                && packet
+                    .get(header)
+                    .is_some_and(|kind| [3, 11, 12].contains(kind))
         }
         Some(first) => (1..=4).contains(first),
         None => false,
@@ -405,7 +545,9 @@ fn numbers(frame: &[u8]) -> impl Iterator<Item = u16> {
 fn send_in_order<'a>(mouth: &Tap, frames: impl Iterator<Item = &'a Vec<u8>>) -> Result<()> {
     let own = Pid::from_raw(0);
     let allowed = sched_getaffinity(own)?;
-    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("a processor")?;
+    let first = (0..CpuSet::count())
+        .find(|cpu| allowed.is_set(*cpu).unwrap_or(false))
+        .context("a processor")?;
     let mut one = CpuSet::new();
     one.set(first)?;
     sched_setaffinity(own, &one)?;

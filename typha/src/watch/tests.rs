@@ -27,17 +27,32 @@ struct Scene {
 
 fn scene(request: &'static [&'static str], lines: &[Value]) -> Scene {
     let body = lines.iter().map(|line| format!("{line}\n")).collect();
-    Scene { request, code: 200, body }
+    Scene {
+        request,
+        code: 200,
+        body,
+    }
 }
 
 fn refusal(request: &'static [&'static str], code: u16) -> Scene {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": "text", "reason": "Reason", "code": code});
-    Scene { request, code, body: status.to_string() }
+    Scene {
+        request,
+        code,
+        body: status.to_string(),
+    }
 }
 
 fn object(name: &str, version: u64) -> Value {
-    json!({"metadata": {"namespace": "ns", "name": name, "uid": "u", "resourceVersion": version.to_string()}})
+    json!({
+        "metadata": {
+            "namespace": "ns",
+            "name": name,
+            "uid": "u",
+            "resourceVersion": version.to_string(),
+        },
+    })
 }
 
 fn added(name: &str, version: u64) -> Value {
@@ -58,7 +73,10 @@ const PAGED_LIST: &[&str] = &["/api/v1/configmaps?&limit=500"];
 
 fn parse(map: ConfigMap) -> Ingested {
     let name = map.metadata.name.unwrap_or_default();
-    Ingested { update: Some(Update::Namespace(name, Some(Default::default()))), ..Ingested::default() }
+    Ingested {
+        update: Some(Update::Namespace(name, Some(Default::default()))),
+        ..Ingested::default()
+    }
 }
 
 /// Plays the scenes up to the first request after them. Returns a line for each event that removed
@@ -152,7 +170,10 @@ async fn a_watch_resumes_from_its_version() {
         false,
         vec![
             scene(LIST, &[added("a", 3), end(5)]),
-            scene(&["resourceVersion=5"], &[json!({"type": "DELETED", "object": object("a", 7)})]),
+            scene(
+                &["resourceVersion=5"],
+                &[json!({"type": "DELETED", "object": object("a", 7)})],
+            ),
             refusal(&["resourceVersion=7"], 500),
             scene(&["resourceVersion=7"], &[]),
         ],
@@ -173,7 +194,10 @@ async fn a_new_list_removes_what_is_confirmed_to_be_gone() {
         ],
     )
     .await;
-    assert_eq!(results, ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]);
+    assert_eq!(
+        results,
+        ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]
+    );
 }
 
 #[tokio::test]
@@ -192,7 +216,10 @@ async fn a_list_that_lacks_what_exists_removes_nothing() {
         ],
     )
     .await;
-    assert_eq!(results, ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]);
+    assert_eq!(
+        results,
+        ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]
+    );
 }
 
 #[tokio::test]
@@ -207,19 +234,31 @@ async fn an_old_list_is_ignored() {
         ],
     )
     .await;
-    assert_eq!(results, ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]);
+    assert_eq!(
+        results,
+        ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]
+    );
 }
 
 #[tokio::test]
 async fn an_empty_first_list_is_refused_where_that_cannot_be() {
-    let scenes = || vec![scene(LIST, &[end(5)]), scene(LIST, &[added("a", 3), end(6)])];
+    let scenes = || {
+        vec![
+            scene(LIST, &[end(5)]),
+            scene(LIST, &[added("a", 3), end(6)]),
+        ]
+    };
     assert_eq!(play(true, scenes()).await, ["in sync with 1, 0 removed"]);
 }
 
 #[tokio::test]
 async fn lists_are_paged_where_streaming_is_not_supported() {
-    let page =
-        |items: Value, next: &str| json!({"metadata": {"resourceVersion": "5", "continue": next}, "items": items});
+    let page = |items: Value, next: &str| {
+        json!({
+            "metadata": {"resourceVersion": "5", "continue": next},
+            "items": items,
+        })
+    };
     for not_streamed in [refusal(LIST, 422), scene(LIST, &[added("a", 3)])] {
         let results = play(
             false,
@@ -243,10 +282,17 @@ async fn a_kind_that_is_not_served_is_never_in_sync() {
 
 /// Response to the request for a definition that is served at these versions.
 fn definition(versions: &[&str]) -> Scene {
-    let versions: Vec<Value> =
-        { versions.iter() }.map(|name| json!({"name": name, "served": true, "storage": false})).collect();
-    let body = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "maps.g"},
-        "spec": {"group": "g", "scope": "Cluster", "names": {"kind": "Map", "plural": "maps"}, "versions": versions}});
+    let versions: Vec<Value> = { versions.iter() }
+        .map(|name| json!({"name": name, "served": true, "storage": false}))
+        .collect();
+    let body = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+    "metadata": {"name": "maps.g"},
+    "spec": {
+        "group": "g",
+        "scope": "Cluster",
+        "names": {"kind": "Map", "plural": "maps"},
+        "versions": versions,
+    }});
     scene(&["customresourcedefinitions/maps.g"], &[body])
 }
 
@@ -267,7 +313,14 @@ async fn a_kind_without_definition_has_no_objects_until_it_has_one() {
         ],
     )
     .await;
-    assert_eq!(results, ["in sync with 0, 0 removed", "in sync with 1, 0 removed", "in sync with 0, 1 removed"]);
+    assert_eq!(
+        results,
+        [
+            "in sync with 0, 0 removed",
+            "in sync with 1, 0 removed",
+            "in sync with 0, 1 removed"
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -328,7 +381,7 @@ async fn a_parser_that_panics_ends_the_watch_and_its_waiter() {
     tasks.spawn("owner", std::future::pending());
     tasks.spawn("watch of ConfigMap", watch.run(panicking));
     let ended = tasks.wait_for_end().await;
-    let expected =
-        "task watch of ConfigMap has ended: panic: an unexpected object; the process exits and must be restarted";
+    let expected = "task watch of ConfigMap has ended: panic: an unexpected object; the process \
+                    exits and must be restarted";
     assert_eq!(ended.to_string(), expected);
 }

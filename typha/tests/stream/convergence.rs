@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use margay_api::endpoint::{EndpointKey, HostEndpoint, HostInterface, WorkloadEndpoint, interface_name};
+use margay_api::endpoint::{
+    EndpointKey, HostEndpoint, HostInterface, WorkloadEndpoint, interface_name,
+};
 use margay_api::meta::{LABEL_NAMESPACE, Labels};
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
@@ -47,13 +49,18 @@ enum Step {
 
 fn mk_endpoint(namespace: u8, pod: u8, node: u8, app: u8, address: Option<u8>) -> Update {
     let key = EndpointKey::new(format!("ns{namespace}"), format!("p{pod}"));
-    let labels =
-        Labels::from([("app".to_owned(), format!("a{app}")), (LABEL_NAMESPACE.to_owned(), key.namespace.clone())]);
+    let labels = Labels::from([
+        ("app".to_owned(), format!("a{app}")),
+        (LABEL_NAMESPACE.to_owned(), key.namespace.clone()),
+    ]);
     let endpoint = WorkloadEndpoint {
         node: format!("n{node}"),
         labels,
         service_account: String::new(),
-        addresses: address.map(|last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last))).into_iter().collect(),
+        addresses: address
+            .map(|last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last)))
+            .into_iter()
+            .collect(),
         ports: Vec::new(),
         uid: String::new(),
         interface: interface_name(&key),
@@ -64,10 +71,16 @@ fn mk_endpoint(namespace: u8, pod: u8, node: u8, app: u8, address: Option<u8>) -
 fn mk_policy(namespace: u8, name: u8, target: u8, peer: u8, action: bool) -> Update {
     let label = |label: &str, value: String| Selection::Equals(label.to_owned(), value);
     let selector = |app: u8| Selector {
-        root: Selection::And(vec![label(LABEL_NAMESPACE, format!("ns{namespace}")), label("app", format!("a{app}"))]),
+        root: Selection::And(vec![
+            label(LABEL_NAMESPACE, format!("ns{namespace}")),
+            label("app", format!("a{app}")),
+        ]),
     };
     let mut rule = Rule::any(if action { Action::Allow } else { Action::Deny });
-    rule.source = EntityMatch { selector: Some(selector(peer)), ..EntityMatch::default() };
+    rule.source = EntityMatch {
+        selector: Some(selector(peer)),
+        ..EntityMatch::default()
+    };
     let policy = Policy {
         tier: "default".to_owned(),
         order: Order(None),
@@ -93,11 +106,16 @@ fn mk_host(node: u8) -> HostEndpoint {
 }
 
 fn policy_key(namespace: u8, name: u8) -> PolicyKey {
-    PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: format!("ns{namespace}"), name: format!("p{name}") }
+    PolicyKey {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: format!("ns{namespace}"),
+        name: format!("p{name}"),
+    }
 }
 
 fn update() -> impl Strategy<Value = Update> {
-    let endpoint_key = (0..2_u8, 0..5_u8).prop_map(|(ns, pod)| EndpointKey::new(format!("ns{ns}"), format!("p{pod}")));
+    let endpoint_key = (0..2_u8, 0..5_u8)
+        .prop_map(|(ns, pod)| EndpointKey::new(format!("ns{ns}"), format!("p{pod}")));
     let block = |third: u8| format!("10.0.{third}.0/26").parse().expect("a block");
     prop_oneof![
         6 => (0..2_u8, 0..5_u8, 0..2_u8, 0..3_u8, proptest::option::of(0..8_u8))
@@ -110,10 +128,23 @@ fn update() -> impl Strategy<Value = Update> {
             Update::HostEndpoint(format!("h{name}"), there.then(|| mk_host(node)))
         }),
         1 => proptest::option::of(0..3_u8).prop_map(|peer| {
-            let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "hosts".to_owned() };
+            let key = PolicyKey {
+                kind: PolicyKind::GlobalNetworkPolicy,
+                namespace: String::new(),
+                name: "hosts".to_owned(),
+            };
             match peer.map(|peer| mk_policy(0, 0, 0, peer, true)) {
                 Some(Update::Policy(_, Some(policy))) => {
-                    Update::Policy(key, Some(Policy { selector: Selector::all(), traffic: Traffic::PreDnat, ..policy }))
+                    Update::Policy(
+                        key,
+                        Some(
+                            Policy {
+                                selector: Selector::all(),
+                                traffic: Traffic::PreDnat,
+                                ..policy
+                            },
+                        ),
+                    )
                 }
                 _ => Update::Policy(key, None),
             }
@@ -136,15 +167,26 @@ fn update() -> impl Strategy<Value = Update> {
         }),
         1 => any::<bool>().prop_map(|nat_outgoing| {
             let cidr = "10.0.0.0/16".parse().expect("a range");
-            let pool = Pool { cidr, encapsulation: Encapsulation::Vxlan, nat_outgoing, block_size: 26, created: 0 };
+            let pool = Pool {
+                cidr,
+                encapsulation: Encapsulation::Vxlan,
+                nat_outgoing,
+                block_size: 26,
+                created: 0,
+            };
             Update::Pool("pool".to_owned(), Some(pool))
         }),
-        1 => (prop::sample::select(vec!["default", "node.n0"]), 1400..1402_u32).prop_map(|(name, vxlan_mtu)| {
+        1 => (prop::sample::select(
+            vec!["default", "node.n0"],
+        ), 1400..1402_u32).prop_map(|(name, vxlan_mtu)| {
             let scope = match name.strip_prefix("node.") {
                 Some(node) => SettingsScope::Node(node.to_owned()),
                 None => SettingsScope::Cluster,
             };
-            let overrides = FelixOverrides { vxlan_mtu: Some(vxlan_mtu), ..FelixOverrides::none(scope) };
+            let overrides = FelixOverrides {
+                vxlan_mtu: Some(vxlan_mtu),
+                ..FelixOverrides::none(scope)
+            };
             Update::Settings(name.to_owned(), Some(overrides))
         }),
     ]
@@ -189,7 +231,12 @@ impl World {
     fn new() -> Self {
         let registries: [Registry; 2] = Default::default();
         let replicas = registries.each_ref().map(mk_hub);
-        Self { replicas, registries, agents: Default::default(), sessions: 0 }
+        Self {
+            replicas,
+            registries,
+            agents: Default::default(),
+            sessions: 0,
+        }
     }
 
     fn run(&mut self, step: Step) {
@@ -210,8 +257,13 @@ impl World {
     /// Pending records of the node, as the registry reports them and as they are.
     fn pending(&self, node: usize) -> (usize, usize) {
         let stream = self.agents[node].stream.as_ref().expect("connected");
-        let known = self.registries[stream.replica].get(NODES[node], stream.session).expect("its session");
-        (known.progress().pending, self.replicas[stream.replica].pending(NODES[node]))
+        let known = self.registries[stream.replica]
+            .get(NODES[node], stream.session)
+            .expect("its session");
+        (
+            known.progress().pending,
+            self.replicas[stream.replica].pending(NODES[node]),
+        )
     }
 
     /// Applies one frame; returns false if there is none.
@@ -252,13 +304,27 @@ impl World {
             session,
             agent_version: String::new(),
             buckets: buckets.clone(),
-            capabilities: Capabilities { host_endpoints: node != OLDER, compact: node != OLDER },
+            capabilities: Capabilities {
+                host_endpoints: node != OLDER,
+                compact: node != OLDER,
+            },
             slot,
             blocked: blocked.clone(),
         });
-        agent.stream = Some(Stream { replica, session, blocked, frames });
+        agent.stream = Some(Stream {
+            replica,
+            session,
+            blocked,
+            frames,
+        });
         let stream = agent.stream.as_mut().expect("just put there");
-        let first = decode(&stream.frames.try_recv().expect("an answer").expect("a frame"));
+        let first = decode(
+            &stream
+                .frames
+                .try_recv()
+                .expect("an answer")
+                .expect("a frame"),
+        );
         check_first(hub, NODES[node], &buckets, &first);
         apply(&mut agent.held, &first);
         assert_eq!(agent.held, view(hub, NODES[node]), "after hello");
@@ -285,13 +351,19 @@ fn check_first(hub: &Hub, node: &str, held: &[u64], first: &Frame) {
         Change::Upsert(id, _) => id.clone(),
         other => panic!("{other:?} in a first frame"),
     });
-    assert!(sent.eq(view.into_keys().filter(|id| differ.contains(&digest::bucket(id)))));
+    assert!(
+        sent.eq(view
+            .into_keys()
+            .filter(|id| differ.contains(&digest::bucket(id))))
+    );
 }
 
 fn view(hub: &Hub, node: &str) -> Held {
     let view = hub.graph.view(node);
     let is_older = node == NODES[OLDER];
-    let known = view.ids().filter(|id| !is_older || !matches!(**id, RecordId::HostEndpoint(_)));
+    let known = view
+        .ids()
+        .filter(|id| !is_older || !matches!(**id, RecordId::HostEndpoint(_)));
     let records = known.map(|id| {
         let record = view.record(&id).expect("a record of the view");
         (id.into_owned(), record.into_owned())
@@ -304,7 +376,9 @@ fn changes_that_cancel_each_other_out_are_not_pending() {
     let mut world = World::new();
     world.connect(0, 0);
     let pod = |pod: u8| mk_endpoint(0, pod, 0, 0, Some(pod));
-    let Update::Endpoint(key, _) = pod(2) else { unreachable!("a pod is an endpoint") };
+    let Update::Endpoint(key, _) = pod(2) else {
+        unreachable!("a pod is an endpoint")
+    };
     // The first one fills the slot, which the node does not read.
     for (update, waits) in [(pod(1), 0), (pod(2), 1), (Update::Endpoint(key, None), 0)] {
         world.run(Step::Update(Box::new(update)));
@@ -351,7 +425,9 @@ proptest! {
 
     /// A node that never reads costs at most its view and the records of the frame in its slot.
     #[test]
-    fn a_session_that_does_not_read_is_bounded(updates in proptest::collection::vec(update(), 0..80)) {
+    fn a_session_that_does_not_read_is_bounded(
+        updates in proptest::collection::vec(update(), 0..80),
+    ) {
         let mut world = World::new();
         world.connect(0, 0);
         for update in updates {
@@ -365,6 +441,12 @@ proptest! {
             Ok(frame) => decode(&frame.expect("a frame")).changes.len(),
             Err(_) => 0,
         };
-        prop_assert!(pending <= view + in_slot, "{} pending, {} in the view, {} in the slot", pending, view, in_slot);
+        prop_assert!(
+            pending <= view + in_slot,
+            "{} pending, {} in the view, {} in the slot",
+            pending,
+            view,
+            in_slot,
+        );
     }
 }

@@ -14,10 +14,14 @@ pub type Held = BTreeMap<RecordId, Record>;
 /// Decodes a frame.
 pub fn decode(bytes: &FrameBytes) -> Frame {
     let mut parts = Joiner::default();
-    let mut frames = bytes.clone().into_messages().into_iter().filter_map(|message| {
-        let part = wire::Frame::decode(&*message.chunks().concat()).expect("a frame");
-        parts.push(part).expect("a valid frame")
-    });
+    let mut frames = bytes
+        .clone()
+        .into_messages()
+        .into_iter()
+        .filter_map(|message| {
+            let part = wire::Frame::decode(&*message.chunks().concat()).expect("a frame");
+            parts.push(part).expect("a valid frame")
+        });
     frames.next().expect("its last part")
 }
 
@@ -47,7 +51,9 @@ pub fn apply(held: &mut Held, frame: &Frame) {
                 assert!(delta.added.is_disjoint(&record.members), "added twice");
                 assert!(delta.removed.is_subset(&record.members), "removed twice");
                 record.members.extend(delta.added.iter().cloned());
-                record.members.retain(|member| !delta.removed.contains(member));
+                record
+                    .members
+                    .retain(|member| !delta.removed.contains(member));
             }
         }
     }
@@ -74,13 +80,22 @@ fn check_references(held: &Held, id: &RecordId, record: &Record) {
             }
         }
         Record::HostEndpoint(endpoint) => {
-            for tier in
-                [&endpoint.normal, &endpoint.forward, &endpoint.pre_dnat, &endpoint.untracked].into_iter().flatten()
+            for tier in [
+                &endpoint.normal,
+                &endpoint.forward,
+                &endpoint.pre_dnat,
+                &endpoint.untracked,
+            ]
+            .into_iter()
+            .flatten()
             {
                 let policies = tier.ingress.iter().chain(&tier.egress);
                 policies.for_each(|key| known(RecordId::Policy(key.clone())));
             }
         }
-        _ => assert!(!matches!(id, RecordId::Policy(_) | RecordId::Endpoint(_) | RecordId::HostEndpoint(_))),
+        _ => assert!(!matches!(
+            id,
+            RecordId::Policy(_) | RecordId::Endpoint(_) | RecordId::HostEndpoint(_)
+        )),
     }
 }

@@ -14,7 +14,9 @@ pub fn list(count: usize, item: impl Fn(usize) -> String) -> String {
 
 /// Peers that select pods by label, each with another value.
 pub fn peers(count: usize) -> String {
-    list(count, |number| format!(r#"{{"podSelector":{{"matchLabels":{{"app":"a{number}"}}}}}}"#))
+    list(count, |number| {
+        format!(r#"{{"podSelector":{{"matchLabels":{{"app":"a{number}"}}}}}}"#)
+    })
 }
 
 /// Named ports of a Kubernetes NetworkPolicy.
@@ -31,15 +33,24 @@ pub fn inwards(peer_count: usize, name_count: usize) -> String {
 /// Spec with one egress rule of that many peers and named ports.
 pub fn outwards(peer_count: usize, name_count: usize) -> String {
     let (peers, names) = (peers(peer_count), names(name_count));
-    format!(r#"{{"podSelector":{{}},"policyTypes":["Egress"],"egress":[{{"to":{peers},"ports":{names}}}]}}"#)
+    format!(
+        r#"{{"podSelector":{{}},"policyTypes":["Egress"],"egress":[{{"to":{peers},"ports":{names}}}]}}"#
+    )
 }
 
 /// Spec of a NetworkPolicy of Calico: 1024 rules, each with 50 named ports on both sides.
 pub fn multiplied() -> String {
     let ports = list(50, |number| format!(r#""p{number}""#));
     let side = |label: &str| format!(r#"{{"selector":"app == '{label}'","ports":{ports}}}"#);
-    let rule = format!(r#"{{"action":"Allow","protocol":"TCP","source":{},"destination":{}}}"#, side("a1"), side("a2"));
-    format!(r#"{{"selector":"all()","types":["Ingress"],"ingress":{}}}"#, list(1024, |_| rule.clone()))
+    let rule = format!(
+        r#"{{"action":"Allow","protocol":"TCP","source":{},"destination":{}}}"#,
+        side("a1"),
+        side("a2")
+    );
+    format!(
+        r#"{{"selector":"all()","types":["Ingress"],"ingress":{}}}"#,
+        list(1024, |_| rule.clone())
+    )
 }
 
 /// NetworkPolicy with this spec.

@@ -1,6 +1,7 @@
 //! Streams to simulated nodes, from objects to the records of a node; [`held`] applies frames.
 
 mod convergence;
+mod debug;
 mod held;
 mod peers;
 mod server;

@@ -28,7 +28,9 @@ use margay_typha::object::Observed;
 use margay_typha::registry::Registry;
 use margay_typha::reporter;
 use prometheus_client::registry::Registry as Metrics;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -71,7 +73,13 @@ pub fn address_of(number: u16) -> IpAddr {
 
 /// An object with this value.
 pub fn mk_object(name: &str, update: Update) -> Observed {
-    Observed { key: key(name), uid: String::new(), update: Some(update), prefers_former: false, problems: Vec::new() }
+    Observed {
+        key: key(name),
+        uid: String::new(),
+        update: Some(update),
+        prefers_former: false,
+        problems: Vec::new(),
+    }
 }
 
 /// A pod with one address.
@@ -79,9 +87,12 @@ pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
     let key = key(name);
     let endpoint = WorkloadEndpoint {
         node: node.to_owned(),
-        labels: [(LABEL_NAMESPACE, key.namespace.as_str()), (LABEL_ORCHESTRATOR, "k8s")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into(),
+        labels: [
+            (LABEL_NAMESPACE, key.namespace.as_str()),
+            (LABEL_ORCHESTRATOR, "k8s"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into(),
         service_account: String::new(),
         addresses: vec![address_of(address)],
         ports: Vec::new(),
@@ -142,9 +153,14 @@ impl Authority {
         let mut params = CertificateParams::new([SERVER.to_owned()]).expect("params");
         params.distinguished_name.push(DnType::CommonName, name);
         if !organization.is_empty() {
-            params.distinguished_name.push(DnType::OrganizationName, organization);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate().expect("key");
         let certificate = params.signed_by(&key, &self.issuer).expect("sign");
         let write = |file: &str, text: String| {
@@ -216,12 +232,22 @@ impl Typha {
         let server = tokio::spawn(async move {
             services.serve(listener, tls).await.expect("server");
         });
-        Self { authority, address, registry, readiness, shutdown, events, tasks: vec![owner, server] }
+        Self {
+            authority,
+            address,
+            registry,
+            readiness,
+            shutdown,
+            events,
+            tasks: vec![owner, server],
+        }
     }
 
     /// Current problems.
     pub async fn report(&self) -> Report {
-        reporter::report(&self.events, &self.registry).await.expect("the owner lives")
+        reporter::report(&self.events, &self.registry)
+            .await
+            .expect("the owner lives")
     }
 
     pub async fn send(&self, event: Event) {
@@ -230,14 +256,22 @@ impl Typha {
 
     /// Delivers these objects, as a watch would.
     pub async fn observe(&self, objects: Vec<Observed>) {
-        self.send(Event::Observed { kind: "Pod", objects, cause: Cause::default() }).await;
+        self.send(Event::Observed {
+            kind: "Pod",
+            objects,
+            cause: Cause::default(),
+        })
+        .await;
     }
 
     /// A policy that selects all pods and refers to all pods, so that every node has a set of all
     /// addresses.
     pub async fn select_everything(&self) {
         let mut rule = Rule::any(Action::Allow);
-        rule.source = EntityMatch { selector: Some(Selector::all()), ..EntityMatch::default() };
+        rule.source = EntityMatch {
+            selector: Some(Selector::all()),
+            ..EntityMatch::default()
+        };
         let policy = Policy {
             tier: "default".to_owned(),
             order: Order(None),
@@ -248,9 +282,15 @@ impl Typha {
             ingress: vec![rule],
             egress: Vec::new(),
         };
-        let policy_key =
-            PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "all".to_owned() };
-        let tier = Tier { order: Order(None), default_action: Action::Deny };
+        let policy_key = PolicyKey {
+            kind: PolicyKind::GlobalNetworkPolicy,
+            namespace: String::new(),
+            name: "all".to_owned(),
+        };
+        let tier = Tier {
+            order: Order(None),
+            default_action: Action::Deny,
+        };
         let namespace = Update::Namespace("ns".to_owned(), Some(Labels::new()));
         self.observe(vec![
             mk_object("namespace", namespace),
@@ -266,7 +306,8 @@ impl Typha {
         name: &str,
         organization: &str,
     ) -> Result<Channel, tonic::transport::Error> {
-        self.channel_at(self.address, authority, name, organization).await
+        self.channel_at(self.address, authority, name, organization)
+            .await
     }
 
     pub async fn channel_at(
@@ -283,7 +324,10 @@ impl Typha {
         let tls = Tls::load(Files::in_dirs(folder.path(), folder.path())).expect("certificates");
         let connector = Connector::new(tls, &address.to_string(), SERVER).expect("a name");
         // The HTTP/2 default, so that a stream that is not read is full soon.
-        let endpoint = connector.endpoint().initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+        let endpoint = connector
+            .endpoint()
+            .initial_stream_window_size(65_535)
+            .initial_connection_window_size(65_535);
         endpoint.connect_with_connector(connector).await
     }
 
@@ -306,7 +350,9 @@ impl Typha {
     pub async fn ended(self) {
         for task in self.tasks {
             let ended = tokio::time::timeout(TIMEOUT, task).await;
-            ended.expect("a part does not end").expect("a part panicked");
+            ended
+                .expect("a part does not end")
+                .expect("a part panicked");
         }
     }
 }
@@ -326,7 +372,12 @@ pub struct Agent {
 impl Agent {
     /// Sends hello.
     pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Self, Status> {
-        let hello = wire::Hello { agent_version: "test".to_owned(), buckets, host_endpoints: true, compact: true };
+        let hello = wire::Hello {
+            agent_version: "test".to_owned(),
+            buckets,
+            host_endpoints: true,
+            compact: true,
+        };
         let message = Some(wire::up::Message::Hello(hello));
         Self::open_raw(channel, vec![wire::Up { message }]).await
     }
@@ -338,8 +389,17 @@ impl Agent {
             up.send(message).await.expect("room for a few");
         }
         let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
-        let down = client.sync(ReceiverStream::new(messages)).await?.into_inner();
-        Ok(Self { held: Held::new(), frames: 0, up, down, revision: 0 })
+        let down = client
+            .sync(ReceiverStream::new(messages))
+            .await?
+            .into_inner();
+        Ok(Self {
+            held: Held::new(),
+            frames: 0,
+            up,
+            down,
+            revision: 0,
+        })
     }
 
     pub async fn send(&self, message: wire::Up) {
@@ -349,7 +409,10 @@ impl Agent {
     /// Returns true if a message arrives, false if the stream ends.
     pub async fn is_answered(&mut self) -> bool {
         let next = tokio::time::timeout(TIMEOUT, self.down.message()).await;
-        matches!(next.expect("neither a frame nor an end arrives"), Ok(Some(_)))
+        matches!(
+            next.expect("neither a frame nor an end arrives"),
+            Ok(Some(_))
+        )
     }
 
     /// Applies the next frame.
@@ -357,7 +420,10 @@ impl Agent {
         let mut parts = Joiner::default();
         let frame = loop {
             let next = tokio::time::timeout(TIMEOUT, self.down.message()).await;
-            let part = next.expect("no frame arrives").expect("an error").expect("the stream has ended");
+            let part = next
+                .expect("no frame arrives")
+                .expect("an error")
+                .expect("the stream has ended");
             if let Some(frame) = parts.push(part).expect("a frame") {
                 break frame;
             }
@@ -377,13 +443,20 @@ impl Agent {
 
     /// Acknowledges everything.
     pub async fn ack(&self) {
-        let ack = Ack { revision: self.revision, ..Ack::default() };
+        let ack = Ack {
+            revision: self.revision,
+            ..Ack::default()
+        };
         self.send(encode_ack(&ack)).await;
     }
 
     /// Acknowledges everything but one record.
     pub async fn refuse(&self, id: RecordId, reason: &str) {
-        let ack = Ack { revision: self.revision, errors: vec![(id, reason.to_owned())], ..Ack::default() };
+        let ack = Ack {
+            revision: self.revision,
+            errors: vec![(id, reason.to_owned())],
+            ..Ack::default()
+        };
         self.send(encode_ack(&ack)).await;
     }
 
@@ -442,7 +515,9 @@ async fn forward(
                 Ok(0) | Err(_) => return,
                 Ok(length) => if to.write_all(&buffer[..length]).await.is_err() { return },
             },
-            () = async { drop(frozen.wait_for(|frozen| *frozen).await) } => std::future::pending().await,
+            () = async {
+                drop(frozen.wait_for(|frozen| *frozen).await)
+            } => std::future::pending().await,
         }
     }
 }

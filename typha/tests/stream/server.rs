@@ -3,18 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use margay_api::endpoint::{HostEndpoint, HostInterface, Profile};
-use margay_api::meta::Labels;
-use margay_api::network::NodeInfo;
-use margay_api::report::Entry;
 use margay_calc::model::RecordId;
-use margay_calc::update::Update;
 use margay_proto::debug::debug_client::DebugClient;
-use margay_proto::debug::{
-    ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party, SetLogRequest,
-    ViewRequest, party,
-};
-use margay_proto::sync::{LocalEndpoint, NodeProblem, encode_local_endpoint, encode_problems, wire};
+use margay_proto::debug::{ListNodesRequest, NodeStatus, SetLogRequest};
+use margay_proto::sync::{LocalEndpoint, encode_local_endpoint, wire};
 use margay_typha::app::Timeouts;
 use margay_typha::event::Event;
 use tokio::io::AsyncReadExt;
@@ -27,7 +19,9 @@ use crate::peers::{self, Agent, Authority, Typha, address_of, mk_pod, until};
 #[tokio::test]
 async fn a_node_gets_its_view_and_nothing_else() {
     let typha = Typha::start().await;
-    typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
+    typha
+        .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)])
+        .await;
     let mut one = typha.node("n1").await;
     let mut two = typha.node("n2").await;
     let endpoint = |name: &str| RecordId::Endpoint(peers::key(name));
@@ -43,22 +37,33 @@ async fn a_node_gets_its_view_and_nothing_else() {
     let (nodes, current) = (&typha.registry, 2);
     two.ack().await;
     until(|| nodes.count_current() == (2, current)).await;
-    assert_eq!(two.frames, 1, "a change that does not concern a node is not sent to it");
+    assert_eq!(
+        two.frames, 1,
+        "a change that does not concern a node is not sent to it"
+    );
 }
 
 #[tokio::test]
 async fn the_certificate_decides_who_may_do_what() {
     let typha = Typha::start().await;
     let debug = |channel| async move {
-        let answer = DebugClient::new(channel).list_nodes(ListNodesRequest {}).await;
+        let answer = DebugClient::new(channel)
+            .list_nodes(ListNodesRequest {})
+            .await;
         answer.map(|_| ()).map_err(|status| status.code())
     };
     // Tests have no log whose filter could be replaced.
     let set_log = |channel, filter: String| async move {
-        DebugClient::new(channel).set_log(SetLogRequest { filter }).await.expect_err("no log").code()
+        DebugClient::new(channel)
+            .set_log(SetLogRequest { filter })
+            .await
+            .expect_err("no log")
+            .code()
     };
     let health = |channel| async move {
-        let request = HealthCheckRequest { service: String::new() };
+        let request = HealthCheckRequest {
+            service: String::new(),
+        };
         let answer = HealthClient::new(channel).check(request).await;
         answer.map(|_| ()).map_err(|status| status.code())
     };
@@ -72,22 +77,39 @@ async fn the_certificate_decides_who_may_do_what() {
         ("margay-typha", "", denied, denied, denied),
     ];
     for (name, organization, may_sync, may_debug, may_health) in table {
-        let channel = typha.channel(&typha.authority, name, organization).await.expect("our CA");
+        let channel = typha
+            .channel(&typha.authority, name, organization)
+            .await
+            .expect("our CA");
         let sync = Agent::open(channel.clone(), vec![]).await;
-        assert_eq!(sync.map(|_| ()).map_err(|status| status.code()), may_sync, "{name}");
-        assert_eq!(debug(channel.clone()).await, may_debug, "{name} {organization}");
+        assert_eq!(
+            sync.map(|_| ()).map_err(|status| status.code()),
+            may_sync,
+            "{name}"
+        );
+        assert_eq!(
+            debug(channel.clone()).await,
+            may_debug,
+            "{name} {organization}"
+        );
         for (filter, expected) in [
             ("margay_typha=debug", Code::FailedPrecondition),
             ("a=b=c", Code::InvalidArgument),
             (&*"x".repeat(5000), Code::InvalidArgument),
         ] {
             let expected = may_debug.map_or_else(|denied| denied, |()| expected);
-            assert_eq!(set_log(channel.clone(), filter.to_owned()).await, expected, "{name} {organization} {filter}");
+            assert_eq!(
+                set_log(channel.clone(), filter.to_owned()).await,
+                expected,
+                "{name} {organization} {filter}"
+            );
         }
         assert_eq!(health(channel).await, may_health, "{name} {organization}");
     }
     let stranger = Authority::new();
-    let refused = typha.channel(&stranger, "margay:node:n1", "margay:nodes").await;
+    let refused = typha
+        .channel(&stranger, "margay:node:n1", "margay:nodes")
+        .await;
     let refused = match refused {
         // TLS 1.3 tells a client that it was refused only after its side of the handshake.
         Ok(channel) => Agent::open(channel, vec![]).await.map(|_| ()).is_err(),
@@ -118,30 +140,46 @@ async fn a_node_that_has_everything_is_sent_nothing() {
 #[tokio::test]
 async fn a_node_that_repeats_hello_is_answered_seldom_and_costs_the_others_nothing() {
     let typha = Typha::start().await;
-    typha.observe(vec![mk_pod("a", "bad", 1), mk_pod("b", "good", 2)]).await;
+    typha
+        .observe(vec![mk_pod("a", "bad", 1), mk_pod("b", "good", 2)])
+        .await;
     let mut good = typha.node("good").await;
     good.frame().await;
     let begin = std::time::Instant::now();
-    let channel = typha.channel(&typha.authority, "margay:node:bad", "margay:nodes").await.expect("our CA");
+    let channel = typha
+        .channel(&typha.authority, "margay:node:bad", "margay:nodes")
+        .await
+        .expect("our CA");
     let mut streams = Vec::new();
     for number in 0..40 {
         // Digests that differ everywhere, so that the response is the whole view.
-        streams.push(Agent::open(channel.clone(), vec![number; 256]).await.expect("a stream"));
+        streams.push(
+            Agent::open(channel.clone(), vec![number; 256])
+                .await
+                .expect("a stream"),
+        );
     }
     typha.observe(vec![mk_pod("c", "good", 3)]).await;
-    good.until(|held| held.contains_key(&RecordId::Endpoint(peers::key("c")))).await;
+    good.until(|held| held.contains_key(&RecordId::Endpoint(peers::key("c"))))
+        .await;
     let mut answered = 0;
     for stream in &mut streams {
         answered += u64::from(stream.is_answered().await);
     }
     assert!(answered > 0, "the latest one is answered");
-    assert!(answered <= 5 + begin.elapsed().as_secs(), "{answered} of {} hellos", streams.len());
+    assert!(
+        answered <= 5 + begin.elapsed().as_secs(),
+        "{answered} of {} hellos",
+        streams.len()
+    );
 }
 
 #[tokio::test]
 async fn one_that_does_not_read_costs_the_others_nothing() {
     let typha = Typha::start().await;
-    typha.observe(vec![mk_pod("a", "slow", 0), mk_pod("a0", "quick", 0)]).await;
+    typha
+        .observe(vec![mk_pod("a", "slow", 0), mk_pod("a0", "quick", 0)])
+        .await;
     let mut slow = typha.node("slow").await;
     slow.frame().await;
     let mut quick = typha.node("quick").await;
@@ -151,27 +189,52 @@ async fn one_that_does_not_read_costs_the_others_nothing() {
     let last = address_of(flips);
     for flip in 1..=flips {
         let of_slow = (1..pods).map(|i| mk_pod(&format!("a{i}"), "slow", flip));
-        typha.observe(of_slow.chain([mk_pod("a0", "quick", flip)]).collect()).await;
-        quick.until(|held| peers::addresses(held, "a0") == [address_of(flip)]).await;
+        typha
+            .observe(of_slow.chain([mk_pod("a0", "quick", flip)]).collect())
+            .await;
+        quick
+            .until(|held| peers::addresses(held, "a0") == [address_of(flip)])
+            .await;
     }
     quick.ack().await;
-    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
+    let reader = typha
+        .channel(&typha.authority, "margay:reader", "margay:readers")
+        .await;
     let mut debug = DebugClient::new(reader.expect("our CA"));
     let mut list = async || {
         let answer = debug.list_nodes(ListNodesRequest {}).await.expect("nodes");
         answer.into_inner().nodes
     };
-    let by_name =
-        |nodes: &[NodeStatus], name: &str| nodes.iter().find(|node| node.node == name).cloned().expect("a node");
+    let by_name = |nodes: &[NodeStatus], name: &str| {
+        nodes
+            .iter()
+            .find(|node| node.node == name)
+            .cloned()
+            .expect("a node")
+    };
     let nodes = list().await;
     let stalled = by_name(&nodes, "slow");
-    assert!(stalled.pending_records > 0, "its connection took everything: {stalled:?}");
-    assert!(stalled.pending_records <= u32::from(pods), "more than its view: {stalled:?}");
+    assert!(
+        stalled.pending_records > 0,
+        "its connection took everything: {stalled:?}"
+    );
+    assert!(
+        stalled.pending_records <= u32::from(pods),
+        "more than its view: {stalled:?}"
+    );
     let read = by_name(&nodes, "quick");
-    assert_eq!((read.pending_records, read.acked_revision), (0, read.sent_revision));
+    assert_eq!(
+        (read.pending_records, read.acked_revision),
+        (0, read.sent_revision)
+    );
     // It reads again: the buffered frames, then one frame with everything that it missed.
-    slow.until(|held| peers::addresses(held, "a7") == [last]).await;
-    assert!(slow.frames < usize::from(flips) / 2, "{} frames", slow.frames);
+    slow.until(|held| peers::addresses(held, "a7") == [last])
+        .await;
+    assert!(
+        slow.frames < usize::from(flips) / 2,
+        "{} frames",
+        slow.frames
+    );
     slow.ack().await;
     let caught_up = || typha.registry.count_current() == (2, 2);
     until(caught_up).await;
@@ -180,11 +243,22 @@ async fn one_that_does_not_read_costs_the_others_nothing() {
 #[tokio::test]
 async fn a_peer_that_disappears_is_noticed() {
     let ping = Duration::from_millis(100);
-    let timeouts = Timeouts { ping, pong: ping, ..Timeouts::default() };
+    let timeouts = Timeouts {
+        ping,
+        pong: ping,
+        ..Timeouts::default()
+    };
     let typha = Typha::start_with(timeouts, &[]).await;
     let proxy = peers::Proxy::start(typha.address).await;
-    let channel = typha.channel_at(proxy.address, &typha.authority, "margay:node:n1", "margay:nodes");
-    let mut agent = Agent::open(channel.await.expect("our CA"), vec![]).await.expect("a stream");
+    let channel = typha.channel_at(
+        proxy.address,
+        &typha.authority,
+        "margay:node:n1",
+        "margay:nodes",
+    );
+    let mut agent = Agent::open(channel.await.expect("our CA"), vec![])
+        .await
+        .expect("a stream");
     agent.frame().await;
     assert_eq!(typha.registry.sessions().len(), 1);
     proxy.freeze();
@@ -193,24 +267,44 @@ async fn a_peer_that_disappears_is_noticed() {
 
 #[tokio::test]
 async fn silent_and_malformed_peers_are_cut_off() {
-    let timeouts = Timeouts { hello: Duration::from_millis(100), ..Timeouts::default() };
+    let timeouts = Timeouts {
+        hello: Duration::from_millis(100),
+        ..Timeouts::default()
+    };
     let typha = Typha::start_with(timeouts, &[]).await;
     let open = async |first: Vec<wire::Up>| {
-        let channel = typha.channel(&typha.authority, "margay:node:n1", "margay:nodes").await;
-        Agent::open_raw(channel.expect("our CA"), first).await.expect("a stream")
+        let channel = typha
+            .channel(&typha.authority, "margay:node:n1", "margay:nodes")
+            .await;
+        Agent::open_raw(channel.expect("our CA"), first)
+            .await
+            .expect("a stream")
     };
     let ack = |record: Option<wire::RecordId>| wire::Up {
         message: Some(wire::up::Message::Ack(wire::Ack {
-            errors: vec![wire::RecordError { id: record, message: String::new() }],
+            errors: vec![wire::RecordError {
+                id: record,
+                message: String::new(),
+            }],
             ..wire::Ack::default()
         })),
     };
-    let hello = || wire::Up { message: Some(wire::up::Message::Hello(wire::Hello::default())) };
+    let hello = || wire::Up {
+        message: Some(wire::up::Message::Hello(wire::Hello::default())),
+    };
     let table = [
         (vec![], Code::DeadlineExceeded, "no hello within"),
-        (vec![ack(None)], Code::InvalidArgument, "the first message must be hello"),
+        (
+            vec![ack(None)],
+            Code::InvalidArgument,
+            "the first message must be hello",
+        ),
         (vec![hello(), hello()], Code::InvalidArgument, "hello twice"),
-        (vec![hello(), ack(None)], Code::InvalidArgument, "ack.errors.id: missing"),
+        (
+            vec![hello(), ack(None)],
+            Code::InvalidArgument,
+            "ack.errors.id: missing",
+        ),
     ];
     for (messages, code, text) in table {
         let mut agent = open(messages).await;
@@ -223,8 +317,12 @@ async fn silent_and_malformed_peers_are_cut_off() {
     let mut agent = open(vec![hello(), wire::Up { message: None }]).await;
     agent.frame().await;
     // Not TLS: the connection ends, and all others are served.
-    let mut noise = tokio::net::TcpStream::connect(typha.address).await.expect("connect");
-    tokio::io::AsyncWriteExt::write_all(&mut noise, &[0_u8; 64]).await.expect("write");
+    let mut noise = tokio::net::TcpStream::connect(typha.address)
+        .await
+        .expect("connect");
+    tokio::io::AsyncWriteExt::write_all(&mut noise, &[0_u8; 64])
+        .await
+        .expect("write");
     let mut end = Vec::new();
     let _ = noise.read_to_end(&mut end).await;
     assert_eq!(typha.registry.sessions().len(), 1);
@@ -259,13 +357,18 @@ async fn a_node_reports_addresses_of_its_own_pods_to_all() {
     let address = IpAddr::from(Ipv4Addr::new(10, 9, 9, 9));
     assert!(!peers::is_member_anywhere(&two.held, address));
     let report = |uid: &str| {
-        encode_local_endpoint(&LocalEndpoint { key: peers::key("a"), addresses: vec![address], uid: uid.to_owned() })
+        encode_local_endpoint(&LocalEndpoint {
+            key: peers::key("a"),
+            addresses: vec![address],
+            uid: uid.to_owned(),
+        })
     };
     // Reports of other nodes, or about another pod of that name, are rejected.
     two.send(report("u-a")).await;
     one.send(report("u-other")).await;
     one.send(report("u-a")).await;
-    two.until(|held| peers::is_member_anywhere(held, address)).await;
+    two.until(|held| peers::is_member_anywhere(held, address))
+        .await;
 }
 
 /// A node reports to one replica that a pod has lost its address, and to the next one that it has
@@ -275,230 +378,36 @@ async fn reports_of_a_node_expire_after_its_stream() {
     let one = Typha::start_with_grace(Duration::from_millis(50)).await;
     let two = Typha::start().await;
     let report = |addresses: Vec<IpAddr>| {
-        encode_local_endpoint(&LocalEndpoint { key: peers::key("a"), addresses, uid: "u-a".to_owned() })
+        encode_local_endpoint(&LocalEndpoint {
+            key: peers::key("a"),
+            addresses,
+            uid: "u-a".to_owned(),
+        })
     };
     for typha in [&one, &two] {
         typha.select_everything().await;
-        typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
+        typha
+            .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)])
+            .await;
     }
     let mut watcher = one.node("n2").await;
-    watcher.until(|held| peers::is_member_anywhere(held, address_of(1))).await;
+    watcher
+        .until(|held| peers::is_member_anywhere(held, address_of(1)))
+        .await;
     let reporter = one.node("n1").await;
     reporter.send(report(Vec::new())).await;
-    watcher.until(|held| !peers::is_member_anywhere(held, address_of(1))).await;
+    watcher
+        .until(|held| !peers::is_member_anywhere(held, address_of(1)))
+        .await;
     drop(reporter);
     let reporter = two.node("n1").await;
     reporter.send(report(vec![address_of(7)])).await;
     for typha in [&one, &two] {
         typha.observe(vec![mk_pod("a", "n1", 7)]).await;
     }
-    watcher.until(|held| peers::is_member_anywhere(held, address_of(7))).await;
-}
-
-#[tokio::test]
-async fn readers_see_records_and_views() {
-    let typha = Typha::start().await;
-    typha.observe(vec![mk_pod("a", "n1", 1)]).await;
-    let mut refused = mk_pod("bad", "n1", 2);
-    refused.problems.push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
-    typha.observe(vec![refused]).await;
-    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
-    let mut debug = DebugClient::new(reader.expect("our CA"));
-    let view = debug.view(ViewRequest { node: "n1".into() }).await.expect("a view").into_inner();
-    let endpoint = view.records.iter().find(|record| record.id == "ns/a").expect("endpoint");
-    assert_eq!((endpoint.kind.as_str(), endpoint.nodes.as_slice()), ("endpoint", &["n1".to_owned()][..]));
-    assert!(endpoint.text.contains("10.0.0.1"), "{}", endpoint.text);
-    let request = ListRecordsRequest { kind: "endpoint".into(), node: "n1".into(), refused_only: false };
-    let records = debug.list_records(request).await.expect("records").into_inner();
-    assert_eq!(records.records.len(), 2);
-    assert_eq!(records.problems.len(), 1);
-    assert_eq!(records.problems[0].object, "Pod ns/bad");
-    let lost = HostEndpoint {
-        node: "n9".to_owned(),
-        labels: Labels::new(),
-        interface: HostInterface::All,
-        addresses: Vec::new(),
-        ports: Vec::new(),
-        profiles: Vec::new(),
-    };
-    typha.observe(vec![peers::mk_object("lost", Update::HostEndpoint("lost".to_owned(), Some(lost)))]).await;
-    let mut agent = typha.node("n1").await;
-    agent.frame().await;
-    let taken = "interface eth0 already has host endpoint a, which is first by name, and only one is enforced; remove one of them";
-    agent.refuse(RecordId::HostEndpoint("b".to_owned()), taken).await;
-    let registry = &typha.registry;
-    until(|| registry.sessions().iter().any(|node| !node.progress().errors.is_empty())).await;
-    let request = ListRecordsRequest { refused_only: true, ..ListRecordsRequest::default() };
-    let found = debug.list_records(request).await.expect("problems").into_inner();
-    let reported: Vec<(&str, &str)> =
-        found.problems.iter().map(|problem| (problem.object.as_str(), problem.reasons[0].as_str())).collect();
-    let missing_node =
-        "spec.node: \"n9\": there is no such node, so it is not enforced; correct the name or delete the host endpoint";
-    assert_eq!(reported[1..], [("HostEndpoint lost", missing_node), ("host-endpoint b on node n1", taken)]);
-    assert!(found.records.is_empty());
-    let get = |id: &str| GetRecordRequest { kind: "endpoint".into(), id: id.into() };
-    let missing = debug.get_record(get("ns/none")).await.expect_err("not there");
-    assert_eq!(missing.code(), Code::NotFound);
-}
-
-#[tokio::test]
-async fn large_responses_are_complete() {
-    let typha = Typha::start().await;
-    typha.select_everything().await;
-    typha.observe((1..=300).map(|number| mk_pod(&format!("p{number}"), "n1", number)).collect()).await;
-    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
-    let mut debug = DebugClient::new(reader.expect("our CA"));
-    let all = debug.list_records(ListRecordsRequest::default()).await.expect("records").into_inner();
-    let of = |kind: &str| all.records.iter().filter(|record| record.kind == kind).count();
-    assert_eq!((of("endpoint"), of("policy"), of("ip-set")), (300, 1, 1), "{:?}", all.problems);
-    let view = debug.view(ViewRequest { node: "n1".into() }).await.expect("a view").into_inner();
-    assert_eq!(view.records.iter().filter(|record| record.kind != "settings").count(), 302);
-    let asked = GetRecordRequest { kind: "endpoint".into(), id: "ns/p77".into() };
-    assert!(debug.get_record(asked).await.expect("a record").into_inner().text.contains("10.0.0.77"));
-}
-
-#[tokio::test]
-async fn problems_are_in_the_report_while_they_last() {
-    let typha = Typha::start().await;
-    assert!(typha.report().await.is_empty());
-    let mut changes = typha.registry.subscribe();
-    let mut refused = mk_pod("bad", "n1", 2);
-    refused.problems.push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
-    typha.observe(vec![refused, mk_pod("good", "n1", 3)]).await;
-    changes.changed().await.expect("a change is notified");
-    let objects = typha.report().await.objects;
-    assert_eq!((objects.total, objects.first.first().expect("one").subject.as_str()), (1, "Pod ns/bad"));
-
-    let mut agent = typha.node("n1").await;
-    // At once, so possibly before the hello is answered.
-    let problems = [NodeProblem::new("routes", "there is none", true), NodeProblem::new("kernel", "old", false)];
-    agent.send(encode_problems(&problems)).await;
-    agent.frame().await;
-    agent.refuse(RecordId::HostEndpoint("b".to_owned()), "taken").await;
-    changes.changed().await.expect("a change is notified");
-    until(|| !typha.registry.errors().is_empty() && !typha.registry.problems().is_empty()).await;
-    let report = typha.report().await;
-    assert_eq!(
-        report.nodes.first,
-        [Entry::new("n1", "routes: there is none")].into(),
-        "hints are only in the debug service"
-    );
-    assert_eq!(report.records.first, [Entry::new("host-endpoint b on node n1", "taken")].into());
-
-    typha.observe(vec![mk_pod("bad", "n1", 2)]).await;
-    drop(agent);
-    until(|| typha.registry.errors().is_empty() && typha.registry.problems().is_empty()).await;
-    assert!(typha.report().await.is_empty());
-}
-
-#[tokio::test]
-async fn reflection_lists_every_service() {
-    let typha = Typha::start().await;
-    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await.expect("our CA");
-    let wanted = ["grpc.health.v1.Health", "margay.debug.v1.Debug", "margay.sync.v1.Sync"];
-    macro_rules! services {
-        ($version:ident) => {{
-            use tonic_reflection::pb::$version as pb;
-            let request = pb::ServerReflectionRequest {
-                host: String::new(),
-                message_request: Some(pb::server_reflection_request::MessageRequest::ListServices(String::new())),
-            };
-            let mut client = pb::server_reflection_client::ServerReflectionClient::new(reader.clone());
-            let answers = client.server_reflection_info(tokio_stream::once(request)).await;
-            let answer = answers.expect("answers").into_inner().message().await;
-            match answer.expect("an answer").and_then(|a| a.message_response) {
-                Some(pb::server_reflection_response::MessageResponse::ListServicesResponse(list)) => {
-                    list.service.into_iter().map(|service| service.name).collect()
-                }
-                other => panic!("{other:?}"),
-            }
-        }};
-    }
-    // grpcurl of Debian supports only v1alpha.
-    let listed: [Vec<String>; 2] = [services!(v1), services!(v1alpha)];
-    for services in listed {
-        for name in wanted {
-            assert!(services.iter().any(|found| found == name), "{services:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn readers_can_explain_a_verdict() {
-    let typha = Typha::start().await;
-    typha.select_everything().await;
-    typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
-    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
-    let mut debug = DebugClient::new(reader.expect("our CA"));
-    let pod = |name: &str| party::Party::Pod(name.to_owned());
-    let address = |text: &str| party::Party::Address(text.to_owned());
-    let mut ask = async |from: party::Party, to: party::Party, protocol: &str| {
-        let party = |party| Some(Party { party: Some(party) });
-        let question = ExplainRequest { from: party(from), to: party(to), protocol: protocol.to_owned(), port: 80 };
-        let answer = debug.explain(question).await.map(tonic::Response::into_inner);
-        answer.map_err(|status| (status.code(), status.message().to_owned()))
-    };
-    let allowed = ask(pod("ns/a"), pod("ns/b"), "").await.expect("an answer");
-    assert_eq!(allowed.verdict, "allow", "{allowed:?}");
-    let by_policy = |step: &String| step.starts_with("ingress of ns/b") && step.contains("GlobalNetworkPolicy all");
-    assert!(allowed.steps.iter().any(by_policy), "{allowed:?}");
-    let denied = ask(address("192.0.2.1"), pod("ns/b"), "udp").await.expect("an answer");
-    assert_eq!(denied.verdict, "deny", "{denied:?}");
-    let found = ask(address("10.0.0.1"), pod("ns/b"), "6").await.expect("an answer");
-    assert_eq!(found.verdict, "allow", "an address of a pod is that pod: {found:?}");
-    let (code, text) = ask(pod("ns/none"), pod("ns/b"), "").await.expect_err("no such pod");
-    assert_eq!(code, Code::NotFound, "{text}");
-    for (from, to, protocol, named) in [
-        (pod("none"), pod("ns/b"), "", "from.pod"),
-        (pod("ns/a"), address("x"), "", "to.address"),
-        (pod("ns/a"), pod("ns/b"), "gre", "protocol"),
-    ] {
-        let (code, text) = ask(from, to, protocol).await.expect_err("a bad question");
-        assert_eq!(code, Code::InvalidArgument);
-        assert!(text.starts_with(named), "{text}");
-    }
-}
-
-#[tokio::test]
-async fn explain_follows_a_packet_through_host_endpoints() {
-    let typha = Typha::start().await;
-    let host = |name: &str, interface: HostInterface, profiles: Vec<Profile>| HostEndpoint {
-        node: "n1".to_owned(),
-        labels: Labels::from([("name".to_owned(), name.to_owned())]),
-        interface,
-        addresses: vec!["192.0.2.7".parse().expect("an address")],
-        ports: Vec::new(),
-        profiles,
-    };
-    let mk_host_object =
-        |name: &str, host: HostEndpoint| peers::mk_object(name, Update::HostEndpoint(name.to_owned(), Some(host)));
-    let node = NodeInfo { ipv4: Some("192.0.2.1/24".parse().expect("an address")), ..NodeInfo::default() };
-    typha
-        .observe(vec![
-            peers::mk_object("node", Update::Node("n1".to_owned(), Some(node))),
-            mk_host_object("closed", host("closed", HostInterface::All, vec![])),
-        ])
+    watcher
+        .until(|held| peers::is_member_anywhere(held, address_of(7)))
         .await;
-    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
-    let debug = DebugClient::new(reader.expect("our CA"));
-    let address = |text: &str| Some(Party { party: Some(party::Party::Address(text.to_owned())) });
-    let ask = async |to: &str, port: u32| {
-        let question = ExplainRequest { from: address("198.51.100.1"), to: address(to), protocol: String::new(), port };
-        debug.clone().explain(question).await.expect("an answer").into_inner()
-    };
-    let closed = ask("192.0.2.1", 80).await;
-    assert_eq!(closed.verdict, "deny", "{closed:?}");
-    assert!(
-        closed.steps.iter().any(|step| step.contains("host endpoint closed: Normal: no tier decided")),
-        "{closed:?}"
-    );
-    assert_eq!(ask("192.0.2.1", 22).await.verdict, "allow", "a failsafe port");
-    assert_eq!(ask("192.0.2.9", 80).await.verdict, "allow", "an address of no pod or node");
-    // Only the node knows which of the two applies; the one that names the address is certain.
-    typha.observe(vec![mk_host_object("open", host("open", HostInterface::ByAddress, vec![Profile::Allow]))]).await;
-    let unsure = ask("192.0.2.1", 80).await;
-    assert_eq!(unsure.verdict, "allow", "{unsure:?}");
-    assert!(unsure.steps.iter().any(|step| step.contains("host endpoint closed, if it is")), "{unsure:?}");
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use crate::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use crate::selector::{Node, Selector};
 
 use super::{
-    ADMIN_TIER, BASELINE_TIER, ClusterNetworkPolicy, ClusterNetworkPolicySpec, EgressRule, IngressRule, NamespacedPods,
-    Peer, PortMatch, ProtocolMatch, TransportMatch,
+    ADMIN_TIER, BASELINE_TIER, ClusterNetworkPolicy, ClusterNetworkPolicySpec, EgressRule,
+    IngressRule, NamespacedPods, Peer, PortMatch, ProtocolMatch, TransportMatch,
 };
 
 /// Order of a policy whose priority is not valid: before every priority.
@@ -39,10 +39,24 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
     let subject = subject(&mut problems, spec.subject.as_ref());
     let mut budget = Budget::default();
     let ingress: Vec<Rule> = { spec.ingress.iter().enumerate() }
-        .flat_map(|(index, rule)| ingress_rule(&mut problems, &mut budget, &format!("spec.ingress[{index}]"), rule))
+        .flat_map(|(index, rule)| {
+            ingress_rule(
+                &mut problems,
+                &mut budget,
+                &format!("spec.ingress[{index}]"),
+                rule,
+            )
+        })
         .collect();
     let egress: Vec<Rule> = { spec.egress.iter().enumerate() }
-        .flat_map(|(index, rule)| egress_rule(&mut problems, &mut budget, &format!("spec.egress[{index}]"), rule))
+        .flat_map(|(index, rule)| {
+            egress_rule(
+                &mut problems,
+                &mut budget,
+                &format!("spec.egress[{index}]"),
+                rule,
+            )
+        })
         .collect();
     let is_known = tier.is_some() && order.is_some() && subject.is_some();
     let parsed = Policy {
@@ -60,16 +74,30 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
         true => Some(parsed),
         false => Some(without_allowing(spec, parsed)),
     };
-    problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(!is_known))
+    problems
+        .finish(parsed, closed)
+        .map_err(|refusal| refusal.or_former(!is_known))
 }
 
 /// Replacement of a policy whose tier, priority or subject is not valid: denies in each direction
 /// in which a rule does more than accept.
 fn without_allowing(spec: &ClusterNetworkPolicySpec, policy: Policy) -> Policy {
-    let rules = |denies: bool| if denies { vec![Rule::any(Action::Deny)] } else { Vec::new() };
+    let rules = |denies: bool| {
+        if denies {
+            vec![Rule::any(Action::Deny)]
+        } else {
+            Vec::new()
+        }
+    };
     let ingress = rules(spec.ingress.iter().any(|rule| rule.action != "Accept"));
     let egress = rules(spec.egress.iter().any(|rule| rule.action != "Accept"));
-    Policy { applies_ingress: !ingress.is_empty(), applies_egress: !egress.is_empty(), ingress, egress, ..policy }
+    Policy {
+        applies_ingress: !ingress.is_empty(),
+        applies_egress: !egress.is_empty(),
+        ingress,
+        egress,
+        ..policy
+    }
 }
 
 fn tier(problems: &mut Problems, tier: &str) -> Option<&'static str> {
@@ -77,7 +105,12 @@ fn tier(problems: &mut Problems, tier: &str) -> Option<&'static str> {
         "Admin" => Some(ADMIN_TIER),
         "Baseline" => Some(BASELINE_TIER),
         other => {
-            problems.add("spec.tier", other, "not a tier of cluster-wide policies", "use Admin or Baseline");
+            problems.add(
+                "spec.tier",
+                other,
+                "not a tier of cluster-wide policies",
+                "use Admin or Baseline",
+            );
             None
         }
     }
@@ -86,8 +119,15 @@ fn tier(problems: &mut Problems, tier: &str) -> Option<&'static str> {
 fn priority(problems: &mut Problems, priority: Option<i32>) -> Option<f64> {
     let known = priority.filter(|priority| (0..=1000).contains(priority));
     if known.is_none() {
-        let value = priority.map(|priority| priority.to_string()).unwrap_or_default();
-        problems.add("spec.priority", value, "not a priority", "use a number from 0 (first) to 1000");
+        let value = priority
+            .map(|priority| priority.to_string())
+            .unwrap_or_default();
+        problems.add(
+            "spec.priority",
+            value,
+            "not a priority",
+            "use a number from 0 (first) to 1000",
+        );
     }
     known.map(f64::from)
 }
@@ -96,7 +136,12 @@ fn subject(problems: &mut Problems, subject: Option<&Peer>) -> Option<Selector> 
     let nobody = Peer::default();
     let subject = pods(problems, "spec.subject", subject.unwrap_or(&nobody))?;
     if subject.is_none() {
-        problems.add("spec.subject", "", "names no pods", "give either namespaces or pods");
+        problems.add(
+            "spec.subject",
+            "",
+            "names no pods",
+            "give either namespaces or pods",
+        );
     }
     subject
 }
@@ -109,33 +154,60 @@ fn closed(action: &str) -> Vec<Rule> {
     }
 }
 
-fn ingress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &IngressRule) -> Vec<Rule> {
+fn ingress_rule(
+    problems: &mut Problems,
+    budget: &mut Budget,
+    at: &str,
+    rule: &IngressRule,
+) -> Vec<Rule> {
     let known = problems.len();
     let action = action(problems, at, &rule.action);
     unknown(problems, at, rule.unknown.keys());
     let from = peers(problems, &format!("{at}.from"), &rule.from, false);
     let ports = ports(problems, at, &rule.protocols);
-    budget.charge_pairs(problems, at, &from, ports.iter().map(|ports| &*ports.ports), PortOwner::Endpoint);
+    budget.charge_pairs(
+        problems,
+        at,
+        &from,
+        ports.iter().map(|ports| &*ports.ports),
+        PortOwner::Endpoint,
+    );
     if problems.len() != known {
         return closed(&rule.action);
     }
-    let pairs = from.iter().flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
+    let pairs = from
+        .iter()
+        .flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
     let rule = |(peer, ports): (&EntityMatch, &Ports)| Rule {
         protocol: ports.protocol,
         source: peer.clone(),
-        destination: EntityMatch { ports: ports.ports.clone(), ..EntityMatch::default() },
+        destination: EntityMatch {
+            ports: ports.ports.clone(),
+            ..EntityMatch::default()
+        },
         ..Rule::any(action)
     };
     pairs.map(rule).collect()
 }
 
-fn egress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &EgressRule) -> Vec<Rule> {
+fn egress_rule(
+    problems: &mut Problems,
+    budget: &mut Budget,
+    at: &str,
+    rule: &EgressRule,
+) -> Vec<Rule> {
     let known = problems.len();
     let action = action(problems, at, &rule.action);
     unknown(problems, at, rule.unknown.keys());
     let to = peers(problems, &format!("{at}.to"), &rule.to, true);
     let ports = ports(problems, at, &rule.protocols);
-    budget.charge_pairs(problems, at, &to, ports.iter().map(|ports| &*ports.ports), PortOwner::Peer);
+    budget.charge_pairs(
+        problems,
+        at,
+        &to,
+        ports.iter().map(|ports| &*ports.ports),
+        PortOwner::Peer,
+    );
     let nobody_declares = |peer: &&EntityMatch| peer.selector.is_none();
     if ports.iter().any(Ports::is_named) && to.iter().find(nobody_declares).is_some() {
         problems.add(
@@ -148,10 +220,15 @@ fn egress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &Eg
     if problems.len() != known {
         return closed(&rule.action);
     }
-    let pairs = to.iter().flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
+    let pairs = to
+        .iter()
+        .flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
     let rule = |(peer, ports): (&EntityMatch, &Ports)| Rule {
         protocol: ports.protocol,
-        destination: EntityMatch { ports: ports.ports.clone(), ..peer.clone() },
+        destination: EntityMatch {
+            ports: ports.ports.clone(),
+            ..peer.clone()
+        },
         ..Rule::any(action)
     };
     pairs.map(rule).collect()
@@ -163,7 +240,12 @@ fn action(problems: &mut Problems, at: &str, action: &str) -> Action {
         "Deny" => Action::Deny,
         "Pass" => Action::Pass,
         other => {
-            problems.add(format!("{at}.action"), other, "not an action", "use Accept, Deny or Pass");
+            problems.add(
+                format!("{at}.action"),
+                other,
+                "not an action",
+                "use Accept, Deny or Pass",
+            );
             Action::Deny
         }
     }
@@ -185,25 +267,39 @@ fn peers(problems: &mut Problems, at: &str, peers: &[Peer], outward: bool) -> Ve
     if peers.is_empty() {
         problems.add(at, "", "has no peers", "give at least one peer");
     }
-    let read = |(index, found): (usize, &Peer)| peer(problems, &format!("{at}[{index}]"), found, outward);
+    let read =
+        |(index, found): (usize, &Peer)| peer(problems, &format!("{at}[{index}]"), found, outward);
     peers.iter().enumerate().filter_map(read).collect()
 }
 
 fn peer(problems: &mut Problems, at: &str, peer: &Peer, outward: bool) -> Option<EntityMatch> {
     if let Some(selector) = pods(problems, at, peer)? {
-        return Some(EntityMatch { selector: Some(selector), ..EntityMatch::default() });
+        return Some(EntityMatch {
+            selector: Some(selector),
+            ..EntityMatch::default()
+        });
     }
     match (&peer.nodes, &peer.networks) {
         (Some(nodes), None) if outward => {
             let nodes = labels::selector(problems, &format!("{at}.nodes"), nodes)?;
-            Some(EntityMatch { nodes: Some(nodes), ..EntityMatch::default() })
+            Some(EntityMatch {
+                nodes: Some(nodes),
+                ..EntityMatch::default()
+            })
         }
         (None, Some(networks)) if outward => {
             let nets = nets(problems, &format!("{at}.networks"), networks)?;
-            Some(EntityMatch { nets, ..EntityMatch::default() })
+            Some(EntityMatch {
+                nets,
+                ..EntityMatch::default()
+            })
         }
         _ => {
-            let remedy = if outward { "give namespaces, pods, nodes or networks" } else { "give namespaces or pods" };
+            let remedy = if outward {
+                "give namespaces, pods, nodes or networks"
+            } else {
+                "give namespaces or pods"
+            };
             problems.add(at, "{}", "a peer without selectors or ranges", remedy);
             None
         }
@@ -215,9 +311,19 @@ fn peer(problems: &mut Problems, at: &str, peer: &Peer, outward: bool) -> Option
 fn pods(problems: &mut Problems, at: &str, peer: &Peer) -> Option<Option<Selector>> {
     let known = problems.len();
     unknown(problems, at, peer.unknown.keys());
-    let given = [peer.namespaces.is_some(), peer.pods.is_some(), peer.nodes.is_some(), peer.networks.is_some()];
+    let given = [
+        peer.namespaces.is_some(),
+        peer.pods.is_some(),
+        peer.nodes.is_some(),
+        peer.networks.is_some(),
+    ];
     if given.into_iter().filter(|given| *given).count() > 1 {
-        problems.add(at, "several", "exactly one field must be set", "write a peer for each");
+        problems.add(
+            at,
+            "several",
+            "exactly one field must be set",
+            "write a peer for each",
+        );
     }
     if problems.len() != known {
         return None;
@@ -227,9 +333,20 @@ fn pods(problems: &mut Problems, at: &str, peer: &Peer) -> Option<Option<Selecto
             let namespaces = labels::selector(problems, &format!("{at}.namespaces"), namespaces)?;
             Selector::and([in_namespaces(&namespaces), is_pod()])
         }
-        (_, Some(NamespacedPods { namespace_selector, pod_selector, unknown: others })) => {
+        (
+            _,
+            Some(NamespacedPods {
+                namespace_selector,
+                pod_selector,
+                unknown: others,
+            }),
+        ) => {
             unknown(problems, &format!("{at}.pods"), others.keys());
-            let namespaces = labels::selector(problems, &format!("{at}.pods.namespaceSelector"), namespace_selector);
+            let namespaces = labels::selector(
+                problems,
+                &format!("{at}.pods.namespaceSelector"),
+                namespace_selector,
+            );
             let pods = labels::selector(problems, &format!("{at}.pods.podSelector"), pod_selector);
             if problems.len() != known {
                 return None;
@@ -286,23 +403,41 @@ impl Ports {
 /// an unrestricted one if there are no matches.
 fn ports(problems: &mut Problems, at: &str, protocols: &[ProtocolMatch]) -> Vec<Ports> {
     if protocols.is_empty() {
-        return vec![Ports { protocol: None, ports: Arc::default() }];
+        return vec![Ports {
+            protocol: None,
+            ports: Arc::default(),
+        }];
     }
     let mut found: Vec<(Option<Protocol>, Option<Port>)> = Vec::new();
     for (index, protocol) in protocols.iter().enumerate() {
-        found.extend(protocol_match(problems, &format!("{at}.protocols[{index}]"), protocol));
+        found.extend(protocol_match(
+            problems,
+            &format!("{at}.protocols[{index}]"),
+            protocol,
+        ));
     }
-    [Some(Protocol::TCP), Some(Protocol::UDP), Some(Protocol::SCTP), None]
-        .into_iter()
-        .filter_map(|protocol| {
-            let of_protocol = found.iter().filter(|(of, _)| *of == protocol).map(|(_, port)| port.clone());
-            let of_protocol: Vec<Option<Port>> = of_protocol.collect();
-            // One match without a port means all ports of the protocol, whatever the other matches
-            // list.
-            let ports: Option<Vec<Port>> = of_protocol.iter().cloned().collect();
-            (!of_protocol.is_empty()).then(|| Ports { protocol, ports: ports.unwrap_or_default().into() })
+    [
+        Some(Protocol::TCP),
+        Some(Protocol::UDP),
+        Some(Protocol::SCTP),
+        None,
+    ]
+    .into_iter()
+    .filter_map(|protocol| {
+        let of_protocol = found
+            .iter()
+            .filter(|(of, _)| *of == protocol)
+            .map(|(_, port)| port.clone());
+        let of_protocol: Vec<Option<Port>> = of_protocol.collect();
+        // One match without a port means all ports of the protocol, whatever the other matches
+        // list.
+        let ports: Option<Vec<Port>> = of_protocol.iter().cloned().collect();
+        (!of_protocol.is_empty()).then(|| Ports {
+            protocol,
+            ports: ports.unwrap_or_default().into(),
         })
-        .collect()
+    })
+    .collect()
 }
 
 /// Returns protocol and port, of which a named port has no protocol; or `None` with the problems
@@ -314,10 +449,14 @@ fn protocol_match(
 ) -> Option<(Option<Protocol>, Option<Port>)> {
     let known = problems.len();
     unknown(problems, at, found.unknown.keys());
-    let transports =
-        [("tcp", Protocol::TCP, &found.tcp), ("udp", Protocol::UDP, &found.udp), ("sctp", Protocol::SCTP, &found.sctp)];
-    let transports =
-        transports.into_iter().filter_map(|(name, protocol, found)| Some((name, protocol, found.as_ref()?)));
+    let transports = [
+        ("tcp", Protocol::TCP, &found.tcp),
+        ("udp", Protocol::UDP, &found.udp),
+        ("sctp", Protocol::SCTP, &found.sctp),
+    ];
+    let transports = transports
+        .into_iter()
+        .filter_map(|(name, protocol, found)| Some((name, protocol, found.as_ref()?)));
     let name = found.destination_named_port.as_ref();
     let read = match (transports.collect::<Vec<_>>().as_slice(), name) {
         ([(field, protocol, transport)], None) => {
@@ -326,8 +465,14 @@ fn protocol_match(
         }
         ([], Some(name)) if is_port_name(name) => (None, Some(Port::Named(name.clone()))),
         ([], Some(name)) => {
-            let remedy = "use the name of a container's port: at most 15 lower case letters, digits and '-'";
-            problems.add(format!("{at}.destinationNamedPort"), name, "not a port name", remedy);
+            let remedy =
+                "use the name of a container's port: at most 15 lower case letters, digits and '-'";
+            problems.add(
+                format!("{at}.destinationNamedPort"),
+                name,
+                "not a port name",
+                remedy,
+            );
             return None;
         }
         _ => {
@@ -346,13 +491,21 @@ fn protocol_match(
 /// Returns the port or range; none is any.
 fn port(problems: &mut Problems, at: &str, transport: &TransportMatch) -> Option<Port> {
     unknown(problems, at, transport.unknown.keys());
-    let PortMatch { number, range, unknown: others } = transport.destination_port.as_ref()?;
+    let PortMatch {
+        number,
+        range,
+        unknown: others,
+    } = transport.destination_port.as_ref()?;
     let at = format!("{at}.destinationPort");
     unknown(problems, &at, others.keys());
     let valid = |number: i32| u16::try_from(number).ok().filter(|port| *port > 0);
     let (first, last, value) = match (number, range) {
         (Some(number), None) => (valid(*number), valid(*number), number.to_string()),
-        (None, Some(range)) => (valid(range.start), valid(range.end), format!("{} to {}", range.start, range.end)),
+        (None, Some(range)) => (
+            valid(range.start),
+            valid(range.end),
+            format!("{} to {}", range.start, range.end),
+        ),
         _ => (None, None, "{}".to_owned()),
     };
     match first.zip(last).filter(|(first, last)| first <= last) {

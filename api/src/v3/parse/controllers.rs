@@ -16,17 +16,29 @@ const AT: &str = "spec.controllers.node.hostEndpoint";
 /// Parses the settings of automatic host endpoints. A refusal has no replacement: existing host
 /// endpoints stay as they are.
 pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
-    let node = configuration.spec.controllers.as_ref().and_then(|controllers| controllers.node.as_ref());
+    let node = configuration
+        .spec
+        .controllers
+        .as_ref()
+        .and_then(|controllers| controllers.node.as_ref());
     let Some(spec) = node.and_then(|node| node.host_endpoint.as_ref()) else {
         return Ok(AutoHostEndpoints::default());
     };
     let mut problems = Problems::default();
     let is_on = switch(&mut problems, "autoCreate", &spec.auto_create, false);
-    let default = switch(&mut problems, "createDefaultHostEndpoint", &spec.create_default_host_endpoint, true);
+    let default = switch(
+        &mut problems,
+        "createDefaultHostEndpoint",
+        &spec.create_default_host_endpoint,
+        true,
+    );
     let mut templates: Vec<Template> = Vec::with_capacity(spec.templates.len());
     for (index, written) in spec.templates.iter().enumerate() {
         let at = format!("{AT}.templates[{index}]");
-        if templates.iter().any(|other| other.name == written.generate_name) {
+        if templates
+            .iter()
+            .any(|other| other.name == written.generate_name)
+        {
             let rule = "another template creates host endpoints of the same names";
             problems.add(
                 format!("{at}.generateName"),
@@ -37,27 +49,52 @@ pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
         }
         templates.extend(template(&mut problems, &at, written));
     }
-    let wanted = if is_on { AutoHostEndpoints { default, templates } } else { AutoHostEndpoints::default() };
+    let wanted = if is_on {
+        AutoHostEndpoints { default, templates }
+    } else {
+        AutoHostEndpoints::default()
+    };
     problems.finish(wanted, |_| None)
 }
 
 /// Parses the time without a pod after which an address is released: none if unset, zero if
 /// disabled.
-pub fn leak_grace(configuration: &KubeControllersConfiguration) -> Result<Option<Duration>, Problem> {
-    let node = configuration.spec.controllers.as_ref().and_then(|controllers| controllers.node.as_ref());
-    let Some(text) = node.and_then(|node| node.leak_grace_period.as_deref()).filter(|text| !text.is_empty()) else {
+pub fn leak_grace(
+    configuration: &KubeControllersConfiguration,
+) -> Result<Option<Duration>, Problem> {
+    let node = configuration
+        .spec
+        .controllers
+        .as_ref()
+        .and_then(|controllers| controllers.node.as_ref());
+    let Some(text) = node
+        .and_then(|node| node.leak_grace_period.as_deref())
+        .filter(|text| !text.is_empty())
+    else {
         return Ok(None);
     };
     duration(text).map(Some).ok_or_else(|| {
         let rule = "not a duration that is not negative";
-        Problem::new("spec.controllers.node.leakGracePeriod", text, rule, "write it like 15m or 1h30m; 0s turns it off")
+        Problem::new(
+            "spec.controllers.node.leakGracePeriod",
+            text,
+            rule,
+            "write it like 15m or 1h30m; 0s turns it off",
+        )
     })
 }
 
 /// Units of a duration (Go's time.ParseDuration), longer names first, with their length in
 /// nanoseconds.
-const UNITS: [(&str, f64); 7] =
-    [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+const UNITS: [(&str, f64); 7] = [
+    ("ns", 1.0),
+    ("us", 1e3),
+    ("µs", 1e3),
+    ("ms", 1e6),
+    ("s", 1e9),
+    ("m", 60e9),
+    ("h", 3600e9),
+];
 
 /// Parses a duration as Go writes it: numbers with units, or 0.
 fn duration(text: &str) -> Option<Duration> {
@@ -83,24 +120,50 @@ fn switch(problems: &mut Problems, field: &str, value: &Option<String>, otherwis
         "Enabled" => true,
         "Disabled" => false,
         other => {
-            problems.add(format!("{AT}.{field}"), other, "neither Enabled nor Disabled", "use Enabled or Disabled");
+            problems.add(
+                format!("{AT}.{field}"),
+                other,
+                "neither Enabled nor Disabled",
+                "use Enabled or Disabled",
+            );
             otherwise
         }
     }
 }
 
-fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpec) -> Option<Template> {
+fn template(
+    problems: &mut Problems,
+    at: &str,
+    written: &HostEndpointTemplateSpec,
+) -> Option<Template> {
     let name = &written.generate_name;
     let ends_well = !name.is_empty() && !name.starts_with('-') && !name.ends_with('-');
-    if !ends_well || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
+    if !ends_well
+        || !name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    {
         let rule = "must have lower case letters, digits and '-', and not begin or end with '-'";
-        problems.add(format!("{at}.generateName"), name, rule, "rename the template");
+        problems.add(
+            format!("{at}.generateName"),
+            name,
+            rule,
+            "rename the template",
+        );
     }
-    let pattern = written.interface_pattern.as_deref().filter(|pattern| !pattern.is_empty());
+    let pattern = written
+        .interface_pattern
+        .as_deref()
+        .filter(|pattern| !pattern.is_empty());
     let interfaces = pattern.and_then(|pattern| {
         let refused = |error| {
             let rule = format!("not a regular expression: {error}");
-            problems.add(format!("{at}.interfacePattern"), pattern, rule, "write it like ^eth or eth0|eth1");
+            problems.add(
+                format!("{at}.interfacePattern"),
+                pattern,
+                rule,
+                "write it like ^eth or eth0|eth1",
+            );
         };
         InterfacePattern::parse(pattern).map_err(refused).ok()
     });
@@ -110,7 +173,12 @@ fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpe
             Some(net) => nets.push(net),
             None => {
                 let remedy = "write it like 10.0.0.0/8 or fd00::/8";
-                problems.add(format!("{at}.interfaceCIDRs[{index}]"), cidr, "not an address range", remedy);
+                problems.add(
+                    format!("{at}.interfaceCIDRs[{index}]"),
+                    cidr,
+                    "not an address range",
+                    remedy,
+                );
             }
         }
     }
@@ -138,17 +206,32 @@ mod tests {
     fn a_grace_is_a_duration_as_kubernetes_writes_it() {
         let grace = |text: &str| {
             let spec = json!({"controllers": {"node": {"leakGracePeriod": text}}});
-            leak_grace(&KubeControllersConfiguration::new("default", serde_json::from_value(spec).unwrap()))
+            leak_grace(&KubeControllersConfiguration::new(
+                "default",
+                serde_json::from_value(spec).unwrap(),
+            ))
         };
-        for (text, seconds) in
-            [("15m", 900.0), ("1h30m", 5400.0), ("0", 0.0), ("0s", 0.0), ("1.5s", 1.5), ("20ms", 0.02)]
-        {
-            assert_eq!(grace(text), Ok(Some(Duration::from_secs_f64(seconds))), "{text}");
+        for (text, seconds) in [
+            ("15m", 900.0),
+            ("1h30m", 5400.0),
+            ("0", 0.0),
+            ("0s", 0.0),
+            ("1.5s", 1.5),
+            ("20ms", 0.02),
+        ] {
+            assert_eq!(
+                grace(text),
+                Ok(Some(Duration::from_secs_f64(seconds))),
+                "{text}"
+            );
         }
         assert_eq!(grace(""), Ok(None));
         for text in ["15", "m", "-5m", "5 m", "5d", "1h x"] {
             let problem = grace(text).expect_err(text).to_string();
-            assert!(problem.starts_with("spec.controllers.node.leakGracePeriod: "), "{problem}");
+            assert!(
+                problem.starts_with("spec.controllers.node.leakGracePeriod: "),
+                "{problem}"
+            );
         }
     }
 }

@@ -4,8 +4,8 @@ use crate::network::parse_net;
 use crate::problem::{Problems, Refusal};
 use crate::rule::Protocol;
 use crate::settings::{
-    DEFAULT_SETTINGS, EndpointToHostAction, Failsafe, FelixOverrides, LogRate, LogRateError, NODE_SETTINGS,
-    SettingsScope,
+    DEFAULT_SETTINGS, EndpointToHostAction, Failsafe, FelixOverrides, LogRate, LogRateError,
+    NODE_SETTINGS, SettingsScope,
 };
 use crate::v3::cluster::{FelixConfiguration, FelixConfigurationSpec, HostPortSpec};
 
@@ -25,10 +25,20 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
     let overrides = FelixOverrides {
         scope,
         endpoint_to_host: endpoint_to_host(&mut problems, spec),
-        vxlan_vni: number(&mut problems, "spec.vxlanVNI", spec.vxlan_vni, 1..=0xff_ffff),
+        vxlan_vni: number(
+            &mut problems,
+            "spec.vxlanVNI",
+            spec.vxlan_vni,
+            1..=0xff_ffff,
+        ),
         vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535),
         vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535),
-        vxlan_mtu_v6: number(&mut problems, "spec.vxlanMTUV6", spec.vxlan_mtu_v6, 0..=65535),
+        vxlan_mtu_v6: number(
+            &mut problems,
+            "spec.vxlanMTUV6",
+            spec.vxlan_mtu_v6,
+            0..=65535,
+        ),
         checksum_offload_broken: checksum_offload_broken(&mut problems, spec),
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec),
         allow_conntrack_invalid: spec.disable_conntrack_invalid_check,
@@ -47,13 +57,19 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
             spec.failsafe_outbound_host_ports.as_deref(),
         ),
     };
-    problems.finish(overrides, Some).map_err(|refusal| refusal.or_former(true))
+    problems
+        .finish(overrides, Some)
+        .map_err(|refusal| refusal.or_former(true))
 }
 
 fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<SettingsScope> {
     const FIELD: &str = "spec.nodeSelector";
     let name = configuration.metadata.name.as_deref().unwrap_or_default();
-    let selector = configuration.spec.node_selector.as_deref().filter(|selector| !selector.is_empty());
+    let selector = configuration
+        .spec
+        .node_selector
+        .as_deref()
+        .filter(|selector| !selector.is_empty());
     let named = match name.strip_prefix(NODE_SETTINGS) {
         Some(node) => Some(SettingsScope::Node(node.to_owned())),
         None => (name == DEFAULT_SETTINGS).then_some(SettingsScope::Cluster),
@@ -69,7 +85,9 @@ fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<
             None
         }
         (Some(scope), None) => Some(scope),
-        (None, Some(selector)) => problems.selector(FIELD, selector).map(SettingsScope::Selected),
+        (None, Some(selector)) => problems
+            .selector(FIELD, selector)
+            .map(SettingsScope::Selected),
         (None, None) => {
             problems.add(
                 FIELD,
@@ -82,14 +100,22 @@ fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<
     }
 }
 
-fn endpoint_to_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<EndpointToHostAction> {
+fn endpoint_to_host(
+    problems: &mut Problems,
+    spec: &FelixConfigurationSpec,
+) -> Option<EndpointToHostAction> {
     let value = spec.default_endpoint_to_host_action.as_deref()?;
     match value.to_ascii_lowercase().as_str() {
         "accept" => Some(EndpointToHostAction::Accept),
         "drop" => Some(EndpointToHostAction::Drop),
         "return" => Some(EndpointToHostAction::Return),
         _ => {
-            problems.add("spec.defaultEndpointToHostAction", value, "not an action", "use Accept, Drop or Return");
+            problems.add(
+                "spec.defaultEndpointToHostAction",
+                value,
+                "not an action",
+                "use Accept, Drop or Return",
+            );
             None
         }
     }
@@ -100,16 +126,31 @@ fn endpoint_to_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> O
 fn checksum_offload_broken(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<bool> {
     let list = spec.feature_detect_override.as_deref()?;
     let mut found = None;
-    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-        let (feature, value) = entry.split_once('=').map_or((entry, None), |(feature, value)| (feature, Some(value)));
+    for entry in list
+        .split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty())
+    {
+        let (feature, value) = entry
+            .split_once('=')
+            .map_or((entry, None), |(feature, value)| (feature, Some(value)));
         let is_followed = feature.trim().eq_ignore_ascii_case("ChecksumOffloadBroken");
-        match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
+        match value
+            .map(|value| value.trim().to_ascii_lowercase())
+            .as_deref()
+        {
             Some("true") if is_followed => found = Some(true),
             Some("false") if is_followed => found = Some(false),
             Some("" | "true" | "false") => {}
             _ => {
-                let remedy = "write it like ChecksumOffloadBroken=true, with true or false, and commas between several";
-                problems.add("spec.featureDetectOverride", entry, "not a feature with a value", remedy);
+                let remedy = "write it like ChecksumOffloadBroken=true, with true or false, and \
+                              commas between several";
+                problems.add(
+                    "spec.featureDetectOverride",
+                    entry,
+                    "not a feature with a value",
+                    remedy,
+                );
             }
         }
     }
@@ -134,10 +175,14 @@ fn nat_exclude_hosts(problems: &mut Problems, spec: &FelixConfigurationSpec) -> 
 }
 
 fn log_rate(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<LogRate> {
-    let value = spec.log_action_rate_limit.as_deref().filter(|value| !value.is_empty())?;
+    let value = spec
+        .log_action_rate_limit
+        .as_deref()
+        .filter(|value| !value.is_empty())?;
     let rate: Result<LogRate, LogRateError> = value.parse();
     if rate.is_err() {
-        let remedy = "write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day";
+        let remedy =
+            "write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day";
         problems.add("spec.logActionRateLimit", value, "not a rate", remedy);
     }
     rate.ok()
@@ -146,15 +191,26 @@ fn log_rate(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<Lo
 /// A burst of 0 would allow no lines at all. The kernel replaces 0 by its default
 /// (net/netfilter/nft_limit.c), so 0 is replaced here, too.
 fn log_burst(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<u16> {
-    let burst = number(problems, "spec.logActionRateLimitBurst", spec.log_action_rate_limit_burst, 0..=9999)?;
+    let burst = number(
+        problems,
+        "spec.logActionRateLimitBurst",
+        spec.log_action_rate_limit_burst,
+        0..=9999,
+    )?;
     Some(if burst == 0 { LogRate::BURST } else { burst })
 }
 
 /// With an invalid entry the list counts as unset: without that entry it could lock somebody out,
 /// or allow nothing at all.
-fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Vec<Failsafe>> {
+fn failsafes(
+    problems: &mut Problems,
+    field: &str,
+    ports: Option<&[HostPortSpec]>,
+) -> Option<Vec<Failsafe>> {
     let entries = ports?.iter().enumerate();
-    let entries: Vec<_> = entries.map(|(index, port)| failsafe(problems, &format!("{field}[{index}]"), port)).collect();
+    let entries: Vec<_> = entries
+        .map(|(index, port)| failsafe(problems, &format!("{field}[{index}]"), port))
+        .collect();
     let mut failsafes = entries.into_iter().collect::<Option<Vec<Failsafe>>>()?;
     failsafes.sort_unstable();
     failsafes.dedup();
@@ -178,7 +234,11 @@ fn failsafe(problems: &mut Problems, at: &str, entry: &HostPortSpec) -> Option<F
             net.map(Some)
         }
     };
-    Some(Failsafe { protocol: protocol?, port: port?, net: net? })
+    Some(Failsafe {
+        protocol: protocol?,
+        port: port?,
+        net: net?,
+    })
 }
 
 fn number<T: TryFrom<i64>>(
@@ -191,7 +251,12 @@ fn number<T: TryFrom<i64>>(
     let number = T::try_from(value).ok().filter(|_| range.contains(&value));
     if number.is_none() {
         let rule = format!("not from {} to {}", range.start(), range.end());
-        problems.add(field, value, rule, "use a number in that range, or remove the field");
+        problems.add(
+            field,
+            value,
+            rule,
+            "use a number in that range, or remove the field",
+        );
     }
     number
 }

@@ -23,9 +23,16 @@ pub fn global_network_set(set: &GlobalNetworkSet) -> Parsed {
     parse(&set.metadata.labels, &set.spec.nets, None)
 }
 
-fn parse(written: &Option<BTreeMap<String, String>>, nets: &[String], namespace: Option<String>) -> Parsed {
+fn parse(
+    written: &Option<BTreeMap<String, String>>,
+    nets: &[String],
+    namespace: Option<String>,
+) -> Parsed {
     let mut problems = Problems::default();
-    let own: Vec<(&str, &str)> = namespace.iter().map(|namespace| (LABEL_NAMESPACE, namespace.as_str())).collect();
+    let own: Vec<(&str, &str)> = namespace
+        .iter()
+        .map(|namespace| (LABEL_NAMESPACE, namespace.as_str()))
+        .collect();
     let written = written.clone().unwrap_or_default();
     let mut labels = reserved::without(&mut problems, "metadata.labels", &written, &own);
     labels.extend(namespace.map(|namespace| (LABEL_NAMESPACE.to_owned(), namespace)));
@@ -41,7 +48,12 @@ fn parse(written: &Option<BTreeMap<String, String>>, nets: &[String], namespace:
             ),
         }
     }
-    let set = network::NetworkSet { labels, nets: members };
+    let set = network::NetworkSet {
+        labels,
+        nets: members,
+    };
     let lacks_members = set.nets.len() < nets.len();
-    problems.finish(set, Some).map_err(|refusal| refusal.or_former(lacks_members))
+    problems
+        .finish(set, Some)
+        .map_err(|refusal| refusal.or_former(lacks_members))
 }

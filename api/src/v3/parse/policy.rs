@@ -5,7 +5,9 @@ use crate::policy::{DEFAULT_TIER, Order, Policy, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, Rule};
 use crate::selector::{Node, Selector};
-use crate::v3::policy::{GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec};
+use crate::v3::policy::{
+    GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec,
+};
 use crate::v3::rule::RuleSpec;
 
 use super::rule::{Direction, RuleReader};
@@ -74,14 +76,23 @@ struct Common<'a> {
 impl Common<'_> {
     /// `parts` of the selector are `None` if they do not parse. Then the policy may apply to any
     /// endpoint that the other parts select, and its replacement applies to all of them.
-    fn parse(self, mut problems: Problems, parts: [Option<Selector>; 3], traffic: Traffic) -> Result<Policy, Refusal> {
+    fn parse(
+        self,
+        mut problems: Problems,
+        parts: [Option<Selector>; 3],
+        traffic: Traffic,
+    ) -> Result<Policy, Refusal> {
         let is_known = parts.iter().all(Option::is_some);
         let selector = Selector::and(parts.into_iter().flatten());
         let (applies_ingress, applies_egress) = self.directions(&mut problems);
         let mut budget = Budget::default();
         let mut rules = |specs: &[RuleSpec], direction| {
             let mut reader = RuleReader::new(self.namespace, direction, &mut budget, &mut problems);
-            specs.iter().enumerate().map(|(index, spec)| reader.read(index, spec)).collect::<Vec<_>>()
+            specs
+                .iter()
+                .enumerate()
+                .map(|(index, spec)| reader.read(index, spec))
+                .collect::<Vec<_>>()
         };
         let ingress = rules(self.ingress, Direction::Ingress);
         let egress = rules(self.egress, Direction::Egress);
@@ -99,9 +110,16 @@ impl Common<'_> {
             ingress: ingress.iter().flatten().cloned().collect(),
             egress: egress.iter().flatten().cloned().collect(),
         };
-        let closed =
-            |policy| Some(Policy { ingress: closed_rules(self.ingress), egress: closed_rules(self.egress), ..policy });
-        problems.finish(policy, closed).map_err(|refusal| refusal.or_former(!is_known))
+        let closed = |policy| {
+            Some(Policy {
+                ingress: closed_rules(self.ingress),
+                egress: closed_rules(self.egress),
+                ..policy
+            })
+        };
+        problems
+            .finish(policy, closed)
+            .map_err(|refusal| refusal.or_former(!is_known))
     }
 
     fn directions(&self, problems: &mut Problems) -> (bool, bool) {
@@ -110,7 +128,12 @@ impl Common<'_> {
         for (index, found) in self.types.iter().enumerate() {
             if !["Ingress", "Egress"].contains(&found.as_str()) {
                 is_unknown = true;
-                problems.add(format!("spec.types[{index}]"), found, "not a direction", "use Ingress or Egress");
+                problems.add(
+                    format!("spec.types[{index}]"),
+                    found,
+                    "not a direction",
+                    "use Ingress or Egress",
+                );
             }
         }
         if is_unknown {
@@ -156,7 +179,12 @@ fn namespaces(problems: &mut Problems, text: &Option<String>) -> Option<Selector
     }
     let selector = problems.selector(field, text)?;
     if selector.root != Node::Global && selector.root.uses_global() {
-        problems.add(field, text, "global() combined with something else", "use global() alone");
+        problems.add(
+            field,
+            text,
+            "global() combined with something else",
+            "use global() alone",
+        );
         return None;
     }
     Some(scope::of_namespaces(&selector))
@@ -166,7 +194,11 @@ fn accounts(problems: &mut Problems, text: &Option<String>) -> Option<Selector> 
     match text.as_deref().unwrap_or_default() {
         "" => Some(Selector::all()),
         text => {
-            let parsed = selector(problems, "spec.serviceAccountSelector", &Some(text.to_owned()))?;
+            let parsed = selector(
+                problems,
+                "spec.serviceAccountSelector",
+                &Some(text.to_owned()),
+            )?;
             Some(scope::of_policy_accounts(&parsed))
         }
     }
@@ -178,12 +210,22 @@ fn traffic(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) -> Traffic {
     let is_set = |flag: Option<bool>| flag.unwrap_or(false);
     let (untracked, early) = (is_set(spec.do_not_track), is_set(spec.pre_dnat));
     if untracked && early {
-        problems.add("spec.preDNAT", true, "doNotTrack and preDNAT exclude each other", "set only one of them");
+        problems.add(
+            "spec.preDNAT",
+            true,
+            "doNotTrack and preDNAT exclude each other",
+            "set only one of them",
+        );
     }
     let forward = is_set(spec.apply_on_forward);
     for (field, flag) in [("spec.doNotTrack", untracked), ("spec.preDNAT", early)] {
         if flag && !forward {
-            problems.add(field, true, "needs applyOnForward: true", "set applyOnForward: true");
+            problems.add(
+                field,
+                true,
+                "needs applyOnForward: true",
+                "set applyOnForward: true",
+            );
         }
     }
     if early && (!spec.egress.is_empty() || spec.types.iter().any(|found| found == "Egress")) {

@@ -12,7 +12,12 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     let spec = &pool.spec;
     let mut problems = Problems::default();
     let Ok(cidr) = spec.cidr.parse::<IpNet>() else {
-        problems.add("spec.cidr", &spec.cidr, "not a range", "write it like 10.244.0.0/16");
+        problems.add(
+            "spec.cidr",
+            &spec.cidr,
+            "not a range",
+            "write it like 10.244.0.0/16",
+        );
         return Err(Refusal::without_replacement(problems).or_former(true));
     };
     let vxlan = mode(&mut problems, "spec.vxlanMode", &spec.vxlan_mode);
@@ -33,7 +38,10 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
             Encapsulation::Vxlan
         }
     };
-    let is_ipip = matches!(encapsulation, Encapsulation::Ipip | Encapsulation::IpipCrossSubnet);
+    let is_ipip = matches!(
+        encapsulation,
+        Encapsulation::Ipip | Encapsulation::IpipCrossSubnet
+    );
     let encapsulation = if is_ipip && cidr.addr().is_ipv6() {
         problems.add(
             "spec.ipipMode",
@@ -48,12 +56,16 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     // A bad selector matters to IPAM only, where such a pool serves no node. The encapsulation of
     // its packets must not change because of a typing error.
     let is_route_unclear = !problems.is_empty();
-    for (field, text) in
-        [("spec.nodeSelector", &spec.node_selector), ("spec.namespaceSelector", &spec.namespace_selector)]
-    {
+    for (field, text) in [
+        ("spec.nodeSelector", &spec.node_selector),
+        ("spec.namespaceSelector", &spec.namespace_selector),
+    ] {
         problems.selector(field, text.as_deref().unwrap_or_default());
     }
-    let block_size = spec.block_size.and_then(|size| u8::try_from(size).ok()).filter(|size| *size > 0);
+    let block_size = spec
+        .block_size
+        .and_then(|size| u8::try_from(size).ok())
+        .filter(|size| *size > 0);
     let parsed = Pool {
         cidr: cidr.trunc(),
         encapsulation,
@@ -61,7 +73,9 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
         block_size: block_size.unwrap_or(Pool::default_block_size(cidr)),
         created: meta::created(&pool.metadata),
     };
-    problems.finish(parsed, Some).map_err(|refusal| refusal.or_former(is_route_unclear))
+    problems
+        .finish(parsed, Some)
+        .map_err(|refusal| refusal.or_former(is_route_unclear))
 }
 
 #[derive(Clone, Copy)]
@@ -77,7 +91,12 @@ fn mode(problems: &mut Problems, field: &str, mode: &Option<String>) -> Mode {
         "Always" => Mode::Always,
         "CrossSubnet" => Mode::CrossSubnet,
         other => {
-            problems.add(field, other, "not a mode", "use Never, Always or CrossSubnet");
+            problems.add(
+                field,
+                other,
+                "not a mode",
+                "use Never, Always or CrossSubnet",
+            );
             Mode::Never
         }
     }

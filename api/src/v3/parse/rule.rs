@@ -59,7 +59,12 @@ impl<'a> RuleReader<'a> {
         budget: &'a mut Budget,
         problems: &'a mut Problems,
     ) -> Self {
-        Self { namespace, direction, budget, problems }
+        Self {
+            namespace,
+            direction,
+            budget,
+            problems,
+        }
     }
 
     /// Parses a rule; `None` with the problems recorded.
@@ -84,11 +89,17 @@ impl<'a> RuleReader<'a> {
             action: action?,
             ip_version: self.parse_ip_version(&at, spec.ip_version),
             protocol,
-            not_protocol: self.parse_protocol(format!("{at}.notProtocol"), spec.not_protocol.as_ref()),
+            not_protocol: self
+                .parse_protocol(format!("{at}.notProtocol"), spec.not_protocol.as_ref()),
             icmp: self.parse_icmp(format!("{at}.icmp"), spec.icmp.as_ref()),
             not_icmp: self.parse_icmp(format!("{at}.notICMP"), spec.not_icmp.as_ref()),
             source: self.parse_entity(&at, Direction::Ingress, spec.source.as_ref(), protocol),
-            destination: self.parse_entity(&at, Direction::Egress, spec.destination.as_ref(), protocol),
+            destination: self.parse_entity(
+                &at,
+                Direction::Egress,
+                spec.destination.as_ref(),
+                protocol,
+            ),
         };
         self.check_icmp(&at, &rule);
         self.check_families(&at, &rule);
@@ -100,15 +111,24 @@ impl<'a> RuleReader<'a> {
     /// of an object.
     fn check_annotations(&mut self, at: &str, metadata: Option<&RuleMetadata>) {
         let Some(metadata) = metadata else { return };
-        for key in metadata.annotations.keys().filter(|key| !is_qualified_name(&key.to_ascii_lowercase())) {
+        for key in metadata
+            .annotations
+            .keys()
+            .filter(|key| !is_qualified_name(&key.to_ascii_lowercase()))
+        {
             self.problems.add(
                 format!("{at}.metadata.annotations"),
                 key,
                 "not a name of an annotation",
-                "use letters, digits, '-', '_' and '.', at most 63, with a DNS name and '/' before them if need be",
+                "use letters, digits, '-', '_' and '.', at most 63, with a DNS name and '/' before \
+                 them if need be",
             );
         }
-        let size: usize = metadata.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let size: usize = metadata
+            .annotations
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
         if size > MAX_NOTES {
             self.problems.add(
                 format!("{at}.metadata.annotations"),
@@ -135,7 +155,12 @@ impl<'a> RuleReader<'a> {
             "Log" => Some(Action::Log),
             "Pass" => Some(Action::Pass),
             _ => {
-                self.problems.add(format!("{at}.action"), action, "not an action", "use Allow, Deny, Log or Pass");
+                self.problems.add(
+                    format!("{at}.action"),
+                    action,
+                    "not an action",
+                    "use Allow, Deny, Log or Pass",
+                );
                 None
             }
         }
@@ -146,7 +171,12 @@ impl<'a> RuleReader<'a> {
             4 => Some(IpVersion::V4),
             6 => Some(IpVersion::V6),
             other => {
-                self.problems.add(format!("{at}.ipVersion"), other, "not an IP version", "use 4 or 6");
+                self.problems.add(
+                    format!("{at}.ipVersion"),
+                    other,
+                    "not an IP version",
+                    "use 4 or 6",
+                );
                 None
             }
         }
@@ -173,16 +203,34 @@ impl<'a> RuleReader<'a> {
         let code = spec.code.map(|code| byte(code, 255));
         if kind == Some(None) {
             let value = spec.kind.unwrap_or_default();
-            self.problems.add(format!("{field}.type"), value, "not an ICMP type", "use a number from 0 to 254");
+            self.problems.add(
+                format!("{field}.type"),
+                value,
+                "not an ICMP type",
+                "use a number from 0 to 254",
+            );
         }
         if code == Some(None) {
             let value = spec.code.unwrap_or_default();
-            self.problems.add(format!("{field}.code"), value, "not an ICMP code", "use a number from 0 to 255");
+            self.problems.add(
+                format!("{field}.code"),
+                value,
+                "not an ICMP code",
+                "use a number from 0 to 255",
+            );
         }
         if let (Some(code), None) = (spec.code, spec.kind) {
-            self.problems.add(format!("{field}.code"), code, "an ICMP code needs an ICMP type", "set the type, too");
+            self.problems.add(
+                format!("{field}.code"),
+                code,
+                "an ICMP code needs an ICMP type",
+                "set the type, too",
+            );
         }
-        Some(Icmp { kind: kind.flatten(), code: code.flatten() })
+        Some(Icmp {
+            kind: kind.flatten(),
+            code: code.flatten(),
+        })
     }
 
     /// `side` is Ingress for the source and Egress for the destination: rules of that direction may
@@ -204,13 +252,18 @@ impl<'a> RuleReader<'a> {
         for field in spec.unknown.keys() {
             self.report_unknown(&at, field);
         }
-        let service = spec.services.as_ref().and_then(|service| self.parse_service(&at, side, spec, service));
+        let service = spec
+            .services
+            .as_ref()
+            .and_then(|service| self.parse_service(&at, side, spec, service));
         EntityMatch {
             nets: self.parse_nets(&format!("{at}.nets"), &spec.nets),
             not_nets: self.parse_not_nets(&format!("{at}.notNets"), &spec.not_nets),
             selector: self.parse_selector(&at, spec),
             not_selector: self.parse_own_selector(&format!("{at}.notSelector"), &spec.not_selector),
-            ports: self.parse_ports(&format!("{at}.ports"), &spec.ports, protocol).into(),
+            ports: self
+                .parse_ports(&format!("{at}.ports"), &spec.ports, protocol)
+                .into(),
             not_ports: self.parse_ports(&format!("{at}.notPorts"), &spec.not_ports, protocol),
             nodes: None,
             service,
@@ -236,7 +289,12 @@ impl<'a> RuleReader<'a> {
     fn parse_not_nets(&mut self, field: &str, nets: &[String]) -> Vec<IpNet> {
         let parsed = self.parse_nets(field, nets);
         if let Some(all) = parsed.iter().find(|net| net.prefix_len() == 0) {
-            self.problems.add(field, all, "leaves no address to match", "remove the rule, or name smaller ranges");
+            self.problems.add(
+                field,
+                all,
+                "leaves no address to match",
+                "remove the rule, or name smaller ranges",
+            );
         }
         parsed
     }
@@ -273,7 +331,12 @@ impl<'a> RuleReader<'a> {
                 let field = format!("{at}.namespaceSelector");
                 let namespaces = self.problems.selector(&field, text)?;
                 if namespaces.root != Node::Global && namespaces.root.uses_global() {
-                    self.problems.add(field, text, "global() combined with something else", "use global() alone");
+                    self.problems.add(
+                        field,
+                        text,
+                        "global() combined with something else",
+                        "use global() alone",
+                    );
                 }
                 parts.insert(0, scope::of_namespaces(&namespaces));
             }
@@ -286,7 +349,12 @@ impl<'a> RuleReader<'a> {
         (!parts.is_empty()).then(|| Selector::and(parts))
     }
 
-    fn parse_ports(&mut self, field: &str, ports: &[IntOrString], protocol: Option<Protocol>) -> Vec<Port> {
+    fn parse_ports(
+        &mut self,
+        field: &str,
+        ports: &[IntOrString],
+        protocol: Option<Protocol>,
+    ) -> Vec<Port> {
         let carries = |protocol| [Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&protocol);
         let mut parsed = Vec::with_capacity(ports.len());
         for (index, value) in ports.iter().enumerate() {
@@ -358,10 +426,17 @@ impl<'a> RuleReader<'a> {
             );
         }
         if name.is_empty() {
-            self.problems.add(format!("{field}.name"), name, "empty", "give the name of the Service");
+            self.problems.add(
+                format!("{field}.name"),
+                name,
+                "empty",
+                "give the name of the Service",
+            );
         }
         match (service.namespace.as_deref(), self.namespace) {
-            (Some(namespace), _) if !namespace.is_empty() => Some(NamespacedName::new(namespace, name)),
+            (Some(namespace), _) if !namespace.is_empty() => {
+                Some(NamespacedName::new(namespace, name))
+            }
             (_, Some(own)) => Some(NamespacedName::new(own, name)),
             (_, None) => {
                 self.problems.add(
@@ -403,7 +478,9 @@ impl<'a> RuleReader<'a> {
 
     fn check_families(&mut self, at: &str, rule: &Rule) {
         let sides = [&rule.source, &rule.destination];
-        let mut nets = sides.iter().flat_map(|side| side.nets.iter().chain(&side.not_nets));
+        let mut nets = sides
+            .iter()
+            .flat_map(|side| side.nets.iter().chain(&side.not_nets));
         let Some(first) = nets.next() else { return };
         let family = |net: &IpNet| match net {
             IpNet::V4(_) => IpVersion::V4,
@@ -446,17 +523,30 @@ pub(super) fn text(value: &IntOrString) -> String {
 }
 
 /// Parses a protocol that has ports.
-pub(super) fn port_protocol(problems: &mut Problems, field: String, name: &str) -> Option<Protocol> {
-    let protocol = protocol(&IntOrString::String(name.to_owned())).filter(|protocol| protocol.has_ports());
+pub(super) fn port_protocol(
+    problems: &mut Problems,
+    field: String,
+    name: &str,
+) -> Option<Protocol> {
+    let protocol =
+        protocol(&IntOrString::String(name.to_owned())).filter(|protocol| protocol.has_ports());
     if protocol.is_none() {
-        problems.add(field, name, "not a protocol that has ports", "use TCP, UDP, SCTP or UDPLite");
+        problems.add(
+            field,
+            name,
+            "not a protocol that has ports",
+            "use TCP, UDP, SCTP or UDPLite",
+        );
     }
     protocol
 }
 
 fn protocol(value: &IntOrString) -> Option<Protocol> {
     let text = text(value);
-    let by_name = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&text)).map(|(_, protocol)| *protocol);
+    let by_name = PROTOCOLS
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(&text))
+        .map(|(_, protocol)| *protocol);
     by_name.or_else(|| text.parse().ok().filter(|number| *number > 0).map(Protocol))
 }
 
@@ -476,5 +566,7 @@ fn port(value: &IntOrString) -> Option<Port> {
 pub(super) fn is_port_name(text: &str) -> bool {
     text.len() <= 128
         && text.contains(|c: char| c.is_ascii_alphabetic())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }

@@ -1,7 +1,9 @@
 //! Rewriting of selectors to effective labels: the namespaces and service accounts that they may
 //! reach.
 
-use crate::meta::{LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT};
+use crate::meta::{
+    LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+};
 use crate::selector::{Node, Selector};
 
 /// Selects everything in one namespace.

@@ -6,7 +6,9 @@ use serde_json::Value;
 use super::policy::{global, namespace_of, namespaced};
 use crate::policy::{Policy, StagedPolicy};
 use crate::problem::{Problems, Refusal};
-use crate::v3::policy::{StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy};
+use crate::v3::policy::{
+    StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy,
+};
 
 type Parsed = Result<StagedPolicy, Refusal<StagedPolicy>>;
 
@@ -14,7 +16,9 @@ type Parsed = Result<StagedPolicy, Refusal<StagedPolicy>>;
 pub fn staged_network_policy(policy: &StagedNetworkPolicy) -> Parsed {
     let spec = &policy.spec;
     let namespace = namespace_of(&policy.metadata.namespace);
-    staged(&spec.staged_action, &spec.policy, || namespaced(namespace, &spec.policy))
+    staged(&spec.staged_action, &spec.policy, || {
+        namespaced(namespace, &spec.policy)
+    })
 }
 
 /// Parses a staged cluster-wide policy. A refusal has no replacement, as nothing is enforced.
@@ -33,18 +37,30 @@ pub fn staged_kubernetes_network_policy(policy: &StagedKubernetesNetworkPolicy) 
         policy_types: spec.policy_types.clone(),
     };
     let namespace = namespace_of(&policy.metadata.namespace);
-    staged(&spec.staged_action, &kubernetes, || crate::k8s::netpol::spec(namespace, &kubernetes))
+    staged(&spec.staged_action, &kubernetes, || {
+        crate::k8s::netpol::spec(namespace, &kubernetes)
+    })
 }
 
 /// `Set` and `Learn` (a proposal by a tool) carry the policy; `Delete` allows no other field;
 /// `Ignore` is not evaluated, whatever else is set.
-fn staged<S: Serialize>(action: &Option<String>, spec: &S, policy: impl FnOnce() -> Result<Policy, Refusal>) -> Parsed {
+fn staged<S: Serialize>(
+    action: &Option<String>,
+    spec: &S,
+    policy: impl FnOnce() -> Result<Policy, Refusal>,
+) -> Parsed {
     const FIELD: &str = "spec.stagedAction";
     let mut problems = Problems::default();
     match action.as_deref().unwrap_or_default() {
         "" | "Set" | "Learn" => match policy() {
             Ok(policy) => return Ok(StagedPolicy::Set(policy)),
-            Err(Refusal { problems, .. }) => return Err(Refusal { problems, closed: None, prefers_former: false }),
+            Err(Refusal { problems, .. }) => {
+                return Err(Refusal {
+                    problems,
+                    closed: None,
+                    prefers_former: false,
+                });
+            }
         },
         "Ignore" => return Ok(StagedPolicy::Ignore),
         "Delete" => match field_beside_tier(spec) {
@@ -52,18 +68,26 @@ fn staged<S: Serialize>(action: &Option<String>, spec: &S, policy: impl FnOnce()
             Some(field) => problems.add(
                 format!("spec.{field}"),
                 "Delete",
-                "stagedAction Delete removes the enforced policy of this name and allows no other fields",
+                "stagedAction Delete removes the enforced policy of this name and allows no other \
+                 fields",
                 "remove every field but stagedAction and tier, or use stagedAction Set",
             ),
         },
-        other => problems.add(FIELD, other, "not an action", "use Set, Delete, Learn or Ignore"),
+        other => problems.add(
+            FIELD,
+            other,
+            "not an action",
+            "use Set, Delete, Learn or Ignore",
+        ),
     }
     Err(Refusal::without_replacement(problems))
 }
 
 /// Returns the first field that is set, other than the tier.
 fn field_beside_tier(spec: &impl Serialize) -> Option<String> {
-    let Ok(Value::Object(fields)) = serde_json::to_value(spec) else { return None };
+    let Ok(Value::Object(fields)) = serde_json::to_value(spec) else {
+        return None;
+    };
     let is_set = |value: &Value| match value {
         Value::Null => false,
         Value::String(text) => !text.is_empty(),
@@ -71,5 +95,8 @@ fn field_beside_tier(spec: &impl Serialize) -> Option<String> {
         Value::Object(fields) => !fields.is_empty(),
         Value::Bool(_) | Value::Number(_) => true,
     };
-    fields.into_iter().find(|(name, value)| name != "tier" && is_set(value)).map(|(name, _)| name)
+    fields
+        .into_iter()
+        .find(|(name, value)| name != "tier" && is_set(value))
+        .map(|(name, _)| name)
 }

@@ -12,10 +12,18 @@ pub fn tier(tier: &Tier) -> Result<policy::Tier, Refusal<policy::Tier>> {
         "Deny" | "" => Action::Deny,
         "Pass" => Action::Pass,
         other => {
-            problems.add("spec.defaultAction", other, "not an action for the end of a tier", "use Deny or Pass");
+            problems.add(
+                "spec.defaultAction",
+                other,
+                "not an action for the end of a tier",
+                "use Deny or Pass",
+            );
             Action::Deny
         }
     };
-    let parsed = policy::Tier { order: Order(tier.spec.order), default_action };
+    let parsed = policy::Tier {
+        order: Order(tier.spec.order),
+        default_action,
+    };
     problems.finish(parsed, Some)
 }

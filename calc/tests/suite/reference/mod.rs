@@ -1,17 +1,18 @@
 //! Reference computation of everything from the objects at once: no index, no history. Slow and
 //! simple; the graph is compared with it.
 
+mod labels;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint};
-use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
-    PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+use margay_api::endpoint::{
+    EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint,
 };
+use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
+use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, Rule};
@@ -21,8 +22,8 @@ use margay_api::settings::{FelixOverrides, FelixSettings, SettingsScope};
 use margay_calc::evaluate::Direction;
 use margay_calc::flush::Audience;
 use margay_calc::model::{
-    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
-    RecordId, RouteRecord, SetId, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord,
+    PoolRecord, Record, RecordId, RouteRecord, SetId, TierBinding,
 };
 use margay_calc::update::{Backend, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
@@ -59,7 +60,7 @@ pub struct Objects {
 /// An object with addresses.
 pub struct Owner<'a> {
     pub labels: Labels,
-    pub addresses: &'a [IpAddr],
+    pub addresses: Vec<IpAddr>,
     pub ports: &'a [NamedPort],
 }
 
@@ -97,22 +98,41 @@ impl Objects {
     }
 
     pub fn settings(&self, node: &str) -> FelixSettings {
-        let labels = self.nodes.get(node).map(|info| info.labels.clone()).unwrap_or_default();
-        let selected = self.settings.values().filter(
-            |object| matches!(&object.scope, SettingsScope::Selected(selector) if self.nodes.contains_key(node) && selector.matches(&labels)),
-        );
+        let labels = self
+            .nodes
+            .get(node)
+            .map(|info| info.labels.clone())
+            .unwrap_or_default();
+        let selected = self.settings.values().filter(|object| {
+            let SettingsScope::Selected(selector) = &object.scope else {
+                return false;
+            };
+            self.nodes.contains_key(node) && selector.matches(&labels)
+        });
         let own = self.settings.get(&format!("node.{node}"));
         // From the strongest layer: the first that sets a field decides it.
-        let layers: Vec<&FelixOverrides> =
-            own.into_iter().chain(selected).chain(self.settings.get("default")).collect();
+        let layers: Vec<&FelixOverrides> = own
+            .into_iter()
+            .chain(selected)
+            .chain(self.settings.get("default"))
+            .collect();
         let built_in = FelixSettings::default();
         FelixSettings {
-            vxlan_mtu: layers.iter().find_map(|layer| layer.vxlan_mtu).unwrap_or(built_in.vxlan_mtu),
-            vxlan_port: layers.iter().find_map(|layer| layer.vxlan_port).unwrap_or(built_in.vxlan_port),
+            vxlan_mtu: layers
+                .iter()
+                .find_map(|layer| layer.vxlan_mtu)
+                .unwrap_or(built_in.vxlan_mtu),
+            vxlan_port: layers
+                .iter()
+                .find_map(|layer| layer.vxlan_port)
+                .unwrap_or(built_in.vxlan_port),
             allow_conntrack_invalid: { layers.iter() }
                 .find_map(|layer| layer.allow_conntrack_invalid)
                 .unwrap_or(built_in.allow_conntrack_invalid),
-            log_prefix: layers.iter().find_map(|layer| layer.log_prefix.clone()).unwrap_or(built_in.log_prefix),
+            log_prefix: layers
+                .iter()
+                .find_map(|layer| layer.log_prefix.clone())
+                .unwrap_or(built_in.log_prefix),
             failsafe_inbound: { layers.iter() }
                 .find_map(|layer| layer.failsafe_inbound.clone())
                 .unwrap_or(built_in.failsafe_inbound),
@@ -126,7 +146,11 @@ impl Objects {
     pub fn compute(&self) -> Computed {
         let mut records = self.global();
         let mut policies: BTreeMap<&PolicyKey, BTreeSet<&str>> = BTreeMap::new();
-        for (key, endpoint) in self.endpoints.iter().filter(|(_, endpoint)| !endpoint.node.is_empty()) {
+        for (key, endpoint) in self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| !endpoint.node.is_empty())
+        {
             let applied = self.applied(key, endpoint);
             for (policy, _) in &applied {
                 policies.entry(policy).or_default().insert(&endpoint.node);
@@ -137,17 +161,27 @@ impl Objects {
                 uid: endpoint.uid.clone(),
                 addresses: endpoint.addresses.clone(),
                 tiers: self.bindings(&applied),
-                unmatched: if has_profile { Action::Allow } else { Action::Deny },
+                unmatched: if has_profile {
+                    Action::Allow
+                } else {
+                    Action::Deny
+                },
             };
             let audience = Audience::Nodes([endpoint.node.as_str()].into_iter().collect());
-            records.insert(RecordId::Endpoint(key.clone()), (Record::Endpoint(record), audience));
+            records.insert(
+                RecordId::Endpoint(key.clone()),
+                (Record::Endpoint(record), audience),
+            );
         }
         for (name, host) in self.hosts.iter().filter(|(_, host)| !host.node.is_empty()) {
             for (policy, _) in &self.applied_to_host(host) {
                 policies.entry(policy).or_default().insert(&host.node);
             }
             let audience = Audience::Nodes([host.node.as_str()].into_iter().collect());
-            records.insert(RecordId::HostEndpoint(name.clone()), (self.host_record(host), audience));
+            records.insert(
+                RecordId::HostEndpoint(name.clone()),
+                (self.host_record(host), audience),
+            );
         }
         let mut sets: BTreeMap<SetSpec, BTreeSet<&str>> = BTreeMap::new();
         for (key, nodes) in policies {
@@ -157,20 +191,38 @@ impl Objects {
                 id
             };
             let record = Record::Policy(policy_record(&self.policies[key], &mut set));
-            records.insert(RecordId::Policy(key.clone()), (record, Audience::Nodes(nodes.into_iter().collect())));
+            records.insert(
+                RecordId::Policy(key.clone()),
+                (record, Audience::Nodes(nodes.into_iter().collect())),
+            );
         }
         for (spec, nodes) in sets {
-            let record = Record::IpSet(IpSetRecord { kind: spec.kind(), members: self.members(&spec) });
-            records.insert(RecordId::IpSet(spec.id()), (record, Audience::Nodes(nodes.into_iter().collect())));
+            let record = Record::IpSet(IpSetRecord {
+                kind: spec.kind(),
+                members: self.members(&spec),
+            });
+            records.insert(
+                RecordId::IpSet(spec.id()),
+                (record, Audience::Nodes(nodes.into_iter().collect())),
+            );
         }
         records
     }
 
     /// Policies that apply to an endpoint, in order within their tiers.
-    fn applied(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Vec<(&PolicyKey, &Policy)> {
+    fn applied(
+        &self,
+        key: &EndpointKey,
+        endpoint: &WorkloadEndpoint,
+    ) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.labels(key, endpoint);
-        let in_force = self.policies.iter().filter(|(_, policy)| policy.applies() && !is_for_hosts_only(policy));
-        let mut applied: Vec<_> = in_force.filter(|(_, policy)| policy.selector.matches(&labels)).collect();
+        let in_force = self
+            .policies
+            .iter()
+            .filter(|(_, policy)| policy.applies() && !is_for_hosts_only(policy));
+        let mut applied: Vec<_> = in_force
+            .filter(|(_, policy)| policy.selector.matches(&labels))
+            .collect();
         applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         applied
     }
@@ -178,9 +230,13 @@ impl Objects {
     /// Policies that apply to some packets of a host endpoint, in order within their tiers.
     pub fn applied_to_host(&self, host: &HostEndpoint) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.host_labels(host);
-        let global = self.policies.iter().filter(|(key, _)| key.kind == PolicyKind::GlobalNetworkPolicy);
-        let mut applied: Vec<_> =
-            global.filter(|(_, policy)| policy.applies() && policy.selector.matches(&labels)).collect();
+        let global = self
+            .policies
+            .iter()
+            .filter(|(key, _)| key.kind == PolicyKind::GlobalNetworkPolicy);
+        let mut applied: Vec<_> = global
+            .filter(|(_, policy)| policy.applies() && policy.selector.matches(&labels))
+            .collect();
         applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         applied
     }
@@ -188,14 +244,20 @@ impl Objects {
     fn host_record(&self, host: &HostEndpoint) -> Record {
         let applied = self.applied_to_host(host);
         let tiers = |kind: fn(Traffic) -> bool| {
-            let of_kind: Vec<_> = applied.iter().copied().filter(|(_, policy)| kind(policy.traffic)).collect();
+            let of_kind: Vec<_> = applied
+                .iter()
+                .copied()
+                .filter(|(_, policy)| kind(policy.traffic))
+                .collect();
             self.bindings(&of_kind)
         };
         Record::HostEndpoint(HostEndpointRecord {
             interfaces: match &host.interface {
                 HostInterface::All => HostInterfaces::All,
                 HostInterface::Named(name) => HostInterfaces::Named(name.clone()),
-                HostInterface::ByAddress => HostInterfaces::WithAddress(host.addresses.iter().copied().collect()),
+                HostInterface::ByAddress => {
+                    HostInterfaces::WithAddress(self.represented(host).into_iter().collect())
+                }
             },
             normal: tiers(|traffic| traffic == Traffic::Normal || traffic == Traffic::Forwarded),
             forward: tiers(|traffic| traffic == Traffic::Forwarded),
@@ -213,26 +275,49 @@ impl Objects {
         match first {
             Profile::Allow => Action::Allow,
             Profile::Namespace(name) if self.namespaces.contains_key(name) => Action::Allow,
-            Profile::ServiceAccount(name) if self.service_accounts.contains_key(name) => self.by_profiles(rest),
+            Profile::ServiceAccount(name) if self.service_accounts.contains_key(name) => {
+                self.by_profiles(rest)
+            }
             Profile::Namespace(_) | Profile::ServiceAccount(_) | Profile::Unknown => Action::Deny,
         }
     }
 
     fn global(&self) -> Computed {
         let mut records = Computed::new();
-        records.insert(RecordId::Settings, (Record::Settings(self.settings("")), Audience::All));
+        records.insert(
+            RecordId::Settings,
+            (Record::Settings(self.settings("")), Audience::All),
+        );
         for pool in self.pools.values().rev() {
-            let record = PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation };
-            records.insert(RecordId::Pool(pool.cidr.trunc()), (Record::Pool(record), Audience::All));
+            let record = PoolRecord {
+                nat_outgoing: pool.nat_outgoing,
+                encapsulation: pool.encapsulation,
+            };
+            records.insert(
+                RecordId::Pool(pool.cidr.trunc()),
+                (Record::Pool(record), Audience::All),
+            );
         }
         for (name, node) in &self.nodes {
-            records.insert(RecordId::Node(name.clone()), (Record::Node(self.believed(name, node)), Audience::All));
+            records.insert(
+                RecordId::Node(name.clone()),
+                (Record::Node(self.believed(name, node)), Audience::All),
+            );
         }
         let mut route = |net: IpNet, node: &str| {
-            let record = RouteRecord { node: node.to_owned(), encapsulation: self.encapsulation(&net) };
-            records.insert(RecordId::Route(net.trunc()), (Record::Route(record), Audience::All));
+            let record = RouteRecord {
+                node: node.to_owned(),
+                encapsulation: self.encapsulation(&net),
+            };
+            records.insert(
+                RecordId::Route(net.trunc()),
+                (Record::Route(record), Audience::All),
+            );
         };
-        let count = self.blocks.iter().filter(|(net, block)| self.counts(net, block));
+        let count = self
+            .blocks
+            .iter()
+            .filter(|(net, block)| self.counts(net, block));
         let blocks: Vec<(&IpNet, &BlockInfo)> = count.collect();
         for (net, block) in blocks.iter().rev() {
             if let Some(node) = &block.node {
@@ -250,13 +335,19 @@ impl Objects {
     /// Returns true if a pool is divided into the block, and no older block overlaps it.
     fn counts(&self, net: &IpNet, block: &BlockInfo) -> bool {
         let fits = |net: &IpNet, block: &BlockInfo| {
-            let fits = |pool: &Pool| pool.block_size == net.prefix_len() || block.created < pool.created;
-            self.pools.values().any(|pool| pool.cidr.contains(net) && fits(pool))
+            let fits =
+                |pool: &Pool| pool.block_size == net.prefix_len() || block.created < pool.created;
+            self.pools
+                .values()
+                .any(|pool| pool.cidr.contains(net) && fits(pool))
         };
         let overlaps = |other: &IpNet| other.contains(net) || net.contains(other);
-        let is_before = |other: &IpNet, them: &BlockInfo| (them.created, other) < (block.created, net);
+        let is_before =
+            |other: &IpNet, them: &BlockInfo| (them.created, other) < (block.created, net);
         let mut blocks = self.blocks.iter();
-        fits(net, block) && !blocks.any(|(other, them)| overlaps(other) && is_before(other, them) && fits(other, them))
+        fits(net, block)
+            && !blocks
+                .any(|(other, them)| overlaps(other) && is_before(other, them) && fits(other, them))
     }
 
     /// The node without addresses that other nodes have.
@@ -268,12 +359,7 @@ impl Objects {
                 .min()
                 .map(|(_, name)| name)
         };
-        let may_be = |name: &str, address: IpAddr| {
-            let around = self.blocks.iter().filter(|(net, block)| net.contains(&address) && self.counts(net, block));
-            around.into_iter().all(|(_, block)| {
-                block.node.as_deref() == Some(name) || block.tunnels.contains(&(address, name.to_owned()))
-            })
-        };
+        let may_be = |name: &str, address: IpAddr| self.may_be(name, address);
         let own4 = |name: &str, other: &NodeInfo| {
             let own = other.ipv4.map(|net| net.addr());
             let may = |own: Ipv4Addr| other.standing.ipv4_reported || may_be(name, own.into());
@@ -286,25 +372,82 @@ impl Objects {
         };
         let tunnel4 = |name: &str, other: &NodeInfo| {
             let end = other.vtep.map(|vtep| vtep.address);
-            end == node.vtep.map(|vtep| vtep.address) && end.is_some_and(|end| may_be(name, end.into()))
+            end == node.vtep.map(|vtep| vtep.address)
+                && end.is_some_and(|end| may_be(name, end.into()))
         };
         let tunnel6 = |name: &str, other: &NodeInfo| {
             let end = other.vtep6.map(|vtep| vtep.address);
-            end == node.vtep6.map(|vtep| vtep.address) && end.is_some_and(|end| may_be(name, end.into()))
+            end == node.vtep6.map(|vtep| vtep.address)
+                && end.is_some_and(|end| may_be(name, end.into()))
         };
         NodeInfo {
-            ipv4: node.ipv4.filter(|_| first(&own4, |node| node.standing.ipv4_reported) == Some(name)),
-            ipv6: node.ipv6.filter(|_| first(&own6, |node| node.standing.ipv6_reported) == Some(name)),
-            vtep: node.vtep.filter(|_| first(&tunnel4, |_| true) == Some(name)),
-            vtep6: node.vtep6.filter(|_| first(&tunnel6, |_| true) == Some(name)),
+            ipv4: node
+                .ipv4
+                .filter(|_| first(&own4, |node| node.standing.ipv4_reported) == Some(name)),
+            ipv6: node
+                .ipv6
+                .filter(|_| first(&own6, |node| node.standing.ipv6_reported) == Some(name)),
+            vtep: node
+                .vtep
+                .filter(|_| first(&tunnel4, |_| true) == Some(name)),
+            vtep6: node
+                .vtep6
+                .filter(|_| first(&tunnel6, |_| true) == Some(name)),
             labels: node.labels.clone(),
             ..NodeInfo::default()
         }
     }
 
+    /// Whether no block gives the address to somebody else.
+    fn may_be(&self, name: &str, address: IpAddr) -> bool {
+        let mut around = self
+            .blocks
+            .iter()
+            .filter(|(net, block)| net.contains(&address) && self.counts(net, block));
+        around.all(|(_, block)| {
+            let is_lent = block
+                .borrowed
+                .iter()
+                .any(|(lent, user)| *lent == address && user != name);
+            block.node.as_deref() == Some(name) && !is_lent
+                || block.tunnels.contains(&(address, name.to_owned()))
+        })
+    }
+
+    /// Addresses of a host endpoint: an automatic one has none that is a pod's.
+    fn represented(&self, host: &HostEndpoint) -> Vec<IpAddr> {
+        let is_automatic = host
+            .labels
+            .get(LABEL_CREATED_BY)
+            .is_some_and(|by| by == CREATED_BY);
+        let is_reported = |address: IpAddr| {
+            self.nodes.get(&host.node).is_some_and(|node| {
+                let own4 = node
+                    .ipv4
+                    .filter(|_| node.standing.ipv4_reported)
+                    .map(|net| IpAddr::from(net.addr()));
+                let own6 = node
+                    .ipv6
+                    .filter(|_| node.standing.ipv6_reported)
+                    .map(|net| net.addr().into());
+                [own4, own6].contains(&Some(address))
+            })
+        };
+        let may_be = |address: &IpAddr| {
+            !is_automatic || is_reported(*address) || self.may_be(&host.node, *address)
+        };
+        host.addresses.iter().copied().filter(may_be).collect()
+    }
+
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
-        let covering = self.pools.values().rev().filter(|pool| pool.cidr.contains(net));
-        covering.max_by_key(|pool| pool.cidr.prefix_len()).map_or(Encapsulation::None, |pool| pool.encapsulation)
+        let covering = self
+            .pools
+            .values()
+            .rev()
+            .filter(|pool| pool.cidr.contains(net));
+        covering
+            .max_by_key(|pool| pool.cidr.prefix_len())
+            .map_or(Encapsulation::None, |pool| pool.encapsulation)
     }
 
     fn bindings(&self, applied: &[(&PolicyKey, &Policy)]) -> Vec<TierBinding> {
@@ -316,12 +459,17 @@ impl Objects {
         tiers.dedup();
         let binding = |name: &String| {
             let keys = |direction: fn(&Policy) -> bool| {
-                let applied = applied.iter().filter(|(_, policy)| policy.tier == *name && direction(policy));
+                let applied = applied
+                    .iter()
+                    .filter(|(_, policy)| policy.tier == *name && direction(policy));
                 applied.map(|(key, _)| (*key).clone()).collect()
             };
             TierBinding {
                 name: name.clone(),
-                default_action: self.tiers.get(name).map_or(Action::Deny, |tier| tier.default_action),
+                default_action: self
+                    .tiers
+                    .get(name)
+                    .map_or(Action::Deny, |tier| tier.default_action),
                 ingress: keys(|policy| policy.applies_ingress),
                 egress: keys(|policy| policy.applies_egress),
             }
@@ -332,48 +480,67 @@ impl Objects {
     fn members(&self, spec: &SetSpec) -> BTreeSet<Member> {
         let selected = |selector: &Selector| {
             let owners = self.owners().into_iter();
-            owners.filter(|owner| selector.matches(&owner.labels)).collect::<Vec<_>>()
+            owners
+                .filter(|owner| selector.matches(&owner.labels))
+                .collect::<Vec<_>>()
         };
         match spec {
             SetSpec::Selected(selector) => {
-                let sets = self.network_sets.iter().filter(|(key, set)| selector.matches(&self.set_labels(key, set)));
-                let nets = sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
-                let addresses = selected(selector).into_iter().flat_map(|endpoint| endpoint.addresses.iter());
-                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address)))).collect()
+                let sets = self
+                    .network_sets
+                    .iter()
+                    .filter(|(key, set)| selector.matches(&self.set_labels(key, set)));
+                let nets =
+                    sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
+                let addresses = selected(selector)
+                    .into_iter()
+                    .flat_map(|endpoint| endpoint.addresses.iter());
+                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address))))
+                    .collect()
             }
             SetSpec::NamedPorts(selector, protocol, names) => {
                 let mut members = BTreeSet::new();
                 for endpoint in selected(selector) {
                     let ports = endpoint.ports.iter().filter(|port| {
-                        names.contains(&port.name) && protocol.is_none_or(|protocol| protocol == port.protocol)
+                        names.contains(&port.name)
+                            && protocol.is_none_or(|protocol| protocol == port.protocol)
                     });
                     for port in ports {
-                        members.extend(
-                            endpoint
-                                .addresses
-                                .iter()
-                                .map(|address| Member::AddressPort(*address, port.protocol, port.port)),
-                        );
+                        members.extend(endpoint.addresses.iter().map(|address| {
+                            Member::AddressPort(*address, port.protocol, port.port)
+                        }));
                     }
                 }
                 members
             }
             SetSpec::Nodes(selector) => {
-                let selected = self.nodes.iter().filter(|(_, node)| selector.matches(&node.labels));
+                let selected = self
+                    .nodes
+                    .iter()
+                    .filter(|(_, node)| selector.matches(&node.labels));
                 let selected = selected.map(|(name, node)| self.believed(name, node));
                 let addresses = selected.flat_map(|node| {
                     let ipv4 = node.ipv4.map(|net| IpAddr::V4(net.addr()));
-                    ipv4.into_iter().chain(node.ipv6.map(|net| IpAddr::V6(net.addr())))
+                    ipv4.into_iter()
+                        .chain(node.ipv6.map(|net| IpAddr::V6(net.addr())))
                 });
-                addresses.map(|address| Member::Net(IpNet::from(address))).collect()
+                addresses
+                    .map(|address| Member::Net(IpNet::from(address)))
+                    .collect()
             }
             SetSpec::Service(name) => {
                 let backends = self.services.get(name).into_iter().flatten();
-                backends.map(|backend| Member::AddressPort(backend.address, backend.protocol, backend.port)).collect()
+                backends
+                    .map(|backend| {
+                        Member::AddressPort(backend.address, backend.protocol, backend.port)
+                    })
+                    .collect()
             }
             SetSpec::ServiceAddresses(name) => {
                 let backends = self.services.get(name).into_iter().flatten();
-                backends.map(|backend| Member::Net(IpNet::from(backend.address))).collect()
+                backends
+                    .map(|backend| Member::Net(IpNet::from(backend.address)))
+                    .collect()
             }
         }
     }
@@ -382,75 +549,15 @@ impl Objects {
     pub fn owners(&self) -> Vec<Owner<'_>> {
         let pods = self.endpoints.iter().map(|(key, endpoint)| Owner {
             labels: self.labels(key, endpoint),
-            addresses: &endpoint.addresses,
+            addresses: endpoint.addresses.clone(),
             ports: &endpoint.ports,
         });
         let hosts = self.hosts.values().map(|host| Owner {
             labels: self.host_labels(host),
-            addresses: &host.addresses,
+            addresses: self.represented(host),
             ports: &host.ports,
         });
         pods.chain(hosts).collect()
-    }
-
-    /// Effective labels of a host endpoint; where several profiles define one, the first wins.
-    pub fn host_labels(&self, host: &HostEndpoint) -> Labels {
-        let mut labels = Labels::new();
-        for profile in host.profiles.iter().rev() {
-            match profile {
-                Profile::Namespace(name) => self.inherit(&mut labels, name),
-                Profile::ServiceAccount(name) => {
-                    if let Some(parent) = self.service_accounts.get(name) {
-                        inherit(&mut labels, PREFIX_SERVICE_ACCOUNT, &name.name, parent);
-                    }
-                }
-                Profile::Allow | Profile::Unknown => {}
-            }
-        }
-        let mut own = namespaced(&host.labels, "");
-        for reserved in [LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {
-            own.remove(reserved);
-        }
-        labels.extend(own);
-        labels
-    }
-
-    /// Effective labels of an endpoint.
-    pub fn labels(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Labels {
-        let mut labels = namespaced(&endpoint.labels, &key.namespace);
-        let account = NamespacedName::new(&key.namespace, &endpoint.service_account);
-        labels.remove(LABEL_SERVICE_ACCOUNT);
-        if !account.name.is_empty() && account.name.len() < 63 {
-            labels.insert(LABEL_SERVICE_ACCOUNT.to_owned(), account.name.clone());
-        }
-        self.inherit(&mut labels, &key.namespace);
-        if let Some(parent) = self.service_accounts.get(&account) {
-            inherit(&mut labels, PREFIX_SERVICE_ACCOUNT, &account.name, parent);
-        }
-        labels
-    }
-
-    /// Effective labels of a network set.
-    pub fn set_labels(&self, key: &NetworkSetKey, set: &NetworkSet) -> Labels {
-        if key.namespace.is_empty() {
-            let mut labels = namespaced(&set.labels, "");
-            for reserved in [LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {
-                labels.remove(reserved);
-            }
-            return labels;
-        }
-        let mut labels = namespaced(&set.labels, &key.namespace);
-        for reserved in [LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {
-            labels.remove(reserved);
-        }
-        self.inherit(&mut labels, &key.namespace);
-        labels
-    }
-
-    fn inherit(&self, labels: &mut Labels, namespace: &str) {
-        if let Some(parent) = self.namespaces.get(namespace) {
-            inherit(labels, PREFIX_NAMESPACE, namespace, parent);
-        }
     }
 }
 
@@ -464,19 +571,4 @@ fn policy_record(policy: &Policy, set: &mut impl FnMut(SetSpec) -> SetId) -> Pol
         ingress: rules(Direction::Ingress, policy.applies_ingress, &policy.ingress),
         egress: rules(Direction::Egress, policy.applies_egress, &policy.egress),
     }
-}
-
-fn namespaced(own: &Labels, namespace: &str) -> Labels {
-    let own =
-        own.iter().filter(|(key, _)| !key.starts_with(PREFIX_NAMESPACE) && !key.starts_with(PREFIX_SERVICE_ACCOUNT));
-    let mut labels: Labels = own.map(|(key, value)| (key.clone(), value.clone())).collect();
-    labels.insert(LABEL_NAMESPACE.to_owned(), namespace.to_owned());
-    labels
-}
-
-fn inherit(labels: &mut Labels, prefix: &str, name: &str, parent: &Labels) {
-    for (key, value) in parent {
-        labels.insert(format!("{prefix}{key}"), value.clone());
-    }
-    labels.insert(format!("{prefix}{LABEL_PARENT_NAME}"), name.to_owned());
 }

@@ -36,12 +36,19 @@ impl SetSpec {
         SetId(match self {
             Self::Selected(selector) => selector.id(),
             Self::NamedPorts(selector, protocol, names) => {
-                let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
-                let names = names.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+                let protocol =
+                    protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
+                let names = names
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(",");
                 let content = format!("n:{},{protocol},{names}", selector.id());
                 format!("n:{}", hex(content.as_bytes()))
             }
-            Self::Nodes(selector) => format!("nodes:{}", hex(format!("nodes:{selector}").as_bytes())),
+            Self::Nodes(selector) => {
+                format!("nodes:{}", hex(format!("nodes:{selector}").as_bytes()))
+            }
             Self::Service(name) => format!("svc:{name}"),
             Self::ServiceAddresses(name) => format!("svcaddr:{name}"),
         })
@@ -69,16 +76,33 @@ pub fn resolve(
     subject: &Selector,
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> RuleRecord {
-    let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
+    let Rule {
+        action,
+        ip_version,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        source,
+        destination,
+    } = rule;
     // On the side of the policy's own endpoint, named ports are those that its subject declares.
     let (local_source, local_destination) = match direction {
         Direction::Ingress => (None, Some(subject)),
         Direction::Egress => (Some(subject), None),
     };
     let mut from = side(source, local_source, *protocol, set);
-    from.sets.extend(source.service.clone().map(|name| set(SetSpec::ServiceAddresses(name))));
+    from.sets.extend(
+        source
+            .service
+            .clone()
+            .map(|name| set(SetSpec::ServiceAddresses(name))),
+    );
     let mut to = side(destination, local_destination, *protocol, set);
-    to.service_set = destination.service.clone().map(|name| set(SetSpec::Service(name)));
+    to.service_set = destination
+        .service
+        .clone()
+        .map(|name| set(SetSpec::Service(name)));
     RuleRecord {
         action: *action,
         ip_version: *ip_version,
@@ -97,9 +121,24 @@ fn side(
     protocol: Option<Protocol>,
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> SideMatch {
-    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service: _ } = entity;
+    let EntityMatch {
+        nets,
+        not_nets,
+        selector,
+        not_selector,
+        ports,
+        not_ports,
+        nodes,
+        service: _,
+    } = entity;
     // A named port is declared by the selected endpoints; without a selector, by any endpoint.
-    let declared_by = || selector.as_ref().or(local).cloned().unwrap_or_else(Selector::all);
+    let declared_by = || {
+        selector
+            .as_ref()
+            .or(local)
+            .cloned()
+            .unwrap_or_else(Selector::all)
+    };
     let mut named = |ports: &[Port]| -> Option<SetId> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.clone()),
@@ -109,13 +148,23 @@ fn side(
         (!names.is_empty()).then(|| set(SetSpec::NamedPorts(declared_by(), protocol, names)))
     };
     let (port_sets, not_port_sets) = (named(ports), named(not_ports));
-    let mut sets: Vec<SetId> = selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect();
-    sets.extend(nodes.iter().map(|selector| set(SetSpec::Nodes(selector.clone()))));
+    let mut sets: Vec<SetId> = selector
+        .iter()
+        .map(|selector| set(SetSpec::Selected(selector.clone())))
+        .collect();
+    sets.extend(
+        nodes
+            .iter()
+            .map(|selector| set(SetSpec::Nodes(selector.clone()))),
+    );
     SideMatch {
         nets: nets.iter().map(IpNet::trunc).collect(),
         not_nets: not_nets.iter().map(IpNet::trunc).collect(),
         sets,
-        not_sets: not_selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect(),
+        not_sets: not_selector
+            .iter()
+            .map(|selector| set(SetSpec::Selected(selector.clone())))
+            .collect(),
         ports: ranges(ports).into(),
         port_sets: port_sets.into_iter().collect(),
         not_ports: ranges(not_ports),

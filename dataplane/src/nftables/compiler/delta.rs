@@ -19,7 +19,13 @@ pub(super) struct TableDelta {
 impl TableDelta {
     pub(super) fn new() -> Self {
         let empty = || Ruleset::new(names::table());
-        Self { old: empty(), new: empty(), chains: BTreeSet::new(), sets: BTreeSet::new(), elements: BTreeMap::new() }
+        Self {
+            old: empty(),
+            new: empty(),
+            chains: BTreeSet::new(),
+            sets: BTreeSet::new(),
+            elements: BTreeMap::new(),
+        }
     }
 
     pub(super) fn into_transaction(self) -> Transaction {
@@ -30,8 +36,11 @@ impl TableDelta {
             diff(&self.old, &self.new)
         };
         for (name, (kind, keys)) in self.elements {
-            let (added, removed): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, wanted)| *wanted);
-            let set = |keys: Vec<(Key, bool)>| Set::members(kind.clone(), keys.into_iter().map(|(key, _)| key));
+            let (added, removed): (Vec<_>, Vec<_>) =
+                keys.into_iter().partition(|(_, wanted)| *wanted);
+            let set = |keys: Vec<(Key, bool)>| {
+                Set::members(kind.clone(), keys.into_iter().map(|(key, _)| key))
+            };
             transaction.delete_elements(&name, set(removed));
             transaction.add_elements(&name, set(added));
         }

@@ -34,19 +34,39 @@ impl HostEndpoints {
 
     /// Host endpoints without an interface, with the reason.
     pub(super) fn unassigned(&self) -> BTreeMap<String, String> {
-        self.assignments().unassigned.into_iter().map(|(name, reason)| (name.to_owned(), reason)).collect()
+        self.assignments()
+            .unassigned
+            .into_iter()
+            .map(|(name, reason)| (name.to_owned(), reason))
+            .collect()
     }
 
     fn assignments(&self) -> Assignments<'_> {
-        host::assign_interfaces(self.endpoints.iter().map(|(name, host)| (name, &host.interfaces)), &self.links)
+        host::assign_interfaces(
+            self.endpoints
+                .iter()
+                .map(|(name, host)| (name, &host.interfaces)),
+            &self.links,
+        )
     }
 
     /// Hooks that need a chain: those with a policy, and those of the host's own packets, where
     /// profiles decide.
     fn active_points(&self) -> BTreeSet<Point> {
-        let has_policy = |index: usize| self.endpoints.values().any(|host| !host.bound[index].class.tiers.is_empty());
-        let counts = |(index, point): &(usize, Point)| matches!(point, Point::In | Point::Out) || has_policy(*index);
-        POINTS.into_iter().enumerate().filter(counts).map(|(_, point)| point).collect()
+        let has_policy = |index: usize| {
+            self.endpoints
+                .values()
+                .any(|host| !host.bound[index].class.tiers.is_empty())
+        };
+        let counts = |(index, point): &(usize, Point)| {
+            matches!(point, Point::In | Point::Out) || has_policy(*index)
+        };
+        POINTS
+            .into_iter()
+            .enumerate()
+            .filter(counts)
+            .map(|(_, point)| point)
+            .collect()
     }
 }
 
@@ -69,9 +89,19 @@ impl Compiler {
     }
 
     /// Applies added, changed and removed host endpoints; returns whether there were any.
-    pub(super) fn update_host_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
-        let changed =
-            dirty.records.iter().filter_map(|id| if let RecordId::HostEndpoint(name) = id { Some(name) } else { None });
+    pub(super) fn update_host_endpoints(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        stale: &mut Classes,
+    ) -> bool {
+        let changed = dirty.records.iter().filter_map(|id| {
+            if let RecordId::HostEndpoint(name) = id {
+                Some(name)
+            } else {
+                None
+            }
+        });
         let mut any = false;
         for name in changed {
             any = true;
@@ -97,10 +127,17 @@ impl Compiler {
     pub(super) fn update_host_hooks(&mut self, delta: &mut TableDelta) {
         let assignments = self.hosts.assignments();
         let entries = |host: &BoundHostEndpoint| -> Entries {
-            POINTS.into_iter().zip(host.bound.iter().map(|bound| bound.entry.clone())).collect()
+            POINTS
+                .into_iter()
+                .zip(host.bound.iter().map(|bound| bound.entry.clone()))
+                .collect()
         };
-        let entries: BTreeMap<&str, Entries> =
-            self.hosts.endpoints.iter().map(|(name, host)| (name.as_str(), entries(host))).collect();
+        let entries: BTreeMap<&str, Entries> = self
+            .hosts
+            .endpoints
+            .iter()
+            .map(|(name, host)| (name.as_str(), entries(host)))
+            .collect();
         let hooks = Hooks {
             inputs: &self.inputs,
             assignments: &assignments,

@@ -7,10 +7,13 @@ use crate::nftables::stage::Direction;
 use margay_nft::ChainName;
 
 impl Compiler {
-    /// The rules of policies that a rule of a chain comes from, by its position in the chain from 0; empty for one
-    /// that comes from no policy, such as the end of a tier.
+    /// The rules of policies that a rule of a chain comes from, by its position in the chain from
+    /// 0; empty for one that comes from no policy, such as the end of a tier.
     pub fn origins(&self, chain: &ChainName, rule: usize) -> Vec<RuleOrigin> {
-        let owner = self.classes.iter().find(|(_, state)| state.chains.contains_key(chain));
+        let owner = self
+            .classes
+            .iter()
+            .find(|(_, state)| state.chains.contains_key(chain));
         let found = owner.and_then(|(class, state)| {
             let item = state.chains[chain].get(rule).copied().flatten()?;
             Some(origins_of_item(class, state, item).collect())
@@ -18,15 +21,19 @@ impl Compiler {
         found.unwrap_or_default()
     }
 
-    /// All origins as text for people: a comment in nft's language, of one line for each rule of a chain.
+    /// All origins as text for people: a comment in nft's language, of one line for each rule of a
+    /// chain.
     pub fn describe_origins(&self) -> String {
-        let mut text =
-            String::from("# rules of chains, counted from 0, and the rules of policies that they come from\n");
+        let mut text = String::from(
+            "# rules of chains, counted from 0, and the rules of policies that they come from\n",
+        );
         for (class, state) in &self.classes {
             for (chain, items) in &state.chains {
                 for (position, item) in items.iter().enumerate() {
                     let origins = item.map(|item| describe_item(class, state, item));
-                    origins.into_iter().for_each(|origins| text += &format!("# {chain} {position}: {origins}\n"));
+                    origins
+                        .into_iter()
+                        .for_each(|origins| text += &format!("# {chain} {position}: {origins}\n"));
                 }
             }
         }
@@ -37,9 +44,19 @@ impl Compiler {
 /// The origins of an item, which are all of one tier.
 fn describe_item(class: &Class, state: &ClassState, item: u32) -> String {
     let mut text = String::new();
-    for RuleOrigin { tier, policy, direction, rule } in origins_of_item(class, state, item) {
+    for RuleOrigin {
+        tier,
+        policy,
+        direction,
+        rule,
+    } in origins_of_item(class, state, item)
+    {
         if text.is_empty() {
-            let direction = if direction == Direction::Ingress { "ingress" } else { "egress" };
+            let direction = if direction == Direction::Ingress {
+                "ingress"
+            } else {
+                "egress"
+            };
             text = format!("tier {tier}, {direction} of {policy}");
         } else {
             text += &format!(", {policy}");
@@ -52,7 +69,16 @@ fn describe_item(class: &Class, state: &ClassState, item: u32) -> String {
     text
 }
 
-fn origins_of_item(class: &Class, state: &ClassState, item: u32) -> impl Iterator<Item = RuleOrigin> {
-    let rules = usize::try_from(item).ok().and_then(|item| state.origins.get(item));
-    rules.into_iter().flatten().filter_map(move |rule| class.origin(*rule))
+fn origins_of_item(
+    class: &Class,
+    state: &ClassState,
+    item: u32,
+) -> impl Iterator<Item = RuleOrigin> {
+    let rules = usize::try_from(item)
+        .ok()
+        .and_then(|item| state.origins.get(item));
+    rules
+        .into_iter()
+        .flatten()
+        .filter_map(move |rule| class.origin(*rule))
 }

@@ -23,7 +23,10 @@ impl Subject for Simulated {
 
     fn new(node: &str) -> Self {
         let kernel = Model::new();
-        Self { dataplane: Nftables::new(node, Box::new(kernel.clone())), kernel }
+        Self {
+            dataplane: Nftables::new(node, Box::new(kernel.clone())),
+            kernel,
+        }
     }
 
     fn dataplane(&mut self) -> &mut dyn Dataplane {
@@ -46,7 +49,13 @@ impl Subject for Simulated {
     }
 
     fn damage(&mut self) {
-        self.kernel.lock().table.as_mut().expect("a commit was made").chains.pop_last();
+        self.kernel
+            .lock()
+            .table
+            .as_mut()
+            .expect("a commit was made")
+            .chains
+            .pop_last();
     }
 }
 

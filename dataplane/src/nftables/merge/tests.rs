@@ -14,8 +14,14 @@ fn mk_set(number: usize) -> SetId {
 fn mk_from(set: SetId, ports: Vec<PortRange>) -> RuleRecord {
     RuleRecord {
         protocol: Some(Protocol::TCP),
-        source: SideMatch { sets: vec![set], ..SideMatch::default() },
-        destination: SideMatch { ports: ports.into(), ..SideMatch::default() },
+        source: SideMatch {
+            sets: vec![set],
+            ..SideMatch::default()
+        },
+        destination: SideMatch {
+            ports: ports.into(),
+            ..SideMatch::default()
+        },
         ..mk_rule(Action::Allow)
     }
 }
@@ -23,11 +29,20 @@ fn mk_from(set: SetId, ports: Vec<PortRange>) -> RuleRecord {
 fn mk_block(number: usize, except: bool) -> RuleRecord {
     let net = |length: u8| mk_net(&format!("10.{}.{}.0/{length}", number / 256, number % 256));
     let not_nets = if except { vec![net(28)] } else { Vec::new() };
-    RuleRecord { source: SideMatch { nets: vec![net(24)], not_nets, ..SideMatch::default() }, ..mk_rule(Action::Allow) }
+    RuleRecord {
+        source: SideMatch {
+            nets: vec![net(24)],
+            not_nets,
+            ..SideMatch::default()
+        },
+        ..mk_rule(Action::Allow)
+    }
 }
 
 fn port(number: usize) -> Vec<PortRange> {
-    vec![PortRange::single(1000 + u16::try_from(number).expect("a port"))]
+    vec![PortRange::single(
+        1000 + u16::try_from(number).expect("a port"),
+    )]
 }
 
 fn merged(rules: &[RuleRecord]) -> (usize, Unions) {
@@ -37,24 +52,46 @@ fn merged(rules: &[RuleRecord]) -> (usize, Unions) {
 }
 
 fn items(rules: &[RuleRecord]) -> Vec<(Item<'_>, RuleRef)> {
-    rules.iter().enumerate().map(|(index, rule)| (Item::Rule(rule), RuleRef::new(0, 0, Some(index)))).collect()
+    rules
+        .iter()
+        .enumerate()
+        .map(|(index, rule)| (Item::Rule(rule), RuleRef::new(0, 0, Some(index))))
+        .collect()
 }
 
-/// Rules that differ in a set, in ports, in ranges or not at all, so that they are joined in every way.
+/// Rules that differ in a set, in ports, in ranges or not at all, so that they are joined in every
+/// way.
 fn alike(action: impl Strategy<Value = Action>) -> impl Strategy<Value = RuleRecord> {
     let ports = subsequence((0..6).collect::<Vec<usize>>(), 0..3);
     let nets = subsequence((0..3).collect::<Vec<usize>>(), 0..2);
     let set = prop_oneof![3 => (0..12_usize).prop_map(Some), 1 => Just(None)];
     let protocol = select(vec![Protocol::TCP, Protocol::TCP, Protocol::UDP]);
-    (action, set, ports, nets, protocol, any::<bool>()).prop_map(|(action, set, ports, nets, protocol, outward)| {
-        let ports: Vec<PortRange> = ports.into_iter().flat_map(port).collect();
-        let nets = nets.into_iter().map(|number| mk_net(&format!("10.{number}.0.0/16"))).collect();
-        let peer = SideMatch { sets: set.map(mk_set).into_iter().collect(), nets, ..SideMatch::default() };
-        let (source, mut destination) =
-            if outward { (SideMatch::default(), peer) } else { (peer, SideMatch::default()) };
-        destination.ports = ports.into();
-        RuleRecord { protocol: Some(protocol), source, destination, ..mk_rule(action) }
-    })
+    (action, set, ports, nets, protocol, any::<bool>()).prop_map(
+        |(action, set, ports, nets, protocol, outward)| {
+            let ports: Vec<PortRange> = ports.into_iter().flat_map(port).collect();
+            let nets = nets
+                .into_iter()
+                .map(|number| mk_net(&format!("10.{number}.0.0/16")))
+                .collect();
+            let peer = SideMatch {
+                sets: set.map(mk_set).into_iter().collect(),
+                nets,
+                ..SideMatch::default()
+            };
+            let (source, mut destination) = if outward {
+                (SideMatch::default(), peer)
+            } else {
+                (peer, SideMatch::default())
+            };
+            destination.ports = ports.into();
+            RuleRecord {
+                protocol: Some(protocol),
+                source,
+                destination,
+                ..mk_rule(action)
+            }
+        },
+    )
 }
 
 /// Some sets cannot be part of a union, and some not of one with ports.
@@ -74,7 +111,10 @@ proptest! {
     ) {
         let items = items(&rules);
         let merged = merge(&items, &mk_role, &mut Unions::new());
-        let mut origins: Vec<RuleRef> = merged.iter().flat_map(|traced| traced.origins.clone()).collect();
+        let mut origins: Vec<RuleRef> = merged
+            .iter()
+            .flat_map(|traced| traced.origins.clone())
+            .collect();
         origins.sort_unstable();
         let all: Vec<RuleRef> = items.iter().map(|(_, origin)| *origin).collect();
         prop_assert_eq!(origins, all);
@@ -86,18 +126,24 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_rules_that_say_the_same_changes_no_origin(
+    fn the_order_of_rules_with_the_same_action_changes_no_origin(
         (rules, shuffled) in vec(alike(Just(Action::Allow)), 2..60).prop_flat_map(|rules| {
             let numbered: Vec<(usize, RuleRecord)> = rules.iter().cloned().enumerate().collect();
             (Just(rules), Just(numbered).prop_shuffle())
         }),
     ) {
         // Nothing is missing: what a missing set stands between is no run.
-        let role = |id: &SetId| if mk_role(id) == Role::Missing { Role::Exact } else { mk_role(id) };
+        let role = |id: &SetId| match mk_role(id) {
+            Role::Missing => Role::Exact,
+            role => role,
+        };
         let by_origin = |items: &[(Item<'_>, RuleRef)]| -> Vec<(Vec<RuleRef>, String)> {
             let merged = merge(items, &role, &mut Unions::new());
             let mut found: Vec<_> =
-                merged.into_iter().map(|traced| (traced.origins, format!("{:?}", plain(traced.item)))).collect();
+                merged
+                    .into_iter()
+                    .map(|traced| (traced.origins, format!("{:?}", plain(traced.item))))
+                    .collect();
             found.sort();
             found
         };
@@ -127,13 +173,33 @@ type Shape<'a> = (&'a str, &'a dyn Fn(usize) -> RuleRecord, usize);
 fn shapes_that_collapse() {
     const RULES: usize = 1000;
     let shapes: [Shape<'_>; 7] = [
-        ("peers, one port", &|number| mk_from(mk_set(number), port(0)), 16),
-        ("peers, a port each", &|number| mk_from(mk_set(number), port(number)), 16),
-        ("one peer, a port each", &|number| mk_from(mk_set(0), port(number)), 1),
-        ("few peers, many ports", &|number| mk_from(mk_set(number % 3), port(number)), 3),
+        (
+            "peers, one port",
+            &|number| mk_from(mk_set(number), port(0)),
+            16,
+        ),
+        (
+            "peers, a port each",
+            &|number| mk_from(mk_set(number), port(number)),
+            16,
+        ),
+        (
+            "one peer, a port each",
+            &|number| mk_from(mk_set(0), port(number)),
+            1,
+        ),
+        (
+            "few peers, many ports",
+            &|number| mk_from(mk_set(number % 3), port(number)),
+            3,
+        ),
         ("the same rule", &|_| mk_from(mk_set(0), port(0)), 1),
         ("ranges", &|number| mk_block(number, false), 1),
-        ("ranges with exceptions", &|number| mk_block(number, true), RULES),
+        (
+            "ranges with exceptions",
+            &|number| mk_block(number, true),
+            RULES,
+        ),
     ];
     for (name, rule, left) in shapes {
         let rules: Vec<RuleRecord> = (0..RULES).map(rule).collect();
@@ -144,7 +210,8 @@ fn shapes_that_collapse() {
 #[test]
 fn a_peer_more_changes_one_piece_of_a_union() {
     for own_ports in [false, true] {
-        let rule = |number: usize| mk_from(mk_set(number), port(if own_ports { number } else { 0 }));
+        let rule =
+            |number: usize| mk_from(mk_set(number), port(if own_ports { number } else { 0 }));
         let rules: Vec<RuleRecord> = (0..1000).map(rule).collect();
         let (_, before) = merged(&rules[..999]);
         let (_, after) = merged(&rules);
@@ -155,10 +222,17 @@ fn a_peer_more_changes_one_piece_of_a_union() {
 }
 
 #[test]
-fn what_says_otherwise_stays_in_its_place() {
+fn rules_with_another_action_stay_in_their_places() {
     let allow = |number| mk_from(mk_set(number), port(0));
-    let deny = RuleRecord { action: Action::Deny, ..mk_from(mk_set(99), port(0)) };
-    let rules: Vec<RuleRecord> = (0..8).map(allow).chain([deny.clone()]).chain((8..16).map(allow)).collect();
+    let deny = RuleRecord {
+        action: Action::Deny,
+        ..mk_from(mk_set(99), port(0))
+    };
+    let rules: Vec<RuleRecord> = (0..8)
+        .map(allow)
+        .chain([deny.clone()])
+        .chain((8..16).map(allow))
+        .collect();
     let mut unions = Unions::new();
     let merged = merge(&items(&rules), &|_| Role::Exact, &mut unions);
     assert_eq!(merged.len(), 3);

@@ -88,11 +88,23 @@ pub fn encode_flush(subject: PurgeAddress, place: TupleField, sequence: u32) -> 
         TupleField::ReplySource => (false, true),
         TupleField::ReplyDestination => (false, false),
     };
-    let flags = if is_source { FILTER_SOURCE } else { FILTER_DESTINATION };
+    let flags = if is_source {
+        FILTER_SOURCE
+    } else {
+        FILTER_DESTINATION
+    };
     let (original, reply) = if is_original { (flags, 0) } else { (0, flags) };
     encode_request(DELETE, NLM_F_ACK, subject.version(), sequence, |writer| {
-        let tuple = if is_original { CTA_TUPLE_ORIG } else { CTA_TUPLE_REPLY };
-        writer.nest(tuple, |writer| writer.nest(CTA_TUPLE_IP, |writer| put_address(writer, subject.0, is_source)));
+        let tuple = if is_original {
+            CTA_TUPLE_ORIG
+        } else {
+            CTA_TUPLE_REPLY
+        };
+        writer.nest(tuple, |writer| {
+            writer.nest(CTA_TUPLE_IP, |writer| {
+                put_address(writer, subject.0, is_source)
+            })
+        });
         writer.nest(CTA_FILTER, |writer| {
             // These are in host byte order, unlike other attributes.
             writer.put(CTA_FILTER_ORIG_FLAGS, &original.to_ne_bytes());
@@ -127,17 +139,27 @@ pub fn encode_delete(entry: &Entry, sequence: u32) -> Vec<u8> {
 }
 
 /// Parses an entry of a dump, if one of its four addresses is among these.
-pub fn parse_entry(version: IpVersion, body: &[u8], subjects: &BTreeSet<PurgeAddress>) -> Option<Entry> {
+pub fn parse_entry(
+    version: IpVersion,
+    body: &[u8],
+    subjects: &BTreeSet<PurgeAddress>,
+) -> Option<Entry> {
     let attributes = body.get(NF_HEADER_LEN..)?;
-    let (original, reply) = (attribute(attributes, CTA_TUPLE_ORIG)?, attribute(attributes, CTA_TUPLE_REPLY)?);
+    let (original, reply) = (
+        attribute(attributes, CTA_TUPLE_ORIG)?,
+        attribute(attributes, CTA_TUPLE_REPLY)?,
+    );
     let [source, destination] = parse_addresses(version, original)?;
     let [answering, answered] = parse_addresses(version, reply)?;
     let is_of = |address| subjects.contains(&PurgeAddress(address));
-    [source, destination, answering, answered].into_iter().any(is_of).then(|| Entry {
-        version,
-        tuple: original.to_vec(),
-        zone: attribute(attributes, CTA_ZONE).map(<[u8]>::to_vec),
-    })
+    [source, destination, answering, answered]
+        .into_iter()
+        .any(is_of)
+        .then(|| Entry {
+            version,
+            tuple: original.to_vec(),
+            zone: attribute(attributes, CTA_ZONE).map(<[u8]>::to_vec),
+        })
 }
 
 /// Source and destination of a tuple.
@@ -150,7 +172,10 @@ fn parse_addresses(version: IpVersion, tuple: &[u8]) -> Option<[IpAddr; 2]> {
             IpVersion::V6 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
         }
     };
-    Some([read(address_kind(version, true))?, read(address_kind(version, false))?])
+    Some([
+        read(address_kind(version, true))?,
+        read(address_kind(version, false))?,
+    ])
 }
 
 fn put_address(writer: &mut Writer, address: IpAddr, is_source: bool) {
@@ -170,12 +195,27 @@ const fn address_kind(version: IpVersion, is_source: bool) -> u16 {
     }
 }
 
-fn encode_request(kind: u16, flags: u16, version: IpVersion, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+fn encode_request(
+    kind: u16,
+    flags: u16,
+    version: IpVersion,
+    sequence: u32,
+    body: impl FnOnce(&mut Writer),
+) -> Vec<u8> {
     let family = match version {
         IpVersion::V4 => libc::AF_INET as u8,
         IpVersion::V6 => libc::AF_INET6 as u8,
     };
     let mut writer = Writer::default();
-    writer.put_message(Header { kind, flags: NLM_F_REQUEST | flags, sequence }, family, 0, body);
+    writer.put_message(
+        Header {
+            kind,
+            flags: NLM_F_REQUEST | flags,
+            sequence,
+        },
+        family,
+        0,
+        body,
+    );
     writer.bytes().to_vec()
 }

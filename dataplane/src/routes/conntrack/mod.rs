@@ -56,7 +56,9 @@ impl Conntrack {
 
     fn spawn_over(table: impl ConntrackTable) -> io::Result<Self> {
         let (queue, requests) = mpsc::channel(QUEUE);
-        thread::Builder::new().name("conntrack".to_owned()).spawn(move || serve(Purger::new(table), requests))?;
+        thread::Builder::new()
+            .name("conntrack".to_owned())
+            .spawn(move || serve(Purger::new(table), requests))?;
         Ok(Self { queue })
     }
 
@@ -74,7 +76,14 @@ impl Conntrack {
         }
         let ended = || TableError::Socket("its thread has ended".to_owned());
         let (done, answer) = oneshot::channel();
-        self.queue.send(Request { addresses, extent, done }).await.map_err(|_| ended())?;
+        self.queue
+            .send(Request {
+                addresses,
+                extent,
+                done,
+            })
+            .await
+            .map_err(|_| ended())?;
         answer.await.unwrap_or_else(|_| Err(ended()))
     }
 }
@@ -85,7 +94,12 @@ fn serve(mut purger: Purger<impl ConntrackTable>, mut requests: mpsc::Receiver<R
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
         let mut subjects = BTreeMap::new();
         for request in &waiting {
-            for subject in request.addresses.iter().copied().filter_map(PurgeAddress::new) {
+            for subject in request
+                .addresses
+                .iter()
+                .copied()
+                .filter_map(PurgeAddress::new)
+            {
                 let extent = subjects.entry(subject).or_insert(request.extent);
                 *extent = request.extent.max(*extent);
             }

@@ -47,15 +47,21 @@ pub struct Purger<T> {
 impl<T: ConntrackTable> Purger<T> {
     /// Creates a purger that detects what its kernel supports.
     pub const fn new(table: T) -> Self {
-        Self { table, is_filtering: true }
+        Self {
+            table,
+            is_filtering: true,
+        }
     }
 
     /// Deletes the entries of these addresses, of all protocols and zones. After an error some may
     /// remain.
     pub fn purge(&mut self, subjects: &BTreeMap<PurgeAddress, Extent>) -> Result<(), TableError> {
         for version in [IpVersion::V4, IpVersion::V6] {
-            let own: BTreeMap<PurgeAddress, Extent> =
-                subjects.iter().filter(|(subject, _)| subject.version() == version).map(|(a, b)| (*a, *b)).collect();
+            let own: BTreeMap<PurgeAddress, Extent> = subjects
+                .iter()
+                .filter(|(subject, _)| subject.version() == version)
+                .map(|(a, b)| (*a, *b))
+                .collect();
             if own.is_empty() || self.purge_filtered(version, &own)? {
                 continue;
             }

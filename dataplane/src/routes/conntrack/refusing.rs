@@ -11,7 +11,10 @@ use super::table::{ConntrackTable, TableError};
 /// Table of [`super::Conntrack::refusing`].
 pub(super) struct Refusing;
 
-pub(super) const REFUSED: TableError = TableError::Refused { what: "list conntrack entries", errno: Errno::EPERM };
+pub(super) const REFUSED: TableError = TableError::Refused {
+    what: "list conntrack entries",
+    errno: Errno::EPERM,
+};
 
 impl ConntrackTable for Refusing {
     fn flush(&mut self, _: PurgeAddress, _: TupleField) -> Result<bool, TableError> {

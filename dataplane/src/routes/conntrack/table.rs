@@ -12,7 +12,10 @@ use margay_netlink::wire::{Message, messages, u32_ne};
 use margay_netlink::{Buffers, Protocol, Socket};
 
 /// Sizes of the socket's buffers: requests are small, and one part of a dump has to fit.
-const BUFFERS: Buffers = Buffers { send: Some(64 << 10), receive: 1 << 20 };
+const BUFFERS: Buffers = Buffers {
+    send: Some(64 << 10),
+    receive: 1 << 20,
+};
 
 /// Error of listing or deleting entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +47,11 @@ pub trait ConntrackTable: Send + 'static {
     /// Deletes all entries with the address in that field. False: the kernel does not support it.
     fn flush(&mut self, subject: PurgeAddress, place: TupleField) -> Result<bool, TableError>;
     /// Lists the entries of an IP version with one of the addresses in any field.
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError>;
+    fn find(
+        &mut self,
+        version: IpVersion,
+        subjects: &BTreeSet<PurgeAddress>,
+    ) -> Result<Vec<Entry>, TableError>;
     /// Deletes an entry; a missing one is a success.
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError>;
 }
@@ -58,7 +65,10 @@ pub struct KernelTable {
 impl KernelTable {
     /// Opens a socket in the calling thread's network namespace; needs `CAP_NET_ADMIN`.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter, 0, BUFFERS)?, sequence: 0 })
+        Ok(Self {
+            socket: Socket::open(Protocol::Netfilter, 0, BUFFERS)?,
+            sequence: 0,
+        })
     }
 
     /// Sends a request and passes the body of each response to `each`; returns the kernel's error
@@ -94,7 +104,10 @@ impl KernelTable {
 impl KernelTable {
     /// Dumps the entries and discards them.
     pub fn list(&mut self) -> io::Result<()> {
-        match self.request(|sequence| message::encode_list(IpVersion::V4, sequence), |_| {})? {
+        match self.request(
+            |sequence| message::encode_list(IpVersion::V4, sequence),
+            |_| {},
+        )? {
             (0, _) => Ok(()),
             (errno, _) => Err(io::Error::from_raw_os_error(errno)),
         }
@@ -104,7 +117,9 @@ impl KernelTable {
     /// namespaces.
     fn is_empty(&mut self) -> Result<bool, TableError> {
         let mut count = None;
-        let (errno, _) = self.request(message::encode_count, |body| count = message::parse_count(body))?;
+        let (errno, _) = self.request(message::encode_count, |body| {
+            count = message::parse_count(body)
+        })?;
         Ok(errno == 0 && count == Some(0))
     }
 }
@@ -118,25 +133,39 @@ impl ConntrackTable for KernelTable {
             // It would delete the entries of all other addresses.
             return Ok(false);
         }
-        let (errno, _) = self.request(|sequence| message::encode_flush(subject, place, sequence), |_| {})?;
+        let (errno, _) = self.request(
+            |sequence| message::encode_flush(subject, place, sequence),
+            |_| {},
+        )?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(true),
             // The dump that follows reports the error, if this is not the reason.
             Errno::EINVAL | Errno::EOPNOTSUPP => Ok(false),
-            errno => Err(TableError::Refused { what: "delete conntrack entries of an address", errno }),
+            errno => Err(TableError::Refused {
+                what: "delete conntrack entries of an address",
+                errno,
+            }),
         }
     }
 
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
+    fn find(
+        &mut self,
+        version: IpVersion,
+        subjects: &BTreeSet<PurgeAddress>,
+    ) -> Result<Vec<Entry>, TableError> {
         if self.is_empty()? {
             return Ok(Vec::new());
         }
         for _ in 0..READS {
             let mut found = Vec::new();
             let read = |body: &[u8]| found.extend(message::parse_entry(version, body, subjects));
-            let (errno, interrupted) = self.request(|sequence| message::encode_list(version, sequence), read)?;
+            let (errno, interrupted) =
+                self.request(|sequence| message::encode_list(version, sequence), read)?;
             if errno != 0 {
-                return Err(TableError::Refused { what: "list conntrack entries", errno: Errno::from_raw(errno) });
+                return Err(TableError::Refused {
+                    what: "list conntrack entries",
+                    errno: Errno::from_raw(errno),
+                });
             }
             if !interrupted {
                 return Ok(found);
@@ -146,11 +175,15 @@ impl ConntrackTable for KernelTable {
     }
 
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError> {
-        let (errno, _) = self.request(|sequence| message::encode_delete(entry, sequence), |_| {})?;
+        let (errno, _) =
+            self.request(|sequence| message::encode_delete(entry, sequence), |_| {})?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(()),
             Errno::ENOENT => Ok(()),
-            errno => Err(TableError::Refused { what: "delete a conntrack entry", errno }),
+            errno => Err(TableError::Refused {
+                what: "delete a conntrack entry",
+                errno,
+            }),
         }
     }
 }

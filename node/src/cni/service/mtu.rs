@@ -31,25 +31,39 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 
     async fn lower_mtu(&self, mtu: u32) {
-        let attached: Vec<Attachment> =
-            self.attachments().iter().filter(|attachment| attachment.mtu == 0).cloned().collect();
+        let attached: Vec<Attachment> = self
+            .attachments()
+            .iter()
+            .filter(|attachment| attachment.mtu == 0)
+            .cloned()
+            .collect();
         let mut lowered = 0;
-        for Attachment { id, namespace, pod, .. } in attached {
+        for Attachment {
+            id, namespace, pod, ..
+        } in attached
+        {
             let endpoint = EndpointKey::new(namespace, pod);
             // An ADD in progress uses the MTU of its start.
             let pod = self.pod_lock(&endpoint);
             let _alone = pod.lock().await;
-            let Some(attachment) = self.attachments().get(&id).cloned() else { continue };
+            let Some(attachment) = self.attachments().get(&id).cloned() else {
+                continue;
+            };
             match run_blocking(move || lower_link(&attachment, mtu)).await {
                 Ok(was_larger) => lowered += usize::from(was_larger),
                 Err(error) => tracing::warn!(
                     pod = %endpoint, %error, mtu,
-                    "the MTU of a pod's link could not be lowered, and the node's link drops larger packets; recreate the pod"
+                    "the MTU of a pod's link could not be lowered, and the node's link drops \
+                     larger packets; recreate the pod"
                 ),
             }
         }
         if lowered > 0 {
-            tracing::info!(mtu, pods = lowered, "lowered the MTU of pods' links to what the node's link carries");
+            tracing::info!(
+                mtu,
+                pods = lowered,
+                "lowered the MTU of pods' links to what the node's link carries"
+            );
         }
     }
 }
@@ -59,14 +73,35 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 fn lower_link(attachment: &Attachment, mtu: u32) -> Result<bool, PodError> {
     let namespace = match namespace::open(Path::new(&attachment.netns)) {
         Ok(namespace) => namespace,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput
+            ) =>
+        {
             return Ok(false);
         }
         Err(error) => return Err(error.into()),
     };
-    let has_ipv6 = attachment.addresses.iter().any(|address| address.addr().is_ipv6());
-    let mtu = if has_ipv6 { mtu.max(sysctl::IPV6_MTU) } else { mtu };
+    let has_ipv6 = attachment
+        .addresses
+        .iter()
+        .any(|address| address.addr().is_ipv6());
+    let mtu = if has_ipv6 {
+        mtu.max(sysctl::IPV6_MTU)
+    } else {
+        mtu
+    };
     let (host, inside) = (&attachment.interface, &attachment.id.ifname);
     let mac = pod::pod_mac(&attachment.id.container, inside);
-    pod::lower_mtu(&mut RouteSocket::open()?, &PodLink { host, pod: inside, namespace: &namespace, mtu, mac })
+    pod::lower_mtu(
+        &mut RouteSocket::open()?,
+        &PodLink {
+            host,
+            pod: inside,
+            namespace: &namespace,
+            mtu,
+            mac,
+        },
+    )
 }

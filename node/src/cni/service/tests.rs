@@ -80,14 +80,19 @@ fn run_with<F: Future<Output = ()>>(
 ) {
     std::thread::scope(|scope| {
         let of_pod = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("these tests make network namespaces: run them as root");
             let path = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
             File::open(path).expect("the namespace of the pod")
         });
         let of_pod = of_pod.join().expect("a namespace");
         let node = scope.spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("these tests make network namespaces: run them as root");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             let (folder, log) = (TempDir::new().expect("a folder"), Log::default());
             let (_mtu, mtu) = watch::channel(1400);
             let parts = ServiceParts {
@@ -103,16 +108,25 @@ fn run_with<F: Future<Output = ()>>(
             let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&of_pod));
             runtime.block_on(test(Arc::new(Service::new(parts, attachments)), log, path));
         });
-        node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        node.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
 }
 
 fn mk_call() -> CniCall {
-    CniCall { network: "net".to_owned(), config: Config::default(), timeout_millis: 0 }
+    CniCall {
+        network: "net".to_owned(),
+        config: Config::default(),
+        timeout_millis: 0,
+    }
 }
 
 fn mk_asked(netns: &str) -> cni::Attachment {
-    let pod = cni::Pod { namespace: "x".to_owned(), name: "a".to_owned(), ..cni::Pod::default() };
+    let pod = cni::Pod {
+        namespace: "x".to_owned(),
+        name: "a".to_owned(),
+        ..cni::Pod::default()
+    };
     cni::Attachment {
         container_id: "c1".to_owned(),
         ifname: "eth0".to_owned(),
@@ -140,7 +154,10 @@ fn a_del_waits_for_the_add_before_it_and_takes_back_what_that_made() {
         let mut done = log.take();
         done.sort();
         assert_eq!(done, ["detach x/a", "release net.c1", "withdraw x/a"]);
-        let id = AttachmentId { container: "c1".to_owned(), ifname: "eth0".to_owned() };
+        let id = AttachmentId {
+            container: "c1".to_owned(),
+            ifname: "eth0".to_owned(),
+        };
         assert_eq!(service.attachments().get(&id), None);
     });
 }
@@ -151,25 +168,37 @@ fn a_repeated_add_announces_again() {
         let asked = mk_asked(&netns);
         let first = service.add(&mk_call(), &asked).await.expect("ADD");
         assert_eq!(log.take(), ["assign net.c1", "attach x/a", "announce x/a"]);
-        assert_eq!(service.add(&mk_call(), &asked).await.expect("the same"), first);
+        assert_eq!(
+            service.add(&mk_call(), &asked).await.expect("the same"),
+            first
+        );
         assert_eq!(log.take(), ["attach x/a", "announce x/a"]);
         service.del(&mk_call(), &asked).await.expect("DEL");
     });
 }
 
 #[test]
-fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
+fn an_address_whose_connections_cannot_be_ended_is_not_assigned() {
     run_with(Conntrack::refusing, |service, log, netns| async move {
         let asked = mk_asked(&netns);
-        let refusal = service.add(&mk_call(), &asked).await.expect_err("old conversations would pass policy");
+        let refusal = service
+            .add(&mk_call(), &asked)
+            .await
+            .expect_err("old connections would bypass policy");
         assert_eq!(refusal.code, code::TRY_AGAIN);
-        assert!(refusal.msg.contains("conntrack entries of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
+        assert!(
+            refusal.msg.contains("conntrack entries of 10.0.0.1") && refusal.msg.contains("EPERM"),
+            "{refusal}"
+        );
         assert_eq!(
             log.take(),
             ["assign net.c1", "detach x/a"],
             "policy was not opened, and the address is kept until they are"
         );
-        let refusal = service.del(&mk_call(), &asked).await.expect_err("the runtime tries again");
+        let refusal = service
+            .del(&mk_call(), &asked)
+            .await
+            .expect_err("the runtime tries again");
         assert_eq!(refusal.code, code::TRY_AGAIN);
         assert_eq!(log.take(), ["detach x/a"]);
     });
@@ -188,12 +217,33 @@ fn put(service: &Tested, asked: &cni::Attachment, pod: &str) -> Attachment {
 #[test]
 fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
     run(|service, log, netns| async move {
-        let victim = put(&service, &cni::Attachment { container_id: "c0".to_owned(), ..mk_asked(&netns) }, "victim");
-        let refusal = service.add(&mk_call(), &mk_asked(&netns)).await.expect_err("its link is another's");
-        assert!(refusal.msg.contains("x/victim") && refusal.msg.contains("x/a"), "{refusal}");
+        let victim = put(
+            &service,
+            &cni::Attachment {
+                container_id: "c0".to_owned(),
+                ..mk_asked(&netns)
+            },
+            "victim",
+        );
+        let refusal = service
+            .add(&mk_call(), &mk_asked(&netns))
+            .await
+            .expect_err("its link is another's");
+        assert!(
+            refusal.msg.contains("x/victim") && refusal.msg.contains("x/a"),
+            "{refusal}"
+        );
         assert_eq!(log.take(), Vec::<String>::new(), "nothing was done");
-        assert!(service.attachments().get(&victim.id).is_some_and(|victim| victim.is_finished));
-        service.del(&mk_call(), &mk_asked(&netns)).await.expect("DEL of what was refused");
+        assert!(
+            service
+                .attachments()
+                .get(&victim.id)
+                .is_some_and(|victim| victim.is_finished)
+        );
+        service
+            .del(&mk_call(), &mk_asked(&netns))
+            .await
+            .expect("DEL of what was refused");
         assert_eq!(log.take(), ["release net.c1"]);
     });
 }
@@ -202,24 +252,59 @@ fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
 #[test]
 fn a_second_interface_of_a_pod_is_refused_and_the_first_stays() {
     run(|service, log, netns| async move {
-        let first = service.add(&mk_call(), &mk_asked(&netns)).await.expect("ADD");
-        let second = cni::Attachment { ifname: "net1".to_owned(), ..mk_asked(&netns) };
+        let first = service
+            .add(&mk_call(), &mk_asked(&netns))
+            .await
+            .expect("ADD");
+        let second = cni::Attachment {
+            ifname: "net1".to_owned(),
+            ..mk_asked(&netns)
+        };
         log.take();
-        let refusal = service.add(&mk_call(), &second).await.expect_err("one is enough");
-        assert!(refusal.msg.contains("net1") && refusal.msg.contains("eth0"), "{refusal}");
-        service.del(&mk_call(), &second).await.expect("DEL of what was refused");
-        assert_eq!(log.take(), Vec::<String>::new(), "the address is the first one's");
-        assert_eq!(service.add(&mk_call(), &mk_asked(&netns)).await.expect("it is there"), first);
-        service.check(&mk_call(), &mk_asked(&netns)).await.expect("as it was made");
+        let refusal = service
+            .add(&mk_call(), &second)
+            .await
+            .expect_err("one is enough");
+        assert!(
+            refusal.msg.contains("net1") && refusal.msg.contains("eth0"),
+            "{refusal}"
+        );
+        service
+            .del(&mk_call(), &second)
+            .await
+            .expect("DEL of what was refused");
+        assert_eq!(
+            log.take(),
+            Vec::<String>::new(),
+            "the address is the first one's"
+        );
+        assert_eq!(
+            service
+                .add(&mk_call(), &mk_asked(&netns))
+                .await
+                .expect("it is there"),
+            first
+        );
+        service
+            .check(&mk_call(), &mk_asked(&netns))
+            .await
+            .expect("as it was made");
     });
 }
 
 #[test]
 fn an_earlier_sandbox_of_the_pod_makes_way() {
     run(|service, log, netns| async move {
-        let earlier = cni::Attachment { container_id: "c0".to_owned(), ifname: "eth9".to_owned(), ..mk_asked(&netns) };
+        let earlier = cni::Attachment {
+            container_id: "c0".to_owned(),
+            ifname: "eth9".to_owned(),
+            ..mk_asked(&netns)
+        };
         let earlier = put(&service, &earlier, "a");
-        service.add(&mk_call(), &mk_asked(&netns)).await.expect("ADD");
+        service
+            .add(&mk_call(), &mk_asked(&netns))
+            .await
+            .expect("ADD");
         let done = log.take();
         assert_eq!(done[..3], ["detach x/a", "release net.c0", "withdraw x/a"]);
         assert_eq!(service.attachments().get(&earlier.id), None);

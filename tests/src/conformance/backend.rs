@@ -1,4 +1,4 @@
-//! Where a table is run: what the runner needs of it, as a trait.
+//! Backend of a run: what the runner needs, as a trait.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::table::Port;
 use crate::probe::{Place, Protocol};
 
-/// A pod that is wanted.
+/// A pod to start.
 #[derive(Clone, Debug)]
 pub struct WantedPod {
     /// Its namespace.
@@ -23,9 +23,9 @@ pub struct WantedPod {
     pub service_account: String,
     /// Its node, from 0.
     pub node: usize,
-    /// The address that it must have, if it is not to be any.
+    /// The address that it must have, if any.
     pub address: Option<Ipv4Addr>,
-    /// What it serves.
+    /// The ports that it serves.
     pub ports: Vec<Port>,
 }
 
@@ -38,8 +38,8 @@ pub struct Running {
     pub place: Place,
 }
 
-/// Nodes, and who takes objects.
-pub trait Ground {
+/// Nodes with pods, and a store of objects.
+pub trait Backend {
     /// Creates an object or replaces it; returns when it is accepted, which is before packets obey.
     fn apply(&mut self, object: &Value) -> Result<()>;
     /// Deletes an object; one that does not exist is a success. Returns when it is gone.
@@ -63,7 +63,10 @@ impl WantedPod {
     /// The ports of the container, as in a manifest.
     pub fn container_ports(&self) -> Value {
         let port = |port: &Port| {
-            let mut object = json!({"containerPort": port.port, "protocol": port.protocol.to_string().to_uppercase()});
+            let mut object = json!({
+                "containerPort": port.port,
+                "protocol": port.protocol.to_string().to_uppercase(),
+            });
             if !port.name.is_empty() {
                 object["name"] = port.name.clone().into();
             }
@@ -74,7 +77,9 @@ impl WantedPod {
 
     /// Annotations: the address that it must have.
     pub fn annotations(&self) -> Value {
-        let pinned = self.address.map(|address| (ANNOTATION_POD_ADDRESSES, format!("[\"{address}\"]")));
+        let pinned = self
+            .address
+            .map(|address| (ANNOTATION_POD_ADDRESSES, format!("[\"{address}\"]")));
         json!(pinned.into_iter().collect::<BTreeMap<_, _>>())
     }
 }
