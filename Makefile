@@ -13,7 +13,7 @@ RELEASED = target/*/release
 OURS = --exclude margay-tests
 # Modules and suites whose tests create network namespaces, which needs root.
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
-KERNEL = cni conformance connections differential enforcement host lab routing spoof
+KERNEL = bgp cni conformance connections differential enforcement host lab routing spoof
 
 .PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
   docs sbom

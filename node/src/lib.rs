@@ -18,6 +18,7 @@ pub mod config;
 pub mod debug;
 pub mod identity;
 pub mod metrics;
+mod node_annotations;
 pub mod pods;
 pub mod problems;
 pub mod requests;

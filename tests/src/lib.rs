@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod bench;
+pub mod bgp;
 pub mod canary;
 pub mod cluster;
 pub mod conformance;

@@ -8,7 +8,6 @@ use expect_test::expect;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use margay_api::network::{Encapsulation, Mac};
-use margay_api::rule::Protocol;
 use margay_api::v3::{self, GlobalNetworkSet, IPAMBlock, IPPool, NetworkSet};
 use margay_api::{ipam, k8s};
 use serde::de::DeserializeOwned;

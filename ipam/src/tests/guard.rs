@@ -143,7 +143,7 @@ async fn a_block_of_a_node_that_cannot_be_read_holds_up_its_own_pods_alone() {
     put_block(&contents, "10.0.0.8/30", "n2", "lent");
     let n1 = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 30)]);
     let n3 = mk_node("n3", &contents, vec![pool("10.0.0.0/28", 30)]);
-    tell_all(&[&n1, &n3]);
+    notify_all(&[&n1, &n3]);
     damage(&contents, "10.0.0.0/30");
     let again = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 30)]);
     again.map.send_replace(n1.map.borrow().clone());

@@ -15,7 +15,7 @@ enum Step {
     Name(usize, u8, u8),
     Release(usize, u8),
     /// The view has come to know of all blocks.
-    Tell,
+    Notify,
     /// The pool is gone, or there again with blocks of this size.
     Pool(Option<u8>),
     /// The agent ends and starts again.

@@ -8,8 +8,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::{Bytes, BytesMut};
 use ipnet::Ipv4Net;
-use margay_api::policy::PolicyKey;
-use margay_api::rule::{Action, PortRange};
 use margay_api::settings::Failsafe;
 use margay_calc::model::{IpSetRecord, Member, Record, RecordId, SetId, SetKind};
 use margay_proto::sync::{
@@ -18,7 +16,6 @@ use margay_proto::sync::{
     encode_compact, encode_local_endpoint, encode_problems, encode_trailer, split, wire,
 };
 use proptest::collection::vec;
-use proptest::option::of;
 use proptest::prelude::*;
 use prost::Message;
 

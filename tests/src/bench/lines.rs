@@ -74,6 +74,27 @@ pub const LINES: &[Line] = &[
         None,
     ),
     line(
+        "local.add.cpu.3",
+        "CPU per ADD without Kubernetes, 3 nodes in the view",
+        "ms",
+        None,
+        None,
+    ),
+    line(
+        "local.add.cpu.5000",
+        "CPU per ADD without Kubernetes, 5,000 nodes in the view",
+        "ms",
+        None,
+        None,
+    ),
+    line(
+        "local.add.cpu.ratio",
+        "  over that with 3 nodes",
+        "x",
+        None,
+        most(1.1),
+    ),
+    line(
         "memory.agent.idle",
         "agent RSS, idle, largest of three",
         "MiB",

@@ -18,7 +18,7 @@ struct Args {
     /// Only suites with one of these in their names.
     #[arg(long, value_delimiter = ',')]
     suites: Vec<String>,
-    /// The subset that every run of the CI has, with the programs that `cargo test` builds.
+    /// The subset that depends on the kernel most, with the programs that `cargo test` builds.
     #[arg(long)]
     quick: bool,
     /// Look for newer kernels than those that were fetched before.

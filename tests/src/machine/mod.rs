@@ -41,7 +41,7 @@ pub struct Options {
     pub kernels: Vec<String>,
     /// Parts of the names of suites; all when empty.
     pub suites: Vec<String>,
-    /// The subset for every run of the CI, with the programs that `cargo test` builds.
+    /// The subset that depends on the kernel most, with the programs that `cargo test` builds.
     pub quick: bool,
     /// Ask for newer kernels than those that are cached.
     pub refresh: bool,

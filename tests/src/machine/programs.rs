@@ -20,7 +20,7 @@ pub enum Selection {
     /// All, with our own code compiled to run faster than in `cargo test`: emulation makes the rest
     /// slow enough.
     All,
-    /// Suites that fit into a CI run, with the programs of `cargo test`.
+    /// Suites that depend most on the kernel, with the programs of `cargo test`.
     Quick,
 }
 

@@ -35,12 +35,17 @@ pub const DENIED_AFTER: Duration = Duration::from_millis(150);
 /// one is.
 pub const SLOWNESS: &str = "MARGAY_SLOWNESS";
 
-/// [`DENIED_AFTER`] on this machine.
-pub fn denied_after() -> Duration {
+/// How many times slower than others this machine is, by [`SLOWNESS`].
+pub fn slowness() -> u32 {
     let slowness = std::env::var(SLOWNESS)
         .ok()
-        .and_then(|value| value.parse::<u32>().ok());
-    DENIED_AFTER * slowness.unwrap_or(1)
+        .and_then(|value| value.parse().ok());
+    slowness.filter(|slowness| *slowness > 0).unwrap_or(1)
+}
+
+/// [`DENIED_AFTER`] on this machine.
+pub fn denied_after() -> Duration {
+    DENIED_AFTER * slowness()
 }
 
 /// A network namespace to ask from, held open.

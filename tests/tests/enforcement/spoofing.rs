@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{Member, SetKind};
-use margay_node::agent;
 use margay_node::cni::ports::Enforcer;
 use margay_proto::sync::Change;
 

@@ -2,6 +2,7 @@
 //! is a finding.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use margay_api::endpoint::HostInterface;
 use margay_api::hosts::{NodeInterface, Template};
@@ -12,6 +13,11 @@ use margay_api::rule::{Port, Rule};
 use margay_api::selector::Selector;
 use margay_api::storage::{self, Mode, kind};
 use margay_api::{k8s, v3};
+use margay_bgp::codec::{self, Context, Framer, Plain};
+use margay_bgp::config::{PeerConfig, PeerId, SpeakerConfig};
+use margay_bgp::message::{Capabilities, Message as BgpMessage, Open};
+use margay_bgp::session::Moment;
+use margay_bgp::speaker::Speaker;
 use margay_cni::call;
 use margay_cni::config::{self, Version};
 use margay_cni::{error, result};
@@ -24,7 +30,7 @@ use serde_json::{Value, json};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder of seeds.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("selector", selector),
     ("rule", rule),
     ("policy", policy),
@@ -33,6 +39,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("frame", frame),
     ("up", up),
     ("storage", storage),
+    ("bgp", bgp),
 ];
 
 /// A selector's canonical text parses to the same selector with the same id, and matching it
@@ -427,4 +434,119 @@ fn has_fraction(value: &Value) -> bool {
         Value::Object(fields) => fields.values().any(has_fraction),
         other => other.is_f64(),
     }
+}
+
+/// Bytes of a BGP peer: each message is read or refused, what is read is written and read again,
+/// and a speaker that has a session with the peer takes all of it.
+pub fn bgp(data: &[u8]) {
+    let internal = Context {
+        four_octet_as: true,
+        is_internal: true,
+        ipv4: true,
+        ipv6: true,
+        extended_next_hop: true,
+    };
+    let external = Context {
+        is_internal: false,
+        extended_next_hop: false,
+        ..internal
+    };
+    for context in [
+        internal,
+        external,
+        Context {
+            four_octet_as: false,
+            ..external
+        },
+    ] {
+        let mut framer = Framer::default();
+        let end = framer.push(data, &mut |message| {
+            match codec::decode(message, &context) {
+                Ok(BgpMessage::Update(update)) if context.four_octet_as => {
+                    check_routes(update, &context)
+                }
+                Ok(_) => {}
+                Err(error) => assert!((1..=7).contains(&error.notification.code), "{error}"),
+            }
+            true
+        });
+        assert!(
+            framer.held() < codec::MAX_MESSAGE
+                && end.err().is_none_or(|error| !error.detail.is_empty())
+        );
+    }
+    feed_speaker(data);
+}
+
+fn check_routes(update: margay_bgp::message::Update, context: &Context) {
+    for (mut attributes, nets) in update.announced {
+        let mut bytes = Vec::new();
+        let left = codec::encode_update(Some(&attributes), &nets, context, &mut bytes);
+        let mut again = Vec::new();
+        let read = Framer::default().push(&bytes, &mut |message| {
+            match codec::decode(message, context) {
+                Ok(BgpMessage::Update(update)) => again.extend(update.announced),
+                other => panic!("{other:?}"),
+            }
+            true
+        });
+        assert!(read.is_ok());
+        // What passes a speaker that does not know it is marked as partial; how long its length is
+        // means nothing.
+        attributes
+            .unknown
+            .iter_mut()
+            .for_each(|each| each.flags = each.flags & !0x10 | 0x20);
+        for (found, _) in &mut again {
+            found
+                .unknown
+                .iter_mut()
+                .for_each(|each| each.flags &= !0x10);
+            assert_eq!(*found, attributes);
+        }
+        let found: Vec<_> = again.into_iter().flat_map(|(_, nets)| nets).collect();
+        assert_eq!(found, nets[..nets.len() - left]);
+    }
+}
+
+fn feed_speaker(data: &[u8]) {
+    let moment = |seconds| Moment {
+        now: Duration::from_secs(seconds),
+        jitter: 0,
+    };
+    let peer = PeerId(1);
+    let mut config = PeerConfig::new(([10, 9, 0, 2], 179).into(), 64512);
+    config.families = margay_bgp::attributes::Family::ALL.into();
+    let open = Open {
+        asn: 64512,
+        hold_time: config.hold_time,
+        router_id: [10, 9, 0, 2].into(),
+        capabilities: Capabilities {
+            families: config.families.clone(),
+            four_octet_as: true,
+            route_refresh: true,
+            enhanced_route_refresh: true,
+            ..Capabilities::default()
+        },
+    };
+    let speaker = Speaker::new(
+        SpeakerConfig::new(64512, [10, 9, 0, 1].into()),
+        Duration::ZERO,
+    );
+    let mut speaker = speaker.expect("a configuration");
+    speaker
+        .set_peer(peer, config, moment(0))
+        .expect("a configuration");
+    let connection = speaker
+        .accept([10, 9, 0, 2].into(), [10, 9, 0, 1].into(), moment(0))
+        .expect("a peer");
+    let begin = [codec::encode(&open), codec::encode(Plain::Keepalive)].concat();
+    speaker.receive(connection, &begin, moment(0));
+    speaker.receive(connection, data, moment(1));
+    let mut out = Vec::new();
+    speaker.transmit(connection, usize::MAX, moment(1), &mut out);
+    // A prefix takes a byte at least.
+    assert!(speaker.kernel_routes().count() <= data.len());
+    speaker.tick(moment(1000));
+    assert!(speaker.kernel_routes().count() <= data.len());
 }

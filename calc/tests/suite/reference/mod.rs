@@ -494,8 +494,8 @@ impl Objects {
                     sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
                 let addresses = selected(selector)
                     .into_iter()
-                    .flat_map(|endpoint| endpoint.addresses.iter());
-                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address))))
+                    .flat_map(|endpoint| endpoint.addresses);
+                nets.chain(addresses.map(|address| Member::Net(IpNet::from(address))))
                     .collect()
             }
             SetSpec::NamedPorts(selector, protocol, names) => {

@@ -7,7 +7,6 @@ use margay_api::endpoint::interface_name;
 use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::rule::{Action, PortRange, Protocol};
 use margay_api::settings::FelixSettings;
-use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, Member, PoolRecord, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding,
 };

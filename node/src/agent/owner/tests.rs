@@ -196,9 +196,9 @@ fn what_others_change_unnoticed_is_undone_at_once() {
     send(&mut owner);
     // The first one reads the table back, the second does not.
     for revision in [2, 3] {
-        kernel.lock().unheard = true;
+        kernel.lock().unreported = true;
         owner.commit().expect("a commit");
-        assert!(!kernel.lock().unheard, "nothing was committed");
+        assert!(!kernel.lock().unreported, "nothing was committed");
         let table = kernel.table().expect("a table").to_string();
         assert!(
             owner

@@ -8,6 +8,7 @@ use super::*;
 use crate::cni::attachment::AttachmentId;
 use crate::cni::ports::NotEnforced;
 use margay_dataplane::Attached;
+use margay_ipam::request::NoAddress;
 
 /// Log of calls to the rest of the agent, in order.
 #[derive(Clone, Default)]

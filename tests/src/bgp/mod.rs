@@ -1,0 +1,9 @@
+//! Our BGP speaker on sockets of a network namespace, and daemons of the distribution to be its
+//! peers.
+
+mod daemon;
+mod driver;
+mod md5;
+
+pub use daemon::{Daemon, Kind, PACKAGES};
+pub use driver::{Driver, Seen};
