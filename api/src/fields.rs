@@ -85,7 +85,8 @@ impl fmt::Display for Ignored {
 }
 
 impl Table {
-    /// Reads a table. Panics on a bad line: tables are part of the program, and a test reads them all.
+    /// Reads a table. Panics on a bad line: tables are part of the program, and a test reads them
+    /// all.
     fn parse(text: &'static str) -> Self {
         let rule = |line: &'static str| {
             let mut columns = line.split('\t');

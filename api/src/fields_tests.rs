@@ -86,7 +86,8 @@ fn fields_that_a_schema_lacks_are_found_with_the_name_that_is_meant() {
     let schema = serde_json::to_value(crate::v3::NetworkPolicy::crd()).unwrap();
     let schema = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     let spec = serde_json::json!({
-        "selector": "all()", "ingres": [{"action": "Deny"}], "egress": [{"action": "Allow", "source": {"netz": ["::/0"]}}],
+        "selector": "all()", "ingres": [{"action": "Deny"}],
+        "egress": [{"action": "Allow", "source": {"netz": ["::/0"]}}],
         "colour": "red", "shade": null,
     });
     let mut found = BTreeSet::new();

@@ -31,7 +31,10 @@ macro_rules! kinds {
         pub const KINDS: &[KindName] = &[$(KindName { group: $group, kind: $kind, name: $name }),*];
 
         /// Ingests an object of the kind of that unique name; `None` if there is no such kind.
-        pub fn ingest<'de, D: Deserializer<'de>>(name: &str, object: D) -> Option<Result<Ingested, D::Error>> {
+        pub fn ingest<'de, D: Deserializer<'de>>(
+            name: &str,
+            object: D,
+        ) -> Option<Result<Ingested, D::Error>> {
             match name {
                 $($name => Some(Deserialize::deserialize(object).map($ingest)),)*
                 _ => None,
@@ -47,12 +50,15 @@ kinds! {
     "", "ServiceAccount", "ServiceAccount", ingest::service_account;
     "discovery.k8s.io", "EndpointSlice", "EndpointSlice", ingest::endpoint_slice;
     "networking.k8s.io", "NetworkPolicy", "KubernetesNetworkPolicy", ingest::kubernetes_policy;
-    "policy.networking.k8s.io", "ClusterNetworkPolicy", "KubernetesClusterNetworkPolicy", ingest::cluster_policy;
+    "policy.networking.k8s.io", "ClusterNetworkPolicy", "KubernetesClusterNetworkPolicy",
+        ingest::cluster_policy;
     "projectcalico.org", "NetworkPolicy", "NetworkPolicy", ingest::network_policy;
     "projectcalico.org", "GlobalNetworkPolicy", "GlobalNetworkPolicy", ingest::global_policy;
     "projectcalico.org", "StagedNetworkPolicy", "StagedNetworkPolicy", ingest::staged_policy;
-    "projectcalico.org", "StagedGlobalNetworkPolicy", "StagedGlobalNetworkPolicy", ingest::staged_global_policy;
-    "projectcalico.org", "StagedKubernetesNetworkPolicy", "StagedKubernetesNetworkPolicy", ingest::staged_kubernetes_policy;
+    "projectcalico.org", "StagedGlobalNetworkPolicy", "StagedGlobalNetworkPolicy",
+        ingest::staged_global_policy;
+    "projectcalico.org", "StagedKubernetesNetworkPolicy", "StagedKubernetesNetworkPolicy",
+        ingest::staged_kubernetes_policy;
     "projectcalico.org", "Tier", "Tier", ingest::tier;
     "projectcalico.org", "NetworkSet", "NetworkSet", ingest::network_set;
     "projectcalico.org", "GlobalNetworkSet", "GlobalNetworkSet", ingest::global_network_set;
