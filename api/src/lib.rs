@@ -3,6 +3,7 @@
 
 pub mod crds;
 pub mod endpoint;
+pub mod fields;
 pub mod hosts;
 pub mod installation;
 pub mod ipam;

@@ -7,7 +7,9 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::network::NodeInfo;
 use margay_api::rule::{Action, Protocol};
 
-use crate::evaluate::{Direction, HostStage, Packet, Records, Step, evaluate, evaluate_host};
+use crate::evaluate::{
+    Direction, HostStage, Packet, Records, Step, Verdict, evaluate, evaluate_host,
+};
 use crate::graph::Graph;
 use crate::model::{HostInterfaces, Record, RecordId};
 use crate::text;
@@ -44,13 +46,95 @@ pub struct Question {
 pub struct Outcome {
     /// Whether both ends allow it.
     pub is_allowed: bool,
-    /// Steps of the evaluation, in order.
-    pub steps: Vec<String>,
+    /// Verdicts where the packet passes policies, in order.
+    pub ends: Vec<EndVerdict>,
+}
+
+impl Outcome {
+    /// Steps of the evaluation, in order, as text.
+    pub fn steps(&self) -> Vec<String> {
+        self.ends.iter().flat_map(EndVerdict::steps).collect()
+    }
+}
+
+/// Verdict at one end of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndVerdict {
+    /// Direction as seen from the end.
+    pub direction: Direction,
+    /// Whose policies decide.
+    pub place: Place,
+}
+
+/// Endpoint at one end of a packet, with the verdict of its policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Neither a pod nor a node with host endpoints: no policy applies.
+    Outside,
+    /// A pod.
+    Pod(EndpointKey, Verdict),
+    /// A host endpoint of a node.
+    Host {
+        /// Name of its object.
+        name: String,
+        /// The packet passes it for certain. Only the node knows which interface has an address.
+        is_certain: bool,
+        /// Stage of the packet.
+        stage: HostStage,
+        /// Verdict at that stage.
+        verdict: Verdict,
+    },
+}
+
+impl EndVerdict {
+    /// `egress` or `ingress`.
+    pub fn direction_name(&self) -> &'static str {
+        match self.direction {
+            Direction::Egress => "egress",
+            Direction::Ingress => "ingress",
+        }
+    }
+
+    fn steps(&self) -> Vec<String> {
+        let name = self.direction_name();
+        let lines = |verdict, place: String| {
+            text::verdict(verdict)
+                .lines()
+                .map(|line| format!("{name} {place}: {line}"))
+                .collect()
+        };
+        match &self.place {
+            Place::Outside => {
+                vec![format!(
+                    "{name}: neither a pod nor a node with host endpoints, so no policy applies"
+                )]
+            }
+            Place::Pod(pod, verdict) => lines(verdict, format!("of {pod}")),
+            Place::Host {
+                name,
+                is_certain,
+                stage,
+                verdict,
+            } => {
+                let certainty = if *is_certain {
+                    ""
+                } else {
+                    ", if it is this one's interface"
+                };
+                lines(
+                    verdict,
+                    format!("at host endpoint {name}{certainty}: {stage:?}"),
+                )
+            }
+        }
+    }
 }
 
 /// Answer to a [`Question`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
+    /// The packet that the question is about.
+    pub packet: Packet,
     /// By the enforced policies.
     pub enforced: Outcome,
     /// As if staged policies were enforced; `None` if nothing is staged.
@@ -93,6 +177,7 @@ pub fn explain(graph: &Graph, question: &Question) -> Result<Explanation, Explai
     let to = find_end(graph, "to", question.to.as_ref())?;
     let packet = build_packet(&from, &to, question)?;
     Ok(Explanation {
+        packet,
         enforced: evaluate_both_ends(graph, &from, &to, &packet),
         staged: graph
             .staged_view()
@@ -110,6 +195,7 @@ struct PacketEnd {
 }
 
 /// A host endpoint that a packet of its node may pass.
+#[derive(Clone)]
 struct HostCandidate {
     name: String,
     /// The packet passes it for certain. Only the node knows which interface has an address.
@@ -123,65 +209,55 @@ fn evaluate_both_ends(
     to: &PacketEnd,
     packet: &Packet,
 ) -> Outcome {
-    let mut allowed = true;
-    let mut steps = Vec::new();
-    for (end, direction, name) in [
-        (from, Direction::Egress, "egress"),
-        (to, Direction::Ingress, "ingress"),
-    ] {
+    let mut outcome = Outcome {
+        is_allowed: true,
+        ends: Vec::new(),
+    };
+    for (end, direction) in [(from, Direction::Egress), (to, Direction::Ingress)] {
+        let mut add = |place| outcome.ends.push(EndVerdict { direction, place });
         let Some(pod) = &end.pod else {
             if end.hosts.is_empty() {
-                steps.push(format!(
-                    "{name}: neither a pod nor a node with host endpoints, so no policy applies"
-                ));
+                add(Place::Outside);
             }
             for host in &end.hosts {
-                let (may_pass, lines) = evaluate_at_host(records, host, direction, packet);
-                allowed &= may_pass || !host.is_certain;
-                steps.extend(lines.into_iter().map(|line| format!("{name} at {line}")));
+                let may_pass = evaluate_at_host(records, host, direction, packet, &mut add);
+                outcome.is_allowed &= may_pass || !host.is_certain;
             }
             continue;
         };
         let verdict = evaluate(records, pod, direction, packet);
-        allowed &= verdict.action == Action::Allow;
-        let lines = text::verdict(&verdict);
-        steps.extend(lines.lines().map(|line| format!("{name} of {pod}: {line}")));
+        outcome.is_allowed &= verdict.action == Action::Allow;
+        add(Place::Pod(pod.clone(), verdict));
     }
-    Outcome {
-        is_allowed: allowed,
-        steps,
-    }
+    outcome
 }
 
-/// Returns whether a packet of the host itself passes a host endpoint, and the steps of the
-/// evaluation.
+/// Returns whether a packet of the host itself passes a host endpoint, and adds the verdicts of its
+/// stages.
 fn evaluate_at_host(
     records: &impl Records,
     host: &HostCandidate,
     direction: Direction,
     packet: &Packet,
-) -> (bool, Vec<String>) {
-    let certainty = if host.is_certain {
-        ""
-    } else {
-        ", if it is this one's interface"
-    };
-    let mut lines = Vec::new();
+    add: &mut impl FnMut(Place),
+) -> bool {
     for stage in [HostStage::Untracked, HostStage::PreDnat, HostStage::Normal] {
         let verdict = evaluate_host(records, &host.name, stage, direction, packet);
+        let action = verdict.action;
         if verdict.trace != [Step::Unmatched(Action::Pass)] {
-            let steps = text::verdict(&verdict);
-            lines.extend(
-                steps.lines().map(|line| {
-                    format!("host endpoint {}{certainty}: {stage:?}: {line}", host.name)
-                }),
-            );
+            let HostCandidate { name, is_certain } = host.clone();
+            add(Place::Host {
+                name,
+                is_certain,
+                stage,
+                verdict,
+            });
         }
-        if verdict.action != Action::Pass {
-            return (verdict.action == Action::Allow, lines);
+        if action != Action::Pass {
+            return action == Action::Allow;
         }
     }
-    (true, lines)
+    true
 }
 
 fn find_end(

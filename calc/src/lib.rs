@@ -24,6 +24,7 @@ mod index;
 pub mod ingest;
 mod interner;
 mod items;
+pub mod kinds;
 pub mod model;
 mod node_sets;
 mod policies;

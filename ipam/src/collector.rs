@@ -17,6 +17,7 @@ use crate::leak_scan::{
     self, Affinity, BlockToDelete, CollectionPlan, Handle, IpamState, LeakCandidates, PodFacts,
     Release, ScanRules,
 };
+use crate::release::remove_block_from_handle;
 use crate::store::{AffinityState, Cluster, Objects, Store, StoreError};
 
 /// Maximum number of pods that are read by name in one scan, and concurrently; the others wait for
@@ -261,7 +262,7 @@ impl<S: Store + Cluster> Collector<S> {
                 {
                     continue;
                 }
-                if let Err(error) = self.remove_block_from_handle(&handle, cidr).await {
+                if let Err(error) = remove_block_from_handle(&self.store, &handle, cidr).await {
                     warn!(
                         block = %cidr,
                         handle,
@@ -282,23 +283,6 @@ impl<S: Store + Cluster> Collector<S> {
             Ok(block) => Ok(Some((object, block))),
             Err(error) => Err(StoreError::Damaged(format!("{error}; repair or delete it"))),
         }
-    }
-
-    /// Removes a block from a handle; the handle is deleted with its last block.
-    async fn remove_block_from_handle(&self, handle: &str, cidr: IpNet) -> Result<(), StoreError> {
-        let Some(mut object) =
-            Objects::<IPAMHandle>::get(&self.store, names::handle(handle)).await?
-        else {
-            return Ok(());
-        };
-        object.spec.block.remove(&cidr.to_string());
-        object.spec.deleted = object.spec.block.is_empty();
-        let object = self.store.replace(object).await?;
-        if object.spec.deleted {
-            // If it has been used again meanwhile, it stays.
-            Objects::<IPAMHandle>::delete(&self.store, object.metadata).await?;
-        }
-        Ok(())
     }
 
     /// Writes the node of a handle that has not changed since the scan into its annotation.
@@ -434,7 +418,7 @@ fn block(object: IPAMBlock) -> Option<Block> {
 }
 
 /// Converts a BlockAffinity, if it is one of a node.
-fn affinity(object: BlockAffinity) -> Option<Affinity> {
+pub fn affinity(object: BlockAffinity) -> Option<Affinity> {
     let BlockAffinity { metadata, spec } = object;
     let is_of_node = spec
         .kind
@@ -449,7 +433,8 @@ fn affinity(object: BlockAffinity) -> Option<Affinity> {
     })
 }
 
-fn handle(object: IPAMHandle) -> Handle {
+/// Converts an IPAMHandle.
+pub fn handle(object: IPAMHandle) -> Handle {
     let IPAMHandle { metadata, spec } = object;
     Handle {
         name: metadata.name.unwrap_or_default(),

@@ -15,7 +15,7 @@
 //! releases blocks that it does not need (`idle_blocks`), within `constraints`: reservations,
 //! overlaps, cooldown. It writes through `node_objects`, in Calico's order.
 //!
-//! In the operator: [`leak_scan`] (pure: what is due) and [`collector`] (carries it out). [`check`]
+//! By hand: [`release`]. In the operator: [`leak_scan`] (pure: what is due) and [`collector`] (carries it out). [`check`]
 //! reports what does not fit together, [`excess`] blocks beyond the limit of a node.
 //!
 //! All of it works on the traits of [`store`], of which there is one for a cluster and, with the
@@ -76,6 +76,7 @@ pub mod namespaces;
 mod node_objects;
 mod owner;
 pub mod pools;
+pub mod release;
 pub mod request;
 pub mod store;
 #[cfg(test)]

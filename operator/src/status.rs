@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use margay_api::fields::Ignored;
 use margay_api::installation::StatusCondition;
 use margay_api::report::{Entry, Report};
 
 use crate::advice::Failure;
-use crate::fields::{self, Ignored};
+use crate::fields;
 use crate::inputs::Inputs;
 use crate::names::{NAMESPACE, NODE, TYPHA};
 use crate::validate::Problem;

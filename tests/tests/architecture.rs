@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Our crates that each crate may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("margay-api", &[]),
     ("margay-bgp", &[]),
     ("margay-calc", &["margay-api"]),
@@ -61,6 +61,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
         "margay-operator",
         &["margay-api", "margay-ipam", "margay-runtime"],
     ),
+    ("margay-ctl", &["margay-api", "margay-calc", "margay-ipam"]),
     (
         "margay",
         &[
@@ -90,7 +91,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
 ];
 
 /// Crates that a crate must not depend on, because of its purpose.
-const MUST_NOT: [(&str, &[&str]); 8] = [
+const MUST_NOT: [(&str, &[&str]); 9] = [
     (
         "margay-api",
         &[
@@ -122,6 +123,7 @@ const MUST_NOT: [(&str, &[&str]); 8] = [
     ("margay-netlink", &["tokio", "tonic", "kube", "serde"]),
     ("margay-nft", &["tokio", "tonic", "kube", "serde", "nix"]),
     ("margay-cni", &["tokio", "tonic", "kube", "clap"]),
+    ("margay-ctl", &["nix", "libc", "netlink-packet-route"]),
     ("margay-typha", &["nix", "libc", "netlink-packet-route"]),
 ];
 
@@ -162,6 +164,7 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
                 "claims",
                 "conflict",
                 "index",
+                "kinds",
                 "refcount",
                 "selectors",
                 "sets",

@@ -187,7 +187,9 @@ impl Debug for DebugService {
         let answer = self
             .query(move |state| explain(&state.hub.graph, &question))
             .await?;
-        let Explanation { enforced, staged } = answer.map_err(explain_status)?;
+        let Explanation {
+            enforced, staged, ..
+        } = answer.map_err(explain_status)?;
         let (verdict, steps) = outcome_to_wire(enforced);
         let (pending_verdict, pending_steps) = staged.map(outcome_to_wire).unwrap_or_default();
         Ok(Response::new(ExplainResponse {
@@ -214,7 +216,7 @@ fn party_from_wire(party: Option<wire_debug::Party>) -> Option<Party> {
 fn outcome_to_wire(outcome: Outcome) -> (String, Vec<String>) {
     (
         if outcome.is_allowed { "allow" } else { "deny" }.to_owned(),
-        outcome.steps,
+        outcome.steps(),
     )
 }
 

@@ -4,8 +4,7 @@ use std::pin::Pin;
 
 use margay_api::k8s;
 use margay_api::storage::{self, Mode};
-use margay_calc::ingest::{self, Ingested};
-use serde_json::Value;
+use margay_calc::ingest;
 use tokio::sync::mpsc;
 
 use crate::event::Event;
@@ -30,7 +29,6 @@ pub struct KindSpec {
     /// server.
     never_empty: bool,
     run: fn(Watch) -> WatchFuture,
-    ingest: fn(Value) -> serde_json::Result<Ingested>,
 }
 
 macro_rules! kind_spec {
@@ -40,7 +38,6 @@ macro_rules! kind_spec {
             path: $path,
             never_empty: $never_empty,
             run: |watch| Box::pin(watch.run($ingest)),
-            ingest: |object| serde_json::from_value(object).map($ingest),
         }
     };
 }
@@ -103,11 +100,6 @@ impl KindSpec {
             Form::Plain => self.name.strip_prefix("Kubernetes").unwrap_or(self.name),
         };
         (version, kind)
-    }
-
-    /// Ingests an object of the kind, given in the users' form.
-    pub fn ingest(&self, object: Value) -> serde_json::Result<Ingested> {
-        (self.ingest)(object)
     }
 
     /// API path and encoding in that storage.
@@ -245,6 +237,23 @@ mod tests {
                 spec.name
             );
             assert_eq!(spec.definition(Form::Plain), None, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn the_watched_kinds_are_those_of_calc() {
+        let known = margay_calc::kinds::KINDS.iter().map(|kind| kind.name);
+        assert!(known.eq(KINDS.iter().map(|spec| spec.name)));
+        for known in margay_calc::kinds::KINDS {
+            let spec = KINDS
+                .iter()
+                .find(|spec| spec.name == known.name)
+                .expect("a watched kind");
+            let (version, kind) = spec.identity(Mode::V3);
+            assert_eq!(
+                margay_calc::kinds::KindName::of(&version, kind),
+                Some(known)
+            );
         }
     }
 

@@ -342,7 +342,7 @@ fn failure(error: kube::Error) -> StoreError {
 }
 
 /// Returns the name of a pod and what its addresses depend on.
-fn pod_facts(pod: &Pod) -> (String, PodFacts) {
+pub fn pod_facts(pod: &Pod) -> (String, PodFacts) {
     let status = pod.status.as_ref();
     let reported = status
         .into_iter()

@@ -1,8 +1,9 @@
-//! The collector on the same storage as the nodes.
+//! The collector, and releases by hand, on the same storage as the nodes.
 
 use super::*;
 use crate::collector::Collector;
 use crate::leak_scan::{NODE_GRACE, PodFacts, ScanRules};
+use crate::release::release_address;
 
 #[tokio::test(start_paused = true)]
 async fn addresses_blocks_and_handles_of_a_node_that_left_are_collected() {
@@ -75,5 +76,40 @@ async fn addresses_blocks_and_handles_of_a_node_that_left_are_collected() {
         contents.affinities().keys().all(|(node, _)| node == "n2"),
         "{:?}",
         contents.affinities()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_released_by_hand_with_its_place_in_the_handle() {
+    let contents = Memory::default();
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 28)]);
+    let given = node
+        .allocator
+        .assign(exact("a", &[]))
+        .await
+        .expect("an address");
+    let address = given[0].addr();
+    let block = contents
+        .lock()
+        .blocks()
+        .values()
+        .next()
+        .expect("a block")
+        .clone();
+    let sequence = block.sequence(address);
+    let later = sequence.map(|sequence| sequence + 1);
+    let release =
+        async |sequence| release_address(&contents, block.cidr(), address, sequence).await;
+    assert_eq!(release(later).await, Ok(false), "another allocation");
+    assert_eq!(contents.lock().handles().len(), 1);
+    assert_eq!(release(sequence).await, Ok(true));
+    assert_eq!(release(sequence).await, Ok(false), "it is free already");
+    assert!(contents.lock().handles().is_empty());
+    assert!(
+        contents
+            .lock()
+            .blocks()
+            .values()
+            .all(|block| block.allocated().next().is_none())
     );
 }

@@ -2,38 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use margay_api::meta::NamespacedName;
-use margay_typha::kinds::KINDS;
-use margay_typha::object::{self, ObjectKey, Observed};
+use margay_calc::kinds::{self, KindName};
+use margay_typha::object::{ObjectKey, Observed};
 use serde_json::{Value, json};
-
-/// A kind: API group (empty for the core), name, name in typha's cache.
-type Line = (&'static str, &'static str, &'static str);
-
-/// Group of Calico's kinds.
-const CALICO: &str = "projectcalico.org";
-
-#[rustfmt::skip]
-const TABLE: &[Line] = &[
-    ("", "Pod", object::POD),
-    ("", "Namespace", "Namespace"),
-    ("", "Node", "Node"),
-    ("", "ServiceAccount", "ServiceAccount"),
-    ("discovery.k8s.io", "EndpointSlice", "EndpointSlice"),
-    ("networking.k8s.io", "NetworkPolicy", "KubernetesNetworkPolicy"),
-    ("policy.networking.k8s.io", "ClusterNetworkPolicy", "KubernetesClusterNetworkPolicy"),
-    (CALICO, "NetworkPolicy", "NetworkPolicy"),
-    (CALICO, "GlobalNetworkPolicy", "GlobalNetworkPolicy"),
-    (CALICO, "StagedNetworkPolicy", "StagedNetworkPolicy"),
-    (CALICO, "StagedGlobalNetworkPolicy", "StagedGlobalNetworkPolicy"),
-    (CALICO, "StagedKubernetesNetworkPolicy", "StagedKubernetesNetworkPolicy"),
-    (CALICO, "Tier", "Tier"),
-    (CALICO, "NetworkSet", "NetworkSet"),
-    (CALICO, "GlobalNetworkSet", "GlobalNetworkSet"),
-    (CALICO, "HostEndpoint", "HostEndpoint"),
-    (CALICO, "IPPool", "IPPool"),
-    (CALICO, "IPAMBlock", object::BLOCK),
-    (CALICO, "FelixConfiguration", "FelixConfiguration"),
-];
 
 /// Initial objects: the tiers of an installation, settings, and the pool.
 pub fn initial(pool: &Value) -> Vec<Value> {
@@ -78,13 +49,9 @@ pub fn observe(object: &Value) -> Result<(&'static str, Observed)> {
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let spec = KINDS
-        .iter()
-        .find(|spec| spec.name == kind)
-        .with_context(|| format!("typha does not watch {kind}"))?;
-    let parsed = spec
-        .ingest(object)
-        .with_context(|| format!("{kind} {key:?}: not what its kind is"))?;
+    let parsed =
+        kinds::ingest(kind, object).with_context(|| format!("typha does not watch {kind}"))?;
+    let parsed = parsed.with_context(|| format!("{kind} {key:?}: not what its kind is"))?;
     Ok((
         kind,
         Observed {
@@ -105,11 +72,7 @@ pub fn identity(object: &Value) -> Result<(&'static str, ObjectKey)> {
             .and_then(Value::as_str)
             .unwrap_or_default()
     };
-    let (group, _) = text("/apiVersion").rsplit_once('/').unwrap_or_default();
-    let found = TABLE
-        .iter()
-        .find(|line| line.0 == group && line.1 == text("/kind"));
-    let Some((_, _, kind)) = found else {
+    let Some(kind) = KindName::of(text("/apiVersion"), text("/kind")) else {
         bail!(
             "{} {}: a lab knows nothing of this kind",
             text("/apiVersion"),
@@ -117,7 +80,7 @@ pub fn identity(object: &Value) -> Result<(&'static str, ObjectKey)> {
         );
     };
     Ok((
-        kind,
+        kind.name,
         NamespacedName::new(text("/metadata/namespace"), text("/metadata/name")),
     ))
 }

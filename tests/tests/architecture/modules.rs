@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use super::{FLOORS, metadata, rust_files};
 
 /// Crates whose modules use each other in one direction.
-const ONE_WAY: [&str; 10] = [
+const ONE_WAY: [&str; 11] = [
     "api",
     "bgp",
     "calc",
+    "ctl",
     "dataplane",
     "netlink",
     "nft",

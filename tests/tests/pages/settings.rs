@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{cell, code, root};
 
 const INTRODUCTION: &str = "\
-<!-- Generated from operator/src/fields and the processes' arguments by `make bless`. -->
+<!-- Generated from api/src/fields and the processes' arguments by `make bless`. -->
 
 # Settings
 
@@ -18,7 +18,7 @@ among those that state what happens anyway: as Degraded where somebody may rely 
 else beside `All objects available`.
 ";
 
-/// Tables of fields: kind, and file in operator/src/fields.
+/// Tables of fields: kind, and file in api/src/fields.
 const KINDS: [(&str, &str); 5] = [
     ("Installation", "installation"),
     ("FelixConfiguration", "felix"),
@@ -39,7 +39,7 @@ pub fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     for (kind, file) in KINDS {
         let path = root()
-            .join("operator/src/fields")
+            .join("api/src/fields")
             .join(file)
             .with_extension("tsv");
         let text =
