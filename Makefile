@@ -14,7 +14,7 @@ OURS = --exclude margay-tests
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
 KERNEL = cni conformance conversations differential enforcement host lab routing spoof
 
-.PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
+.PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels simulate \
   docs sbom
 
 # Format, lints, documentation, unused dependencies, and every test that needs neither root nor a cluster.
@@ -24,7 +24,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	$$(.ci/tool cargo-machete 0.9.2) --skip-target-dir
 	cargo test --workspace $(OURS) -- $(AS_ROOT:%=--skip %)
-	cargo test --workspace --test architecture --test pages
+	cargo test --workspace --test architecture --test pages --test simulation
 
 # What `make check` leaves out and needs no cluster: rulesets, routes and packets in namespaces of this kernel. Needs root.
 check-kernel:
@@ -109,6 +109,12 @@ cluster-down:
 # Random policies and packets, judged in four ways, from a seed that was not tried before; what is found becomes a case in tests/data/corpus. Needs root.
 fuzz:
 	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture
+
+# Typha, agents and IPAM in one thread and virtual time, under random faults: SEED=7 plays one seed and prints what happens, without it seeds that were
+# not tried before are played for SECONDS; STEPS is the length of a schedule. What fails is printed as a line for tests/data/simulation.json.
+simulate:
+	$(if $(SEED),SIMULATE_SEED=$(SEED),SIMULATE_SECONDS=$(SECONDS)) SIMULATE_STEPS=$(STEPS) \
+	  cargo test --workspace --test simulation every_schedule_holds -- --nocapture
 
 # Everything that parses what others write, driven by libFuzzer for SECONDS each; what is found becomes a seed in tests/data/fuzz. TARGETS names some.
 fuzz-targets:

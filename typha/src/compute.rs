@@ -107,7 +107,10 @@ impl GraphOwner {
         let mut last = Instant::now() - TICK;
         loop {
             let due = last + TICK;
+            // In this order, not at random: what is done depends on the events and the clock alone.
             tokio::select! {
+                biased;
+                () = shutdown.wait() => break,
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
                 () = tokio::time::sleep_until(self.expiry_due.unwrap_or(due)), if self.expiry_due.is_some() => {
                     self.expire_reports();
@@ -124,7 +127,6 @@ impl GraphOwner {
                         self.handle(event);
                     }
                 }
-                () = shutdown.wait() => break,
             }
             if self.dirty && self.in_sync && Instant::now() >= due {
                 self.flush();
@@ -336,6 +338,7 @@ impl GraphOwner {
         let mut steps = tokio::time::interval(step.max(Duration::from_micros(1)));
         loop {
             tokio::select! {
+                biased;
                 _ = steps.tick() => if !self.hub.close_next(away()) { return },
                 event = events.recv() => match event {
                     None => return,

@@ -48,18 +48,20 @@ macro_rules! kind_spec {
 type WatchFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl KindSpec {
-    /// Watches the kind in the storage of `mode` until the owner task ends.
+    /// Watches the kind in the storage of `mode` until the owner task ends. `jitter` spreads
+    /// retries.
     pub fn start(
         &self,
         mode: Mode,
         client: kube::Client,
         events: mpsc::Sender<Event>,
         counters: Counters,
+        jitter: fn() -> f64,
     ) -> WatchFuture {
         let (path, form) = self.location(mode);
         let definition = self.definition(form);
         let Self { name: kind, never_empty, run, .. } = *self;
-        run(Watch { kind, path, form, definition, never_empty, client, events, counters })
+        run(Watch { kind, path, form, definition, never_empty, client, events, counters, jitter })
     }
 
     /// Definition without which the kind has no objects: of optional kinds, and in the older storage

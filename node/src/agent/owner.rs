@@ -136,21 +136,17 @@ impl StateOwner {
             inspections: Vec::new(),
             batch: Batch::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
-            due: Deadlines::new(Instant::now()),
+            due: Deadlines::new(now()),
         }
     }
 
-    pub(super) fn run(
-        mut self,
-        runtime: &tokio::runtime::Handle,
-        mut queue: mpsc::Receiver<AgentEvent>,
-    ) -> Result<(), RetriesExhausted> {
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<AgentEvent>) -> Result<(), RetriesExhausted> {
         self.enforce_saved_view();
         self.commit()?;
         loop {
             let due = self.dataplane.next_retry().map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
             let deadline = tokio::time::Instant::from_std(due);
-            match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await }) {
+            match tokio::time::timeout_at(deadline, queue.recv()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
                     self.handle_event(event);
@@ -207,7 +203,7 @@ impl StateOwner {
             AgentEvent::Attach { interface, pod, done } => {
                 // Records before the pod: its policy may be in the frames of this batch.
                 self.update_dataplane();
-                let started = Instant::now();
+                let started = now();
                 self.batch.is_relinked |= self.linked.ensure(&interface, &pod);
                 self.dataplane.attach(interface.clone(), pod, self.state.records());
                 self.batch.planning += started.elapsed();
@@ -216,7 +212,7 @@ impl StateOwner {
             AgentEvent::Detach { interface, endpoint, done } => {
                 if self.dataplane.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
                     self.update_dataplane();
-                    let started = Instant::now();
+                    let started = now();
                     self.dataplane.detach(&interface, self.state.records());
                     self.batch.planning += started.elapsed();
                     // An ADD that still waits fails: its pod is being removed.
@@ -234,7 +230,7 @@ impl StateOwner {
             }
             AgentEvent::Links(links) => {
                 self.update_dataplane();
-                let started = Instant::now();
+                let started = now();
                 self.dataplane.set_links(links);
                 self.batch.planning += started.elapsed();
                 // Wakes those that publish the interfaces: they read them whenever the status
@@ -276,7 +272,7 @@ impl StateOwner {
         if !self.active && !self.state.is_in_sync() {
             return;
         }
-        let started = Instant::now();
+        let started = now();
         let dirty = self.state.take_dirty();
         if dirty.is_empty() {
             return;
@@ -288,7 +284,7 @@ impl StateOwner {
         self.batch.is_rerouted |= dirty.records.iter().any(RecordId::is_global);
         self.dataplane.update(self.state.records(), &dirty);
         self.batch.planning += started.elapsed();
-        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.next_save));
+        self.due.save.get_or_insert_with(|| (now() + SAVE_DELAY).max(self.due.next_save));
     }
 
     /// Commits the dataplane and answers those who wait for it.
@@ -310,7 +306,7 @@ impl StateOwner {
             // The first plan is due even if no frame has brought a record of routing.
             self.batch.is_rerouted = true;
         }
-        let started = Instant::now();
+        let started = now();
         if self.due.retry.is_some_and(|due| started < due) {
             return Ok(());
         }
@@ -331,7 +327,7 @@ impl StateOwner {
             self.metrics.repairs.inc_by(repairs);
         }
         if is_unread {
-            self.due.check = Instant::now() + RECHECK_DELAY;
+            self.due.check = now() + RECHECK_DELAY;
         }
         self.retry.reset();
         self.due.retry = None;
@@ -379,7 +375,7 @@ impl StateOwner {
         self.metrics.errors.set(errors.len() as i64);
         self.metrics.in_sync.set(i64::from(in_sync));
         self.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
-        let now = Instant::now();
+        let now = self::now();
         let routing = self.routing.check_fault(now);
         self.due.fault = self.routing.next_check(now);
         self.status.send_if_modified(|status| {
@@ -425,13 +421,13 @@ impl StateOwner {
         if attempts >= MAX_ATTEMPTS {
             return Err(RetriesExhausted { attempts, reason });
         }
-        self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
+        self.due.retry = Some(now() + self.retry.next(jitter()));
         Ok(())
     }
 
     /// Runs work that is due.
     fn run_due(&mut self) {
-        let now = Instant::now();
+        let now = self::now();
         if now >= self.due.check {
             self.due.check = now + FULL_CHECK;
             self.dataplane.request_comparison();
@@ -486,6 +482,11 @@ impl Deadlines {
 }
 
 const KINDS: [&str; 8] = ["settings", "pool", "node", "route", "ip-set", "policy", "endpoint", "host-endpoint"];
+
+/// The time by tokio's clock, which stands still in tests.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
