@@ -40,7 +40,7 @@ use schedule::{Schedule, World};
 /// Steps of a schedule, unless told otherwise.
 const STEPS: usize = 60;
 /// Schedules that are played each time.
-const SCHEDULES: u64 = 120;
+const SCHEDULES: u64 = 40;
 /// Seeds in which a planted fault must show.
 const HUNT: u64 = 60;
 /// Lines of a trace that are printed of a failure; `make simulate` prints all.
@@ -154,9 +154,7 @@ fn a_seed_replays_exactly() {
 /// The world in which a planted fault acts.
 fn world(plant: Plant) -> World {
     match plant {
-        Plant::UncheckedWrite | Plant::LostHandle | Plant::LostRelease | Plant::UncheckedDelete => {
-            World::Addresses
-        }
+        Plant::UncheckedWrite | Plant::LostHandle | Plant::LostRelease => World::Addresses,
         _ => World::Cluster,
     }
 }

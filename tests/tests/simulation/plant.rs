@@ -48,13 +48,11 @@ pub enum Plant {
     LostHandle,
     /// IPAM: a release is answered and not done.
     LostRelease,
-    /// IPAM: a block is deleted whatever has been written to it since.
-    UncheckedDelete,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::BelievedList,
         Self::BelievedOldList,
         Self::IgnoredExpiry,
@@ -75,6 +73,5 @@ impl Plant {
         Self::UncheckedWrite,
         Self::LostHandle,
         Self::LostRelease,
-        Self::UncheckedDelete,
     ];
 }

@@ -123,13 +123,10 @@ impl<K: Kept> Objects<K> for Remote {
         done
     }
 
-    async fn delete(&self, mut metadata: ObjectMeta) -> Result<bool, StoreError> {
+    async fn delete(&self, metadata: ObjectMeta) -> Result<bool, StoreError> {
         self.pass().await?;
         if !self.may_delete::<K>(&metadata) {
             return Err(StoreError::Refused("the block of another node".to_owned()));
-        }
-        if K::is_block() && self.run.has(Plant::UncheckedDelete) {
-            (metadata.uid, metadata.resource_version) = (None, None);
         }
         let done = Objects::<K>::delete(&self.storage, metadata).await;
         self.pass().await?;
