@@ -52,7 +52,9 @@ pub struct Oracle {
     nodes: Vec<String>,
     graph: Graph,
     kinds: BTreeMap<&'static str, KnownKind>,
-    /// Sums of the digests of each node's view, after each event.
+    /// Digests of each node's view.
+    digests: Vec<BTreeMap<RecordId, u64>>,
+    /// Their sums, after each event.
     states: Vec<Vec<u64>>,
     /// What the door asks for.
     listed: Listed,
@@ -70,6 +72,7 @@ impl Oracle {
             nodes: nodes.to_vec(),
             graph: Graph::default(),
             kinds: kinds().map(|kind| (kind.name, KnownKind::default())).collect(),
+            digests: vec![BTreeMap::new(); nodes.len()],
             states: vec![vec![0; nodes.len()]],
             listed,
             complete: None,
@@ -137,16 +140,16 @@ impl Oracle {
 
     /// Applies a value, which must be one that the object has had, and none before what was known.
     fn change(&mut self, kind: &'static str, key: &Key, value: Option<Update>) {
-        let values = self
-            .api
-            .with(|contents| contents.kinds[kind].values.get(key).cloned())
-            .unwrap_or_default();
+        let api = self.api.clone();
         let known = self.known(kind);
         if let Some(listing) = &mut known.listing {
             listing.insert(key.clone());
         }
         let known = known.objects.entry(key.clone()).or_default();
-        let position = values.iter().skip(known.position).position(|held| *held == value);
+        let position = api.with(|contents| {
+            let values = contents.kinds[kind].values.get(key)?;
+            values.iter().skip(known.position).position(|held| *held == value)
+        });
         let former = known.value.take();
         match position {
             Some(ahead) => known.position += ahead,
@@ -179,11 +182,23 @@ impl Oracle {
         if flush.records.is_empty() {
             return;
         }
-        let sums = self.nodes.iter().map(|node| {
-            let view = self.graph.view(node);
-            view.ids().filter_map(|id| view.digest(&id)).fold(0, u64::wrapping_add)
-        });
-        self.states.push(sums.collect());
+        let mut sums = self.states.last().cloned().unwrap_or_default();
+        for (id, change) in flush.records {
+            for ((node, held), sum) in self.nodes.iter().zip(&mut self.digests).zip(&mut sums) {
+                let is_held = change.gained.contains(node) || change.kept.contains(node);
+                let digest = self.graph.view(node).digest(&id).filter(|_| is_held);
+                if is_held || change.lost.contains(node) {
+                    let former = match digest {
+                        Some(digest) => held.insert(id.clone(), digest),
+                        None => held.remove(&id),
+                    };
+                    *sum = sum
+                        .wrapping_sub(former.unwrap_or_default())
+                        .wrapping_add(digest.unwrap_or_default());
+                }
+            }
+        }
+        self.states.push(sums);
     }
 }
 
