@@ -15,7 +15,7 @@ OURS = --exclude margay-tests
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
 KERNEL = bgp cni conformance connections differential enforcement host lab routing spoof
 
-.PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
+.PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels simulate \
   docs sbom
 
 # Format, lints, documentation, unused dependencies, and every test that needs neither root nor a
@@ -26,7 +26,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	$$(.ci/tool cargo-machete 0.9.2) --skip-target-dir
 	cargo test --workspace $(OURS) -- $(AS_ROOT:%=--skip %)
-	cargo test --workspace --test architecture --test pages
+	cargo test --workspace --test architecture --test pages --test simulation
 
 # Tests that `make check` leaves out but that need no cluster: rulesets, routes and packets in
 # namespaces on this kernel. Needs root.
@@ -116,6 +116,13 @@ cluster-down:
 # cases in tests/data/corpus. Needs root.
 fuzz:
 	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture
+
+# Typha, agents and IPAM in one thread and virtual time, under random faults: SEED=7 replays one seed
+# with a trace; without it, new seeds are tried for SECONDS. STEPS is the length of a schedule. What
+# fails is printed as a line for tests/data/simulation.json.
+simulate:
+	$(if $(SEED),SIMULATE_SEED=$(SEED),SIMULATE_SECONDS=$(SECONDS)) SIMULATE_STEPS=$(STEPS) \
+	  cargo test --workspace --test simulation every_schedule_holds -- --nocapture
 
 # Every parser of outside input, driven by libFuzzer for SECONDS each; findings become seeds in
 # tests/data/fuzz. TARGETS selects some.

@@ -161,11 +161,9 @@ impl<S: Store> Owner<S> {
         self.load();
         let mut looks = tokio::time::interval(idle_blocks::SCAN_INTERVAL);
         loop {
+            // In this order, not at random: requests may come without end, so they are last.
             tokio::select! {
-                event = received.recv() => match event {
-                    Some(event) => self.handle(event),
-                    None => return,
-                },
+                biased;
                 changed = self.inputs.map.changed() => match changed {
                     Ok(()) => self.load(),
                     Err(_) => return,
@@ -179,6 +177,10 @@ impl<S: Store> Owner<S> {
                     Err(_) => return,
                 },
                 _ = looks.tick() => self.release_idle_blocks(),
+                event = received.recv() => match event {
+                    Some(event) => self.handle(event),
+                    None => return,
+                },
             }
         }
     }

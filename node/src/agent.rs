@@ -218,32 +218,51 @@ pub struct AgentHandle {
 pub fn spawn(
     parts: AgentParts,
 ) -> std::io::Result<(AgentHandle, oneshot::Receiver<RetriesExhausted>)> {
-    let (events, queue) = mpsc::channel(QUEUE);
-    let (status, seen_status) = watch::channel(Status::default());
-    let (acks, seen_acks) = watch::channel(None);
+    let (agent, owner, queue) = mk_owner(parts);
     let (fatal, fate) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
-    if let Some(routes) = &parts.routes {
-        // A strong sender would keep the agent alive.
-        runtime.spawn(forward_progress(routes.progress(), events.downgrade()));
-    }
-    let owner = owner::StateOwner::new(parts, status, acks);
     std::thread::Builder::new()
         .name("agent".to_owned())
         .spawn(move || {
-            if let Err(error) = owner.run(&runtime, queue) {
+            if let Err(error) = runtime.block_on(owner.run(queue)) {
                 // The receiver is gone only if the process is ending already.
                 let _ = fatal.send(error);
             }
         })?;
-    Ok((
+    Ok((agent, fate))
+}
+
+/// Creates an agent without a thread: the future does the owner's work, and blocks while the
+/// dataplane does. For simulations, whose dataplane does not, and which have one thread. Needs a
+/// tokio runtime.
+pub fn mk_agent(
+    parts: AgentParts,
+) -> (
+    AgentHandle,
+    impl Future<Output = Result<(), RetriesExhausted>>,
+) {
+    let (agent, owner, queue) = mk_owner(parts);
+    (agent, owner.run(queue))
+}
+
+fn mk_owner(parts: AgentParts) -> (AgentHandle, owner::StateOwner, mpsc::Receiver<AgentEvent>) {
+    let (events, queue) = mpsc::channel(QUEUE);
+    let (status, seen_status) = watch::channel(Status::default());
+    let (acks, seen_acks) = watch::channel(None);
+    if let Some(routes) = &parts.routes {
+        // A strong sender would keep the agent alive.
+        tokio::spawn(forward_progress(routes.progress(), events.downgrade()));
+    }
+    let owner = owner::StateOwner::new(parts, status, acks);
+    (
         AgentHandle {
             events,
             status: seen_status,
             acks: seen_acks,
         },
-        fate,
-    ))
+        owner,
+        queue,
+    )
 }
 
 /// Forwards each change of the route worker's progress to the owner.

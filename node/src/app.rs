@@ -10,6 +10,7 @@ use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Links, probe};
 use margay_proto::debug::node_debug_server::NodeDebugServer;
+use margay_runtime::backoff::jitter;
 use margay_runtime::grpc::{Admission, Trace};
 use margay_runtime::ready::{Gate, Readiness};
 use margay_runtime::shutdown::Shutdown;
@@ -216,6 +217,7 @@ async fn run_connected(
         agent: agent.clone(),
         notices: notices.clone(),
         problems: problems.clone(),
+        jitter,
     };
     let debug = DebugService {
         node: args.node_name.clone(),

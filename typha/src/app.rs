@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use margay_api::storage::mode::{self, Decision, Evidence};
 use margay_proto::debug::debug_server::DebugServer;
+use margay_runtime::backoff::jitter;
 use margay_runtime::grpc::{Admission, Trace};
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
@@ -132,7 +133,13 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
     tasks.spawn("owner", owner.run(inbox, shutdown.clone()));
     for kind in kinds::KINDS {
-        let watch = kind.start(mode, client.clone(), events.clone(), counters.clone());
+        let watch = kind.start(
+            mode,
+            client.clone(),
+            events.clone(),
+            counters.clone(),
+            jitter,
+        );
         tasks.spawn(&format!("watch of {}", kind.name), watch);
     }
 

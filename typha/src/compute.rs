@@ -107,7 +107,10 @@ impl GraphOwner {
         let mut last = Instant::now() - TICK;
         loop {
             let due = last + TICK;
+            // In this order, not at random: what is done depends on the events and the clock alone.
             tokio::select! {
+                biased;
+                () = shutdown.wait() => break,
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
                 () = tokio::time::sleep_until(
                     self.expiry_due.unwrap_or(due),
@@ -128,7 +131,6 @@ impl GraphOwner {
                         self.handle(event);
                     }
                 }
-                () = shutdown.wait() => break,
             }
             if self.dirty && self.in_sync && Instant::now() >= due {
                 self.flush();
@@ -380,6 +382,7 @@ impl GraphOwner {
         let mut steps = tokio::time::interval(step.max(Duration::from_micros(1)));
         loop {
             tokio::select! {
+                biased;
                 _ = steps.tick() => if !self.hub.close_next(away()) { return },
                 event = events.recv() => match event {
                     None => return,

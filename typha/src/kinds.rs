@@ -45,13 +45,15 @@ macro_rules! kind_spec {
 type WatchFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl KindSpec {
-    /// Watches the kind in the storage of `mode` until the owner task ends.
+    /// Watches the kind in the storage of `mode` until the owner task ends. `jitter` spreads
+    /// retries.
     pub fn start(
         &self,
         mode: Mode,
         client: kube::Client,
         events: mpsc::Sender<Event>,
         counters: Counters,
+        jitter: fn() -> f64,
     ) -> WatchFuture {
         let (path, form) = self.location(mode);
         let definition = self.definition(form);
@@ -70,6 +72,7 @@ impl KindSpec {
             client,
             events,
             counters,
+            jitter,
         })
     }
 

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -22,6 +22,7 @@ use margay_runtime::telemetry::{self, Traceparent};
 use margay_runtime::tls::Peer;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Status, Streaming};
@@ -219,7 +220,7 @@ impl Reader {
     /// Waits until the node may send hello again.
     async fn wait_for_turn(&self) -> Result<(), Option<Status>> {
         let hellos = || self.inner.hellos.lock();
-        let mut turn = hellos().arrive(&self.node, self.session, Instant::now());
+        let mut turn = hellos().arrive(&self.node, self.session, Instant::now().into_std());
         loop {
             match turn {
                 HelloTurn::Now => return Ok(()),
@@ -228,21 +229,21 @@ impl Reader {
                     return Err(Some(Status::aborted("the node has opened another stream")));
                 }
             }
-            turn = hellos().retry(&self.node, self.session, Instant::now());
+            turn = hellos().retry(&self.node, self.session, Instant::now().into_std());
         }
     }
 
     /// Reads messages until the node closes its side or the connection ends.
     async fn read(&self, hello: Hello, up: &mut Streaming<wire::Up>) -> Result<(), Status> {
         self.send(Event::Hello(hello)).await?;
-        let mut rate = TokenBucket::new(MESSAGES, Instant::now());
+        let mut rate = TokenBucket::new(MESSAGES, Instant::now().into_std());
         loop {
             // While this waits, flow control holds back further messages of the node.
-            let wait = rate.wait(Instant::now());
+            let wait = rate.wait(Instant::now().into_std());
             if wait > Duration::ZERO {
                 tokio::time::sleep(wait).await;
             }
-            rate.consume(Instant::now());
+            rate.consume(Instant::now().into_std());
             match up.message().await {
                 Ok(Some(message)) => self.handle(message).await?,
                 Ok(None) => return Ok(()),

@@ -12,7 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{GetParams, ListParams, WatchParams};
 use kube::core::Request;
 use margay_calc::ingest::Ingested;
-use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::backoff::Backoff;
 use margay_runtime::clock::unix_ns;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
@@ -64,6 +64,8 @@ pub struct Watch {
     pub events: mpsc::Sender<Event>,
     /// Metrics.
     pub counters: Counters,
+    /// Random values in `0.0..1.0` for the delays of retries.
+    pub jitter: fn() -> f64,
 }
 
 /// State of a kind that was not found.
@@ -102,7 +104,7 @@ impl Watch {
     /// Sends events to the owner task until it ends.
     pub async fn run<K: DeserializeOwned>(mut self, ingest: fn(K) -> Ingested) {
         let mut feed = Feed::new(ingest, self.form, self.never_empty);
-        let mut retry = RetryLog::new(self.kind);
+        let mut retry = RetryLog::new(self.kind, self.jitter);
         let mut streamed = true;
         loop {
             let error = match self.cycle(&mut feed, &mut retry, &mut streamed).await {
@@ -356,14 +358,16 @@ impl Watch {
 struct RetryLog {
     kind: &'static str,
     backoff: Backoff,
+    jitter: fn() -> f64,
     logged: Option<String>,
 }
 
 impl RetryLog {
-    fn new(kind: &'static str) -> Self {
+    fn new(kind: &'static str, jitter: fn() -> f64) -> Self {
         Self {
             kind,
             backoff: Backoff::new(RETRY.0, RETRY.1),
+            jitter,
             logged: None,
         }
     }
@@ -399,7 +403,7 @@ impl RetryLog {
             );
             self.logged = Some(state);
         }
-        self.backoff.next(jitter())
+        self.backoff.next((self.jitter)())
     }
 }
 

@@ -23,7 +23,7 @@ use crate::cni::ports::NotEnforced;
 use crate::metrics::Metrics;
 use crate::state::{State, ViewError};
 use crate::store::ViewStore;
-use deadlines::Deadlines;
+use deadlines::{Deadlines, now};
 
 /// Maximal number of events per commit, so that a flood of frames cannot keep a pod from its
 /// commit.
@@ -135,13 +135,12 @@ impl StateOwner {
             inspections: Vec::new(),
             batch: Batch::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
-            due: Deadlines::new(Instant::now()),
+            due: Deadlines::new(now()),
         }
     }
 
-    pub(super) fn run(
+    pub(super) async fn run(
         mut self,
-        runtime: &tokio::runtime::Handle,
         mut queue: mpsc::Receiver<AgentEvent>,
     ) -> Result<(), RetriesExhausted> {
         self.enforce_saved_view();
@@ -152,8 +151,7 @@ impl StateOwner {
                 .next_retry()
                 .map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
             let deadline = tokio::time::Instant::from_std(due);
-            match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await })
-            {
+            match tokio::time::timeout_at(deadline, queue.recv()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
                     self.handle_event(event);
@@ -229,7 +227,7 @@ impl StateOwner {
             } => {
                 // Records before the pod: its policy may be in the frames of this batch.
                 self.update_dataplane();
-                let started = Instant::now();
+                let started = now();
                 self.batch.is_relinked |= self.linked.ensure(&interface, &pod);
                 self.dataplane
                     .attach(interface.clone(), pod, self.state.records());
@@ -248,7 +246,7 @@ impl StateOwner {
                     .is_some_and(|pod| pod.endpoint == endpoint)
                 {
                     self.update_dataplane();
-                    let started = Instant::now();
+                    let started = now();
                     self.dataplane.detach(&interface, self.state.records());
                     self.batch.planning += started.elapsed();
                     // An ADD that still waits fails: its pod is being removed.
@@ -271,7 +269,7 @@ impl StateOwner {
             }
             AgentEvent::Links(links) => {
                 self.update_dataplane();
-                let started = Instant::now();
+                let started = now();
                 self.dataplane.set_links(links);
                 self.batch.planning += started.elapsed();
                 // Wakes those that publish the interfaces: they read them whenever the status
@@ -323,7 +321,7 @@ impl StateOwner {
         if !self.active && !self.state.is_in_sync() {
             return;
         }
-        let started = Instant::now();
+        let started = now();
         let dirty = self.state.take_dirty();
         if dirty.is_empty() {
             return;
@@ -341,7 +339,7 @@ impl StateOwner {
         self.batch.planning += started.elapsed();
         self.due
             .save
-            .get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.next_save));
+            .get_or_insert_with(|| (now() + SAVE_DELAY).max(self.due.next_save));
     }
 
     /// Commits the dataplane and answers those who wait for it.
@@ -363,7 +361,7 @@ impl StateOwner {
             // The first plan is due even if no frame has brought a record of routing.
             self.batch.is_rerouted = true;
         }
-        let started = Instant::now();
+        let started = now();
         if self.due.retry.is_some_and(|due| started < due) {
             return Ok(());
         }
@@ -388,7 +386,7 @@ impl StateOwner {
             self.metrics.repairs.inc_by(repairs);
         }
         if is_unread {
-            self.due.check = Instant::now() + RECHECK_DELAY;
+            self.due.check = now() + RECHECK_DELAY;
         }
         self.retry.reset();
         self.due.retry = None;
@@ -453,7 +451,7 @@ impl StateOwner {
         self.metrics
             .revision
             .set(i64::try_from(revision).unwrap_or(i64::MAX));
-        let now = Instant::now();
+        let now = self::now();
         let routing = self.routing.check_fault(now);
         self.due.fault = self.routing.next_check(now);
         self.status.send_if_modified(|status| {
@@ -525,7 +523,7 @@ impl StateOwner {
         if attempts >= MAX_ATTEMPTS {
             return Err(RetriesExhausted { attempts, reason });
         }
-        self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
+        self.due.retry = Some(now() + self.retry.next(jitter()));
         Ok(())
     }
 }

@@ -6,15 +6,19 @@
 
 pub mod notices;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use margay_proto::sync::wire::{self, sync_client::SyncClient};
 use margay_proto::sync::{self, Joiner, MAX_FRAME, encode_ack};
-use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::backoff::Backoff;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::Connector;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::StdError;
 
 use crate::agent::{AgentEvent, AgentHandle};
 use crate::problems::Problems;
@@ -39,7 +43,7 @@ const QUEUE: usize = 16;
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
     #[error("connect: {0}")]
-    Connect(#[from] tonic::transport::Error),
+    Connect(#[source] StdError),
     #[error("{0}")]
     Status(#[from] Box<tonic::Status>),
     #[error("the server closed the stream")]
@@ -52,10 +56,31 @@ enum StreamEnd {
     Agent,
 }
 
+/// Opens connections to typha.
+pub trait Connect: Send + Sync {
+    /// A connection.
+    type Channel: GrpcService<Body, ResponseBody = Body, Future: Send> + Send;
+    /// Connects to a replica.
+    fn connect(&self) -> impl Future<Output = Result<Self::Channel, StdError>> + Send;
+}
+
+impl Connect for Connector {
+    type Channel = tonic::transport::Channel;
+
+    async fn connect(&self) -> Result<Self::Channel, StdError> {
+        let endpoint = self.endpoint();
+        let endpoint = endpoint
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .keep_alive_while_idle(true);
+        Ok(endpoint.connect_with_connector(self.clone()).await?)
+    }
+}
+
 /// The stream's ends.
-pub struct Upstream {
+pub struct Upstream<C = Connector> {
     /// Connector to typha.
-    pub connector: Connector,
+    pub connector: C,
     /// Address of typha, as shown to users.
     pub server: String,
     /// The agent.
@@ -64,15 +89,18 @@ pub struct Upstream {
     pub notices: Notices,
     /// Problems of this node.
     pub problems: Problems,
+    /// Random values in `0.0..1.0` for the delays of retries.
+    pub jitter: fn() -> f64,
 }
 
-impl Upstream {
+impl<C: Connect> Upstream<C> {
     /// Keeps a stream open until shutdown, or until the agent ends.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         for stream in 1.. {
             let started = Instant::now();
             let ended = tokio::select! {
+                biased;
                 ended = self.stream_until_end(stream) => ended,
                 () = shutdown.wait() => return,
             };
@@ -83,7 +111,7 @@ impl Upstream {
             if started.elapsed() >= STABLE {
                 backoff.reset();
             }
-            let delay = backoff.next(jitter());
+            let delay = backoff.next((self.jitter)());
             tracing::warn!(
                 server = self.server,
                 reason = with_sources(&ended),
@@ -91,6 +119,7 @@ impl Upstream {
                 "the stream to typha ended; enforcement continues with the view held"
             );
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(delay) => {}
                 () = shutdown.wait() => return,
             }
@@ -106,14 +135,7 @@ impl Upstream {
     }
 
     async fn run_stream(&self, stream: u64) -> Result<std::convert::Infallible, StreamEnd> {
-        let endpoint = self.connector.endpoint();
-        let endpoint = endpoint
-            .http2_keep_alive_interval(PING)
-            .keep_alive_timeout(PONG)
-            .keep_alive_while_idle(true);
-        let channel = endpoint
-            .connect_with_connector(self.connector.clone())
-            .await?;
+        let channel = self.connector.connect().await.map_err(StreamEnd::Connect)?;
         let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
 
         let (hello, held) = oneshot::channel();
@@ -152,12 +174,14 @@ impl Upstream {
             .map_err(Box::new)?
             .into_inner();
         tracing::info!(server = self.server, "stream to typha is open");
+        // In this order, not at random: frames may come without end, so they are last.
         tokio::select! {
-            ended = self.receive(stream, frames) => Err(ended),
+            biased;
             fault = faults => Err(fault.map_or(StreamEnd::Agent, StreamEnd::View)),
             () = send_acks(acks, up.clone()) => Err(StreamEnd::Closed),
             () = self.problems.send_changes(up.clone()) => Err(StreamEnd::Closed),
             () = self.notices.send_all(up, &self.agent) => Err(StreamEnd::Closed),
+            ended = self.receive(stream, frames) => Err(ended),
         }
     }
 

@@ -29,6 +29,7 @@ use margay_node::store::ViewStore;
 use margay_node::upstream::Upstream;
 use margay_node::upstream::notices::Notices;
 use margay_proto::sync::NodeProblem;
+use margay_runtime::backoff::jitter;
 use margay_runtime::shutdown::Shutdown;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -229,6 +230,7 @@ impl Node {
             agent: agent.clone(),
             notices,
             problems: problems.clone(),
+            jitter,
         };
         let upstream = main.spawn(upstream.run(Shutdown::default()));
         self.running = Some(Running {

@@ -122,6 +122,7 @@ async fn play_at(
         client: kube::Client::new(server, "default"),
         events,
         counters: Counters::register(&mut Metrics::default(), Registry::default()),
+        jitter: || 0.0,
     };
     let task = tokio::spawn(watch.run(parse));
     let mut cache = Cache::new([KIND]);
@@ -376,6 +377,7 @@ async fn a_parser_that_panics_ends_the_watch_and_its_waiter() {
         client: kube::Client::new(server, "default"),
         events,
         counters: Counters::register(&mut Metrics::default(), Registry::default()),
+        jitter: || 0.0,
     };
     let mut tasks = margay_runtime::tasks::Tasks::default();
     tasks.spawn("owner", std::future::pending());

@@ -54,10 +54,15 @@ impl Deadlines {
     }
 }
 
+/// The time by tokio's clock, which stands still in simulations.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 impl StateOwner {
     /// Runs work that is due.
     pub(super) fn run_due(&mut self) {
-        let now = Instant::now();
+        let now = now();
         if now >= self.due.check {
             self.due.check = now + FULL_CHECK;
             self.dataplane.request_comparison();
