@@ -15,8 +15,9 @@
 //! releases blocks that it does not need (`idle_blocks`), within `constraints`: reservations,
 //! overlaps, cooldown. It writes through `node_objects`, in Calico's order.
 //!
-//! By hand: [`release`]. In the operator: [`leak_scan`] (pure: what is due) and [`collector`] (carries it out). [`check`]
-//! reports what does not fit together, [`excess`] blocks beyond the limit of a node.
+//! By hand: [`release`]. In the operator: [`leak_scan`] (pure: what is due) and [`collector`]
+//! (carries it out). [`check`] reports what does not fit together, [`excess`] blocks beyond the
+//! limit of a node.
 //!
 //! All of it works on the traits of [`store`], of which there is one for a cluster and, with the
 //! feature `testing`, one in memory:
