@@ -1,5 +1,7 @@
 //! Tests of the owner without its thread: retries, comparisons and saves.
 
+use std::time::Instant;
+
 use margay_api::endpoint::interface_name;
 use margay_api::rule::Action;
 use prometheus_client::registry::Registry;
