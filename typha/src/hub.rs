@@ -233,6 +233,11 @@ impl Hub {
         };
         match audience {
             Audience::All => self.live.values_mut().for_each(apply),
+            // Of the many nodes of a large cluster, some are connected here.
+            Audience::Nodes(nodes) if nodes.len() > self.live.len() => {
+                let concerned = self.live.iter_mut().filter(|(node, _)| nodes.contains(node));
+                concerned.for_each(|(_, live)| apply(live));
+            }
             Audience::Nodes(nodes) => {
                 for node in nodes {
                     if let Some(live) = self.live.get_mut(node) {
