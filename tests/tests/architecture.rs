@@ -86,7 +86,7 @@ const FLOORS: [(&str, &[&[&str]]); 6] = [
                 "cause", "codec", "config", "feed", "hello", "metrics", "object", "overlay", "pace", "registry",
                 "services", "session",
             ],
-            &["cache", "event", "hub"],
+            &["body", "cache", "event", "hub"],
             &["debug", "kinds", "object_events", "reporter", "server", "watch"],
             &["compute"],
             &["app"],

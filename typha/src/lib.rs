@@ -8,13 +8,14 @@
 //! 3. [`compute`]: the owner task, which applies changes to the graph and flushes once per tick;
 //! 4. [`hub`]: from a flush to the sessions that it concerns; [`session`]: pending changes of a
 //!    node;
-//! 5. [`server`], [`codec`]: the stream to a node; [`registry`]: progress of each node.
+//! 5. [`server`], [`codec`], [`body`]: the stream to a node; [`registry`]: progress of each node.
 //!
 //! [`object`], [`cause`], [`hello`] and [`event`] are the messages between these. [`object_events`]
 //! and [`reporter`] report problems, [`debug`] answers questions, [`metrics`] counts, [`app`] starts
 //! all.
 
 pub mod app;
+pub mod body;
 pub mod cache;
 pub mod cause;
 pub mod codec;
