@@ -89,6 +89,7 @@ impl Body for FrameBody {
             }
             let status = match ready!(self.frames.poll_recv(cx)) {
                 Some(Ok(frame)) => {
+                    frame.record_taken();
                     self.announce_free();
                     self.messages = frame.into_messages().into();
                     continue;

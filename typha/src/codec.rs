@@ -1,11 +1,16 @@
 //! Frames that are encoded already, whose bytes are shared among nodes, and the decoder of what
 //! nodes send.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use bytes::Bytes;
 use margay_proto::sync::{split, wire};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{DecodeBuf, Decoder};
+
+use crate::delivery::Delivery;
 
 /// Size above which a frame is sent in parts, in bytes: what a connection holds of it at a time.
 const PART: usize = 64 << 10;
@@ -15,12 +20,26 @@ const PART: usize = 64 << 10;
 pub struct FrameBytes {
     chunks: Vec<Bytes>,
     in_parts: bool,
+    /// The flush that it belongs to.
+    delivery: Option<Arc<Delivery>>,
 }
 
 impl FrameBytes {
     /// Creates a frame; `in_parts` is true for an agent that reads partial frames.
     pub fn new(chunks: Vec<Bytes>, in_parts: bool) -> Self {
-        Self { chunks, in_parts }
+        Self { chunks, in_parts, delivery: None }
+    }
+
+    /// The frame as one of this flush.
+    pub fn of_flush(self, delivery: Arc<Delivery>) -> Self {
+        Self { delivery: Some(delivery), ..self }
+    }
+
+    /// Records that the stream has taken the frame.
+    pub fn record_taken(&self) {
+        if let Some(delivery) = &self.delivery {
+            delivery.record_taken(Instant::now());
+        }
     }
 
     /// Splits the frame into the messages that are sent.

@@ -8,7 +8,8 @@
 //! 3. [`compute`]: the owner task, which applies changes to the graph and flushes once per tick;
 //! 4. [`hub`]: from a flush to the sessions that it concerns; [`session`]: pending changes of a
 //!    node;
-//! 5. [`server`], [`codec`], [`body`]: the stream to a node; [`registry`]: progress of each node.
+//! 5. [`server`], [`codec`], [`body`]: the stream to a node; [`delivery`]: how often frames are
+//!    sent; [`registry`]: progress of each node.
 //!
 //! [`object`], [`cause`], [`hello`] and [`event`] are the messages between these. [`object_events`]
 //! and [`reporter`] report problems, [`debug`] answers questions, [`metrics`] counts, [`app`] starts
@@ -22,6 +23,7 @@ pub mod codec;
 pub mod compute;
 pub mod config;
 pub mod debug;
+pub mod delivery;
 pub mod event;
 pub mod feed;
 pub mod hello;
