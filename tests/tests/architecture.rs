@@ -83,7 +83,7 @@ const FLOORS: [(&str, &[&[&str]]); 6] = [
         "typha/src",
         &[
             &[
-                "cause", "codec", "config", "delivery", "feed", "hello", "metrics", "object", "overlay", "pace", "registry",
+                "cause", "codec", "config", "delivery", "feed", "hello", "metrics", "object", "overlay", "pace", "packed", "registry",
                 "services", "session",
             ],
             &["body", "cache", "event", "hub"],

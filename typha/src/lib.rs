@@ -3,8 +3,8 @@
 //! A change passes through:
 //!
 //! 1. [`kinds`]: table of the watched kinds; [`watch`] and [`feed`]: list and watch of each;
-//! 2. [`cache`]: latest state in parsed form, and its changes; [`overlay`]: pod addresses that
-//!    nodes report ahead of the API; `services`: EndpointSlices merged per Service;
+//! 2. [`cache`]: latest state in parsed form ([`packed`]: of pods), and its changes; [`overlay`]:
+//!    pod addresses that nodes report ahead of the API; `services`: EndpointSlices merged per Service;
 //! 3. [`compute`]: the owner task, which applies changes to the graph and flushes once per tick;
 //! 4. [`hub`]: from a flush to the sessions that it concerns; [`session`]: pending changes of a
 //!    node;
@@ -34,6 +34,7 @@ pub mod object;
 pub mod object_events;
 pub mod overlay;
 pub mod pace;
+pub mod packed;
 pub mod registry;
 pub mod reporter;
 pub mod server;

@@ -24,6 +24,7 @@ use crate::event::Event;
 use crate::feed::{Feed, Form, WatchError, WatchEvent};
 use crate::metrics::{Counters, Kind};
 use crate::object::{Missing, ObjectKey, Observed};
+use crate::packed::PackedList;
 
 /// Timeout of a watch request at the API server, in seconds; short, so that a dead connection is
 /// noticed soon.
@@ -147,7 +148,7 @@ impl Watch {
         let definition: CustomResourceDefinition = match with_timeout(self.client.request(request)).await {
             Ok(definition) => definition,
             Err(error) if error.is_not_found() => {
-                self.send_list(Vec::new()).await?;
+                self.send_list(PackedList::default()).await?;
                 retry.record_absence(&name);
                 return Ok(Availability::Unserved);
             }
@@ -242,7 +243,7 @@ impl Watch {
         }
     }
 
-    async fn list_pages<K: DeserializeOwned>(&self, feed: &mut Feed<K>) -> Result<Vec<Observed>, CycleEnd> {
+    async fn list_pages<K: DeserializeOwned>(&self, feed: &mut Feed<K>) -> Result<PackedList, CycleEnd> {
         feed.restart();
         let mut params = ListParams::default().limit(PAGE_SIZE);
         loop {
@@ -257,11 +258,7 @@ impl Watch {
     }
 
     /// Applies a complete list. On failure the next cycle lists again.
-    async fn apply_list<K: DeserializeOwned>(
-        &self,
-        feed: &mut Feed<K>,
-        objects: Vec<Observed>,
-    ) -> Result<(), CycleEnd> {
+    async fn apply_list<K: DeserializeOwned>(&self, feed: &mut Feed<K>, objects: PackedList) -> Result<(), CycleEnd> {
         let used = self.send_list(objects).await;
         if used.is_err() {
             feed.restart();
@@ -270,7 +267,7 @@ impl Watch {
     }
 
     /// Sends the objects of a list, and removes what it lacks after confirming that by name.
-    async fn send_list(&self, objects: Vec<Observed>) -> Result<(), CycleEnd> {
+    async fn send_list(&self, objects: PackedList) -> Result<(), CycleEnd> {
         let count = objects.len();
         self.send(Event::ListStarted(self.kind)).await?;
         let cause = Cause { seen_unix_ns: unix_ns(), trace: None };

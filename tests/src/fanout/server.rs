@@ -16,7 +16,8 @@ use margay_typha::compute::{EVENT_QUEUE, GraphOwner};
 use margay_typha::event::Event;
 use margay_typha::feed::{Feed, Form, WatchEvent};
 use margay_typha::metrics::Counters;
-use margay_typha::object::{Observed, POD};
+use margay_typha::object::POD;
+use margay_typha::packed::PackedList;
 use margay_typha::registry::Registry;
 use prometheus_client::registry::Registry as Metrics;
 use serde::de::DeserializeOwned;
@@ -169,7 +170,7 @@ async fn watch<K: DeserializeOwned>(
 /// Sends a list in the steps of a watch.
 async fn send_list(
     kind: &'static str,
-    objects: Vec<Observed>,
+    objects: PackedList,
     events: &mpsc::Sender<Event>,
 ) -> Result<()> {
     send(events, Event::ListStarted(kind)).await?;
