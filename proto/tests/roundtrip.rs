@@ -431,7 +431,7 @@ proptest! {
         addresses in vec(any::<IpAddr>(), 0..3),
     ) {
         let Change::Upsert(id, _) = change else { unreachable!("upsert makes upserts") };
-        let ack = Ack { revision, errors: vec![(id, message)], plan_us: 1, commit_us: 2, traceparent: "t".into() };
+        let ack = Ack { revision, errors: vec![(id, message)], plan_us: 1, commit_us: 2, traceparent: "t".into(), waited_us: 3 };
         let Some(wire::up::Message::Ack(sent)) = encode_ack(&ack).message else { panic!("not an ack") };
         prop_assert_eq!(decode_ack(sent), Ok(ack));
         let local = LocalEndpoint { key, addresses, uid: "u".into() };

@@ -203,11 +203,13 @@ impl Reader {
         if is_changed {
             self.inner.registry.notify_problems();
         }
+        // Of several frames that one ack covers, all but the last were enforced somewhat earlier.
+        let (waited, waited_ns) = (Duration::from_micros(ack.waited_us), ack.waited_us.saturating_mul(1000));
         for sent in &done {
             let counters = &self.inner.counters;
-            counters.ack_seconds.observe(sent.at.elapsed().as_secs_f64());
+            counters.ack_seconds.observe(sent.at.elapsed().saturating_sub(waited).as_secs_f64());
             if sent.event_unix_ns > 0 {
-                let took = unix_ns().saturating_sub(sent.event_unix_ns);
+                let took = unix_ns().saturating_sub(sent.event_unix_ns).saturating_sub(waited_ns);
                 counters.enforcement_seconds.observe(Duration::from_nanos(took).as_secs_f64());
             }
         }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use margay_calc::digest;
 use margay_calc::model::{Record, RecordId};
-use margay_proto::sync::{Ack, Change, Frame, Joiner, MAX_FRAME, encode_ack, wire};
+use margay_node::upstream::acks::send_acks;
+use margay_proto::sync::{Ack, Change, Frame, Joiner, MAX_FRAME, wire};
 use margay_runtime::tls::{Connector, Tls};
 use parking_lot::Mutex;
 use prost::Message;
@@ -164,6 +165,8 @@ impl SimulatedNode {
         };
         let (up, mut frames) = open(channel, buckets).await?;
         let (mut bytes, mut parts) = (0, Joiner::default());
+        let (acks, published) = watch::channel(None);
+        tokio::spawn(send_acks(published, up));
         loop {
             let Some(message) = frames.message().await? else { return Ok(()) };
             let mut glance = self.receive(&message, &mut parts, &mut bytes)?;
@@ -174,7 +177,7 @@ impl SimulatedNode {
             }
             if !glance.more {
                 let ack = Ack { revision: glance.revision, ..Ack::default() };
-                up.send(encode_ack(&ack)).await?;
+                acks.send_replace(Some(Arc::new(ack)));
             }
         }
     }
