@@ -71,7 +71,7 @@ const FLOORS: [(&str, &[&[&str]]); 6] = [
     (
         "calc/src",
         &[
-            &["interner", "model", "quota", "store", "update"],
+            &["interner", "model", "postings", "quota", "store", "update"],
             &["blocks", "digest", "evaluate", "flush", "ingest", "port_names", "rules", "selector", "services"],
             &["claims", "conflict", "index", "refcount", "selectors", "sets", "settings", "text"],
             &["globals", "items", "node_sets", "policies"],
