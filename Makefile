@@ -15,7 +15,7 @@ OURS = --exclude margay-tests
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
 KERNEL = bgp cni conformance connections differential enforcement host lab routing spoof
 
-.PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels simulate \
+.PHONY: check check-kernel test kubernetes deny bless demo bench bench-typha conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels simulate \
   docs sbom
 
 # Format, lints, documentation, unused dependencies, and every test that needs neither root nor a
@@ -82,6 +82,13 @@ demo:
 bench:
 	$(RELEASE) --bin margay-bench --bin margay-probe --bin margay-pause --bin margay-shim
 	$(RELEASED)/margay-bench $(if $(ONLY),--only $(ONLY))
+
+# Cost and latency of typha's fan-out, with server, source and nodes as processes, beside Calico's
+# Typha: QUICK=1 takes small models in two minutes, ONLY=views,kill some cases. Times need a quiet
+# machine; CPU is what compares.
+bench-typha:
+	$(RELEASE) --bin margay-bench-typha
+	$(RELEASED)/margay-bench-typha run $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a
 # real Kubernetes), ONLY=1,5 selects cases, ENFORCE=off|deny shows that the table can fail. Needs

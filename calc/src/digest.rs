@@ -60,9 +60,56 @@ pub fn empty_set(id: &SetId, kind: SetKind) -> u64 {
 
 /// Contribution of a member to the digest of its set.
 pub fn member(member: &Member) -> u64 {
-    let mut encoder = DigestEncoder::new(b'm');
-    encoder.put_member(member);
-    encoder.finish()
+    // Hashed at once, as a set may have a hundred thousand members.
+    let mut bytes = MemberBytes::default();
+    bytes.put(b"m");
+    match member {
+        Member::Net(net) => {
+            bytes.put(&[0]);
+            bytes.put_address(&net.addr());
+            bytes.put(&[net.prefix_len()]);
+        }
+        Member::AddressPort(address, protocol, port) => {
+            bytes.put(&[1]);
+            bytes.put_address(address);
+            bytes.put(&[protocol.0]);
+            bytes.put(&port.to_be_bytes());
+        }
+    }
+    first_number(&Sha256::digest(&bytes.bytes[..bytes.length]))
+}
+
+/// Encoding of a member, with its domain.
+#[derive(Default)]
+struct MemberBytes {
+    bytes: [u8; 24],
+    length: usize,
+}
+
+impl MemberBytes {
+    fn put(&mut self, part: &[u8]) {
+        self.bytes[self.length..self.length + part.len()].copy_from_slice(part);
+        self.length += part.len();
+    }
+
+    fn put_address(&mut self, address: &IpAddr) {
+        match address {
+            IpAddr::V4(address) => {
+                self.put(&[4]);
+                self.put(&address.octets());
+            }
+            IpAddr::V6(address) => {
+                self.put(&[6]);
+                self.put(&address.octets());
+            }
+        }
+    }
+}
+
+fn first_number(hash: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    u64::from_be_bytes(first)
 }
 
 /// Digests of the buckets of these records.
@@ -96,10 +143,7 @@ impl DigestEncoder {
     }
 
     fn finish(self) -> u64 {
-        let hash = self.0.finalize();
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        u64::from_be_bytes(first)
+        first_number(&self.0.finalize())
     }
 
     fn put_byte(&mut self, byte: u8) {
@@ -171,21 +215,6 @@ impl DigestEncoder {
             Action::Log => 2,
             Action::Pass => 3,
         });
-    }
-
-    fn put_member(&mut self, member: &Member) {
-        match member {
-            Member::Net(net) => {
-                self.put_byte(0);
-                self.put_net(net);
-            }
-            Member::AddressPort(address, protocol, port) => {
-                self.put_byte(1);
-                self.put_address(address);
-                self.put_byte(protocol.0);
-                self.0.update(port.to_be_bytes());
-            }
-        }
     }
 
     fn put_id(&mut self, id: &RecordId) {
@@ -452,5 +481,22 @@ impl DigestEncoder {
         self.put_action(*default_action);
         self.put_list(ingress, Self::put_policy_key);
         self.put_list(egress, Self::put_policy_key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use margay_api::rule::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn digests_of_members_do_not_change() {
+        let net = Member::Net("10.0.0.1/32".parse().expect("a range"));
+        let port = Member::AddressPort("fd00::1".parse().expect("an address"), Protocol::TCP, 8080);
+        assert_eq!(
+            [member(&net), member(&port)],
+            [0x5e30_8b18_6ad7_7062, 0x83b9_e8bb_ffd6_9607]
+        );
     }
 }

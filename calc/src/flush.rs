@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::model::{Member, RecordId};
 
-/// Nodes, by name. Names are shared, as a flush may list the nodes of a hundred thousand records.
+/// Nodes, by name; cheap to clone. Names are shared, as a flush may list the nodes of a hundred
+/// thousand records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeSet(Box<[Arc<str>]>);
+pub struct NodeSet(Arc<[Arc<str>]>);
 
 impl NodeSet {
     /// Returns the empty set.
@@ -56,13 +57,13 @@ impl<'a> IntoIterator for &'a NodeSet {
 
 impl IntoIterator for NodeSet {
     type Item = String;
-    type IntoIter = std::iter::Map<std::vec::IntoIter<Arc<str>>, fn(Arc<str>) -> String>;
+    type IntoIter = std::vec::IntoIter<String>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0
-            .into_vec()
+        self.iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
             .into_iter()
-            .map(|node| node.as_ref().to_owned())
     }
 }
 

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::interner::{Interner, Marks, Symbol};
+use crate::postings::Postings;
 use crate::selector::{IndexKey, Requirement, Test, WellKnown, index_keys, is_inherited};
 use crate::store::{Map, Slab};
 
@@ -68,9 +69,9 @@ pub(crate) struct Index {
     /// Live selectors by the inherited labels that they use.
     selectors_by_inherited: Map<Symbol, BTreeSet<u32>>,
     /// Items by own label, then value.
-    items_by_label: Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>,
+    items_by_label: Map<Symbol, BTreeMap<Symbol, Postings>>,
     /// Namespaces and service accounts by label (with its prefix), then value.
-    parents_by_label: Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>,
+    parents_by_label: Map<Symbol, BTreeMap<Symbol, Postings>>,
 }
 
 impl Index {
@@ -459,8 +460,7 @@ impl Index {
         if let Some(by_value) = self.parents_by_label.get(&key) {
             return Some(Candidates::Children(
                 matching_values(by_value, requirement)
-                    .flatten()
-                    .copied()
+                    .flat_map(Postings::iter)
                     .collect(),
             ));
         }
@@ -494,7 +494,7 @@ enum Affected {
 /// Items that meet a requirement. An item occurs once, unless it has several parents of a kind, as
 /// host endpoints may.
 enum Candidates<'a> {
-    Items(Vec<&'a BTreeSet<u32>>),
+    Items(Vec<&'a Postings>),
     Children(Vec<u32>),
 }
 
@@ -511,7 +511,7 @@ impl<'a> Candidates<'a> {
 
     fn items(self, index: &'a Index) -> Box<dyn Iterator<Item = u32> + 'a> {
         match self {
-            Self::Items(groups) => Box::new(groups.into_iter().flatten().copied()),
+            Self::Items(groups) => Box::new(groups.into_iter().flat_map(Postings::iter)),
             Self::Children(parents) => Box::new(
                 parents
                     .into_iter()
@@ -522,9 +522,9 @@ impl<'a> Candidates<'a> {
 }
 
 fn matching_values<'a>(
-    by_value: &'a BTreeMap<Symbol, BTreeSet<u32>>,
+    by_value: &'a BTreeMap<Symbol, Postings>,
     requirement: &Requirement,
-) -> Box<dyn Iterator<Item = &'a BTreeSet<u32>> + 'a> {
+) -> Box<dyn Iterator<Item = &'a Postings> + 'a> {
     match requirement {
         Requirement::Present => Box::new(by_value.values()),
         Requirement::OneOf(values) => {
@@ -538,7 +538,7 @@ fn matching_values<'a>(
 }
 
 fn index_label(
-    map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>,
+    map: &mut Map<Symbol, BTreeMap<Symbol, Postings>>,
     key: Symbol,
     value: Symbol,
     entry: u32,
@@ -551,14 +551,14 @@ fn index_label(
 }
 
 fn unindex_label(
-    map: &mut Map<Symbol, BTreeMap<Symbol, BTreeSet<u32>>>,
+    map: &mut Map<Symbol, BTreeMap<Symbol, Postings>>,
     key: Symbol,
     value: Symbol,
     entry: u32,
 ) {
     if let Some(by_value) = map.get_mut(&key) {
         if let Some(entries) = by_value.get_mut(&value) {
-            entries.remove(&entry);
+            entries.remove(entry);
             if entries.is_empty() {
                 by_value.remove(&value);
             }

@@ -29,6 +29,7 @@ pub mod model;
 mod node_sets;
 mod policies;
 mod port_names;
+mod postings;
 mod quota;
 mod refcount;
 mod rules;

@@ -115,6 +115,16 @@ pub(crate) fn change_for_all(had: bool, has: bool) -> RecordChange {
     }
 }
 
+/// Change of a record for the nodes that held it and still do, who are all.
+pub(crate) fn change_for_kept(nodes: NodeSet, change: Change) -> RecordChange {
+    RecordChange {
+        gained: no_nodes(),
+        change,
+        kept: Audience::Nodes(nodes),
+        lost: no_nodes(),
+    }
+}
+
 /// Empty audience.
 pub(crate) fn no_nodes() -> Audience {
     Audience::Nodes(NodeSet::new())

@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use margay_api::rule::Protocol;
 
 use crate::digest;
-use crate::flush::{Change, Flush, MemberDelta};
+use crate::flush::{Change, Flush, MemberDelta, NodeSet};
 use crate::interner::{Interner, Marks, Symbol};
 use crate::model::{IpSetRecord, Member, Record, RecordId, SetId, SetKind};
-use crate::refcount::{RefCounts, transition};
+use crate::refcount::{RefCounts, change_for_kept, transition};
 use crate::store::{Map, Slab};
 
 /// Content of a set.
@@ -82,6 +82,38 @@ pub(crate) struct Sets {
     by_spec: Map<SetSpec, u32>,
     by_id: Map<Symbol, u32>,
     dirty: BTreeSet<u32>,
+    audiences: Audiences,
+}
+
+/// Audiences of sets with many nodes whose members changed recently and whose nodes did not.
+/// Sorting the names of five thousand nodes for each change would cost more than all else about it.
+#[derive(Debug, Default)]
+struct Audiences(BTreeMap<u32, NodeSet>);
+
+impl Audiences {
+    /// Number of nodes from which on an audience is kept.
+    const MANY: usize = 32;
+    /// Maximal number of audiences.
+    const MOST: usize = 64;
+
+    /// Audience of a set, whose nodes are those of the last call unless it was removed since.
+    fn get(&mut self, set: u32, nodes: &[Symbol], interner: &Interner) -> NodeSet {
+        if let Some(known) = self.0.get(&set) {
+            return known.clone();
+        }
+        let audience: NodeSet = nodes.iter().map(|node| interner.share(*node)).collect();
+        if nodes.len() >= Self::MANY {
+            if self.0.len() >= Self::MOST {
+                self.0.clear();
+            }
+            self.0.insert(set, audience.clone());
+        }
+        audience
+    }
+
+    fn remove(&mut self, set: u32) {
+        self.0.remove(&set);
+    }
 }
 
 impl Sets {
@@ -202,19 +234,28 @@ impl Sets {
             let entry = &mut self.sets[set];
             if let Some(live) = &mut entry.live {
                 let was = live.sent.as_deref().unwrap_or_default();
-                let is: Box<[Symbol]> = entry.nodes.nodes().collect();
                 let delta = std::mem::take(&mut live.delta);
                 let change = match delta.added.is_empty() && delta.removed.is_empty() {
                     true => Change::Same,
                     false => Change::Members(delta),
                 };
-                if let Some(change) = transition(was, &is, change, interner) {
+                let change = if !was.is_empty() && entry.nodes.nodes().eq(was.iter().copied()) {
+                    let is_changed = change != Change::Same;
+                    is_changed
+                        .then(|| change_for_kept(self.audiences.get(set, was, interner), change))
+                } else {
+                    self.audiences.remove(set);
+                    let is: Box<[Symbol]> = entry.nodes.nodes().collect();
+                    let change = transition(was, &is, change, interner);
+                    live.sent = Some(is);
+                    change
+                };
+                if let Some(change) = change {
                     flush.records.insert(
                         RecordId::IpSet(SetId(interner.get(entry.id).to_owned())),
                         change,
                     );
                 }
-                live.sent = Some(is);
                 // Only after its removal is in the flush.
                 if entry.nodes.is_empty() {
                     entry.live = None;
@@ -225,6 +266,7 @@ impl Sets {
                 self.by_spec.remove(&entry.spec);
                 self.by_id.remove(&entry.id);
                 gone.push(entry.spec);
+                self.audiences.remove(set);
                 self.sets.remove(set);
             }
         }

@@ -123,6 +123,8 @@ pub struct Ack {
     pub commit_us: u64,
     /// Trace context of the node's work; may be empty.
     pub traceparent: String,
+    /// Time from the commit to the sending of the ack, in microseconds.
+    pub waited_us: u64,
 }
 
 /// Addresses that a node assigned to one of its pods, before they are in the API.

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod demo;
 pub mod e2e;
+pub mod fanout;
 pub mod image;
 pub mod install;
 pub mod lab;

@@ -148,7 +148,7 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
     (
         "calc/src",
         &[
-            &["interner", "model", "quota", "store", "update"],
+            &["interner", "model", "postings", "quota", "store", "update"],
             &[
                 "blocks",
                 "digest",
@@ -180,10 +180,10 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
         "typha/src",
         &[
             &[
-                "cause", "codec", "config", "feed", "hello", "metrics", "object", "overlay",
-                "pace", "registry", "services", "session",
+                "cause", "codec", "config", "delivery", "feed", "hello", "metrics", "object",
+                "overlay", "pace", "packed", "registry", "services", "session",
             ],
-            &["cache", "event", "hub"],
+            &["body", "cache", "event", "hub"],
             &[
                 "debug",
                 "kinds",

@@ -4,6 +4,7 @@
 //! status) ends here. An object that a new list lacks is not removed without confirmation: see
 //! [`Cache::missing`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::endpoint::WorkloadEndpoint;
@@ -15,6 +16,7 @@ use margay_proto::sync::LocalEndpoint;
 
 use crate::object::{Missing, ObjectKey, Observed, POD};
 use crate::overlay::{Overlays, ReportRejected};
+use crate::packed::{PackedUpdate, removal};
 use crate::services::Services;
 
 /// Latest state of all kinds.
@@ -54,9 +56,9 @@ impl KindStore {
 #[derive(Debug)]
 struct CachedObject {
     generation: u64,
-    uid: String,
-    update: Option<Update>,
-    problems: Vec<String>,
+    uid: Box<str>,
+    value: PackedUpdate,
+    problems: Box<[String]>,
 }
 
 impl CachedObject {
@@ -64,25 +66,35 @@ impl CachedObject {
     /// object (by uid).
     fn of(observed: &Observed, former: Option<&Self>, generation: u64) -> Self {
         let Observed {
+            key,
             uid,
             update,
             problems,
             ..
         } = observed;
-        let former = former.filter(|former| former.uid == *uid || update.is_none());
+        let former = former.filter(|former| *former.uid == **uid || update.is_none());
         let former = former
-            .and_then(|former| former.update.as_ref())
-            .filter(|_| observed.prefers_former);
+            .map(|former| &former.value)
+            .filter(|value| **value != PackedUpdate::Nothing);
+        let former = former.filter(|_| observed.prefers_former);
         let mut problems = problems.clone();
         if !problems.is_empty() {
             problems.extend(in_force(former.is_some(), observed).map(str::to_owned));
         }
+        let value = former.map_or_else(
+            || PackedUpdate::new(key, update.as_ref()),
+            PackedUpdate::clone,
+        );
         Self {
             generation,
-            uid: uid.clone(),
-            update: former.or(update.as_ref()).cloned(),
-            problems,
+            uid: uid.as_str().into(),
+            value,
+            problems: problems.into(),
         }
+    }
+
+    fn update(&self, key: &ObjectKey) -> Option<Cow<'_, Update>> {
+        self.value.update(key)
     }
 }
 
@@ -123,12 +135,15 @@ impl Cache {
         let store = self.kinds.entry(kind).or_default();
         let former = store.objects.get(&observed.key);
         let entry = CachedObject::of(&observed, former, store.generation);
-        let wanted = self.overlays.effective(&entry.uid, entry.update.as_ref());
-        let known =
-            former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
+        let api = entry.update(&observed.key);
+        let known = former.map(|former| (&former.uid, former.update(&observed.key)));
+        let wanted = self.overlays.effective(&entry.uid, api.as_deref());
+        let known = known
+            .as_ref()
+            .and_then(|(uid, api)| self.overlays.effective(uid, api.as_deref()));
         let updates = difference(known.as_deref(), wanted.as_deref());
         // Only now: the comparison above needs the report that this may remove.
-        self.overlays.confirm(&entry.uid, entry.update.as_ref());
+        self.overlays.confirm(&entry.uid, api.as_deref());
         let services = &mut self.services;
         let updates = updates
             .into_iter()
@@ -144,8 +159,9 @@ impl Cache {
     pub fn delete(&mut self, kind: &'static str, key: &ObjectKey) -> Option<Update> {
         let store = self.kinds.get_mut(kind)?;
         let entry = store.remove(key)?;
-        self.overlays.withdraw(&entry.uid, entry.update.as_ref());
-        let gone = resolve_duplicate(store, key, entry.update.as_ref().map(removal)?)?;
+        self.overlays
+            .withdraw(&entry.uid, entry.update(key).as_deref());
+        let gone = resolve_duplicate(store, key, entry.value.removal(key)?)?;
         let update = self.services.merge_slice(key, gone);
         self.update_indexes(update.as_slice());
         update
@@ -186,11 +202,12 @@ impl Cache {
             let Some(entry) = store.remove(key) else {
                 continue;
             };
-            self.overlays.withdraw(&entry.uid, entry.update.as_ref());
+            self.overlays
+                .withdraw(&entry.uid, entry.update(key).as_deref());
             let gone = entry
-                .update
-                .as_ref()
-                .and_then(|update| resolve_duplicate(store, key, removal(update)));
+                .value
+                .removal(key)
+                .and_then(|gone| resolve_duplicate(store, key, gone));
             removed.extend(gone.and_then(|gone| self.services.merge_slice(key, gone)));
         }
         // Until now it was not known which pods exist, so reports of no address were kept for all.
@@ -255,12 +272,12 @@ impl Cache {
             self.overlays.set(node, report)?;
             return Ok(Vec::new());
         };
-        let api = entry.update.as_ref();
-        let former = self.overlays.effective(&entry.uid, api);
+        let api = entry.update(&key);
+        let former = self.overlays.effective(&entry.uid, api.as_deref());
         self.overlays.set(node, report)?;
-        let wanted = self.overlays.effective(&entry.uid, api);
+        let wanted = self.overlays.effective(&entry.uid, api.as_deref());
         let updates = difference(former.as_deref(), wanted.as_deref());
-        self.overlays.confirm(&entry.uid, api);
+        self.overlays.confirm(&entry.uid, api.as_deref());
         Ok(updates)
     }
 
@@ -271,9 +288,9 @@ impl Cache {
         let pods = self.kinds.get(POD);
         let updates = reports.values().filter_map(|report| {
             let entry = pods?.objects.get(&report.key)?;
-            let api = entry.update.as_ref()?;
-            let former = with_report(node, report, entry)?;
-            Some(difference(Some(&former), Some(api)))
+            let api = entry.update(&report.key)?;
+            let former = with_report(node, report, &entry.uid, &api)?;
+            Some(difference(Some(&former), Some(&*api)))
         });
         updates.flatten().collect()
     }
@@ -324,7 +341,7 @@ impl Cache {
                 .refused
                 .iter()
                 .filter_map(|key| store.objects.get_key_value(key));
-            refused.map(|(key, entry)| (*kind, key, entry.problems.as_slice()))
+            refused.map(|(key, entry)| (*kind, key, &*entry.problems))
         })
     }
 
@@ -334,7 +351,7 @@ impl Cache {
             .kinds
             .get(kind)
             .and_then(|store| store.objects.get(key));
-        entry.map_or("", |entry| entry.uid.as_str())
+        entry.map_or("", |entry| &*entry.uid)
     }
 
     /// Reasons why the object is not enforced as written.
@@ -343,16 +360,14 @@ impl Cache {
             .kinds
             .get(kind)
             .and_then(|store| store.objects.get(key));
-        entry.map_or(&[], |entry| entry.problems.as_slice())
+        entry.map_or(&[], |entry| &*entry.problems)
     }
 }
 
 /// Overlays the pod with the node's report, if that is about it.
-fn with_report(node: &str, report: &LocalEndpoint, entry: &CachedObject) -> Option<Update> {
-    match &entry.update {
-        Some(Update::Endpoint(key, Some(endpoint)))
-            if endpoint.node == node && entry.uid == report.uid =>
-        {
+fn with_report(node: &str, report: &LocalEndpoint, uid: &str, api: &Update) -> Option<Update> {
+    match api {
+        Update::Endpoint(key, Some(endpoint)) if endpoint.node == node && *uid == report.uid => {
             let endpoint = WorkloadEndpoint {
                 addresses: report.addresses.clone(),
                 ..endpoint.clone()
@@ -366,11 +381,14 @@ fn with_report(node: &str, report: &LocalEndpoint, entry: &CachedObject) -> Opti
 /// Returns true if the reported pod exists and is on that node.
 fn is_pod_of(pods: &BTreeMap<ObjectKey, CachedObject>, node: &str, report: &LocalEndpoint) -> bool {
     pods.get(&report.key).is_some_and(|entry| {
-        let is_of_node = matches!(
-            &entry.update,
-            Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node,
-        );
-        is_of_node && entry.uid == report.uid
+        let is_of_node = match &entry.value {
+            PackedUpdate::Nothing => false,
+            PackedUpdate::Pod(packed) => packed.node() == node,
+            PackedUpdate::Other(update) => {
+                matches!(&**update, Update::Endpoint(_, Some(endpoint)) if endpoint.node == node)
+            }
+        };
+        is_of_node && *entry.uid == *report.uid
     })
 }
 
@@ -381,19 +399,19 @@ fn resolve_duplicate(store: &KindStore, stored: &ObjectKey, update: Update) -> O
     let Update::Policy(key, policy) = &update else {
         return Some(update);
     };
-    let other = ObjectKey::new(
+    let other_key = ObjectKey::new(
         stored.namespace.as_str(),
         name::other_stored_name(&key.name, &stored.name),
     );
     let other = store
         .objects
-        .get(&other)
-        .and_then(|entry| entry.update.as_ref());
+        .get(&other_key)
+        .and_then(|entry| entry.update(&other_key));
     let other =
-        other.filter(|other| matches!(other, Update::Policy(theirs, Some(_)) if theirs == key));
+        other.filter(|other| matches!(&**other, Update::Policy(theirs, Some(_)) if theirs == key));
     match other {
         Some(_) if !name::takes_precedence(&key.name, &stored.name) => None,
-        Some(other) if policy.is_none() => Some(other.clone()),
+        Some(other) if policy.is_none() => Some(other.into_owned()),
         _ => Some(update),
     }
 }
@@ -407,25 +425,6 @@ fn difference(former: Option<&Update>, wanted: Option<&Update>) -> Vec<Update> {
     let replaced = removed.is_some() && removed == wanted.map(removal);
     let removed = removed.filter(|_| !replaced);
     removed.into_iter().chain(wanted.cloned()).collect()
-}
-
-/// Update that removes the object.
-fn removal(update: &Update) -> Update {
-    match update {
-        Update::Endpoint(key, _) => Update::Endpoint(key.clone(), None),
-        Update::Namespace(key, _) => Update::Namespace(key.clone(), None),
-        Update::ServiceAccount(key, _) => Update::ServiceAccount(key.clone(), None),
-        Update::Policy(key, _) => Update::Policy(key.clone(), None),
-        Update::HostEndpoint(key, _) => Update::HostEndpoint(key.clone(), None),
-        Update::Staged(key, _) => Update::Staged(key.clone(), None),
-        Update::Tier(key, _) => Update::Tier(key.clone(), None),
-        Update::NetworkSet(key, _) => Update::NetworkSet(key.clone(), None),
-        Update::Service(key, _) => Update::Service(key.clone(), None),
-        Update::Node(key, _) => Update::Node(key.clone(), None),
-        Update::Pool(key, _) => Update::Pool(key.clone(), None),
-        Update::Block(key, _) => Update::Block(*key, None),
-        Update::Settings(key, _) => Update::Settings(key.clone(), None),
-    }
 }
 
 #[cfg(test)]

@@ -1,36 +1,62 @@
-//! Codec for frames that are encoded already: their bytes are shared among nodes and copied once,
-//! into the stream's buffer.
+//! Frames that are encoded already, whose bytes are shared among nodes, and the decoder of what
+//! nodes send.
 
-use bytes::{BufMut, Bytes};
-use margay_proto::sync::{PART_SIZE, split, wire};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use margay_proto::sync::{split, wire};
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{DecodeBuf, Decoder};
+
+use crate::delivery::Delivery;
+
+/// Size above which a frame is sent in parts, in bytes: what a connection holds of it at a time.
+const PART: usize = 64 << 10;
 
 /// An encoded message in chunks: a frame, or a part of one.
 #[derive(Debug, Clone, Default)]
 pub struct FrameBytes {
     chunks: Vec<Bytes>,
     in_parts: bool,
+    /// The flush that it belongs to.
+    delivery: Option<Arc<Delivery>>,
 }
 
 impl FrameBytes {
     /// Creates a frame; `in_parts` is true for an agent that reads partial frames.
     pub fn new(chunks: Vec<Bytes>, in_parts: bool) -> Self {
-        Self { chunks, in_parts }
+        Self {
+            chunks,
+            in_parts,
+            delivery: None,
+        }
+    }
+
+    /// The frame as one of this flush.
+    pub fn of_flush(self, delivery: Arc<Delivery>) -> Self {
+        Self {
+            delivery: Some(delivery),
+            ..self
+        }
+    }
+
+    /// Records that the stream has taken the frame.
+    pub fn record_taken(&self) {
+        if let Some(delivery) = &self.delivery {
+            delivery.record_taken(Instant::now());
+        }
     }
 
     /// Splits the frame into the messages that are sent.
     pub fn into_messages(self) -> Vec<Self> {
-        if !self.in_parts || self.len() <= PART_SIZE {
+        if !self.in_parts || self.len() <= PART {
             return vec![self];
         }
-        split(self.chunks, PART_SIZE)
+        split(self.chunks, PART)
             .into_iter()
-            .map(|chunks| Self {
-                chunks,
-                in_parts: false,
-            })
+            .map(|chunks| Self::new(chunks, false))
             .collect()
     }
 
@@ -50,39 +76,11 @@ impl FrameBytes {
     }
 }
 
-/// Codec that sends frames and receives messages of nodes.
+/// Decoder of messages of nodes.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct FrameCodec;
+pub struct UpDecoder;
 
-impl Codec for FrameCodec {
-    type Encode = FrameBytes;
-    type Decode = wire::Up;
-    type Encoder = FrameCodec;
-    type Decoder = FrameCodec;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        Self
-    }
-}
-
-impl Encoder for FrameCodec {
-    type Item = FrameBytes;
-    type Error = Status;
-
-    fn encode(&mut self, frame: FrameBytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(frame.len());
-        for chunk in frame.chunks {
-            buffer.put(chunk);
-        }
-        Ok(())
-    }
-}
-
-impl Decoder for FrameCodec {
+impl Decoder for UpDecoder {
     type Item = wire::Up;
     type Error = Status;
 

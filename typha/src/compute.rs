@@ -1,6 +1,6 @@
 //! GraphOwner task: every change and query of the graph arrives here as an [`Event`].
 //!
-//! It never waits for a client and does no I/O. Under load it flushes once per [`TICK`]; after
+//! It never waits for a client and does no I/O. Under load it flushes once per [`Hub::tick`]; after
 //! being idle it flushes at once.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +28,6 @@ use crate::object::{ObjectKey, Observed, POD};
 use crate::object_events::{ObjectWarning, WarningQueue};
 use crate::registry::Registry;
 
-/// Minimal time between two flushes under load.
-pub const TICK: Duration = Duration::from_millis(5);
 /// Delay from a change to the check for conflicts, so that objects applied together have all
 /// arrived.
 const CONFLICT_CHECK: Duration = Duration::from_secs(1);
@@ -104,9 +102,9 @@ impl GraphOwner {
     /// Handles events until shutdown, then disconnects all nodes and ends when the last one is
     /// gone.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, shutdown: Shutdown) {
-        let mut last = Instant::now() - TICK;
+        let mut last = Instant::now() - self.hub.tick();
         loop {
-            let due = last + TICK;
+            let due = last + self.hub.tick();
             // In this order, not at random: what is done depends on the events and the clock alone.
             tokio::select! {
                 biased;

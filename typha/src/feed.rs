@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::object::{ObjectKey, Observed};
+use crate::packed::PackedList;
 
 /// HTTP status 410: the requested resource version has expired.
 const GONE: u16 = 410;
@@ -122,7 +123,7 @@ pub enum WatchEvent {
     /// An object was deleted.
     Deleted(ObjectKey),
     /// A list is complete.
-    ListComplete(Vec<Observed>),
+    ListComplete(PackedList),
 }
 
 /// State of one kind's watch.
@@ -136,7 +137,7 @@ pub struct Feed<K> {
     /// Latest version ever received.
     seen: u64,
     /// Objects of the list in progress.
-    listing: Vec<Observed>,
+    listing: PackedList,
     /// Traces already continued, so that a later change of the object does not continue them again.
     traces: BTreeMap<ObjectKey, Traceparent>,
 }
@@ -150,7 +151,7 @@ impl<K: DeserializeOwned> Feed<K> {
             never_empty,
             version: None,
             seen: 0,
-            listing: Vec::new(),
+            listing: PackedList::default(),
             traces: BTreeMap::new(),
         }
     }
@@ -177,7 +178,7 @@ impl<K: DeserializeOwned> Feed<K> {
                 let key = meta.key();
                 self.traces.remove(&key);
                 // The list in progress may contain the object; it must not bring it back.
-                self.listing.retain(|listed| listed.key != key);
+                self.listing.remove(&key);
                 Ok(WatchEvent::Deleted(key))
             }
             "BOOKMARK" => {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use margay_calc::digest;
@@ -22,6 +22,7 @@ use tracing::info_span;
 
 use crate::cause::Cause;
 use crate::codec::FrameBytes;
+use crate::delivery::{Delivery, FlushPace};
 use crate::hello::{Capabilities, Hello, Slot};
 use crate::metrics::Counters;
 use crate::registry::{NodeSession, Registry, SentFrame};
@@ -41,6 +42,9 @@ pub struct Hub {
     encoded: EncodeCache,
     registry: Registry,
     counters: Counters,
+    /// Frames of the last flush, and their number.
+    delivery: (Arc<Delivery>, u64),
+    pace: FlushPace,
 }
 
 #[derive(Debug)]
@@ -67,7 +71,14 @@ impl Hub {
             encoded: EncodeCache::default(),
             registry,
             counters,
+            delivery: (Arc::new(Delivery::new(Instant::now())), 0),
+            pace: FlushPace::default(),
         }
+    }
+
+    /// Time between two flushes under load.
+    pub fn tick(&self) -> Duration {
+        self.pace.tick()
     }
 
     /// Flushes the graph and sends frames to every session with a free slot.
@@ -98,6 +109,11 @@ impl Hub {
     /// Sends a frame to every session with pending changes and a free slot.
     fn pump(&mut self, traced: bool) {
         let mut closed = Vec::new();
+        let (former, sent) = (&self.delivery.0, self.delivery.1);
+        if sent > 0 {
+            self.pace.record(former.duration(sent, Instant::now()));
+        }
+        self.delivery = (Arc::new(Delivery::new(Instant::now())), 0);
         for (name, live) in &mut self.live {
             let compact = live.capabilities.compact;
             let mut source = ValueEncoder {
@@ -108,8 +124,17 @@ impl Hub {
             };
             if live.session.pending() == 0 {
                 record_pending(&live.node, &mut live.is_waiting, 0);
-            } else if !live.send(&mut source, self.revision, &self.counters, traced) {
-                closed.push((name.clone(), live.id));
+                continue;
+            }
+            match live.send(
+                &mut source,
+                self.revision,
+                &self.counters,
+                &self.delivery.0,
+                traced,
+            ) {
+                Ok(sent) => self.delivery.1 += u64::from(sent),
+                Err(SessionClosed) => closed.push((name.clone(), live.id)),
             }
         }
         for (name, id) in closed {
@@ -271,6 +296,14 @@ impl Hub {
         };
         match audience {
             Audience::All => self.live.values_mut().for_each(apply),
+            // Of the many nodes of a large cluster, some are connected here.
+            Audience::Nodes(nodes) if nodes.len() > self.live.len() => {
+                let concerned = self
+                    .live
+                    .iter_mut()
+                    .filter(|(node, _)| nodes.contains(node));
+                concerned.for_each(|(_, live)| apply(live));
+            }
             Audience::Nodes(nodes) => {
                 for node in nodes {
                     if let Some(live) = self.live.get_mut(node) {
@@ -282,15 +315,19 @@ impl Hub {
     }
 }
 
+/// The stream has ended.
+struct SessionClosed;
+
 impl LiveSession {
-    /// Sends pending changes if the slot is free; returns false if the stream has ended.
+    /// Sends pending changes if the slot is free; returns true if a frame was sent.
     fn send(
         &mut self,
         source: &mut ValueEncoder<'_>,
         revision: u64,
         counters: &Counters,
+        delivery: &Arc<Delivery>,
         traced: bool,
-    ) -> bool {
+    ) -> Result<bool, SessionClosed> {
         let permit = match self.slot.try_reserve() {
             Err(TrySendError::Full(())) => {
                 // The receiver checks the flag after emptying the slot, and this checks the slot
@@ -304,14 +341,14 @@ impl LiveSession {
             Ok(permit) => permit,
             Err(TrySendError::Full(())) => {
                 record_pending(&self.node, &mut self.is_waiting, self.session.pending());
-                return true;
+                return Ok(false);
             }
-            Err(TrySendError::Closed(())) => return false,
+            Err(TrySendError::Closed(())) => return Err(SessionClosed),
         };
         let mut chunks = self.session.drain(source);
         if chunks.is_empty() {
             record_pending(&self.node, &mut self.is_waiting, 0);
-            return true;
+            return Ok(false);
         }
         let span = traced.then(|| info_span!("session.send", node = %self.node.name, revision));
         let trace = span.as_ref().and_then(telemetry::of).or(self.cause.trace);
@@ -321,7 +358,7 @@ impl LiveSession {
             event_unix_ns: self.cause.seen_unix_ns,
             ..Trailer::default()
         }));
-        let frame = FrameBytes::new(chunks, self.capabilities.compact);
+        let frame = FrameBytes::new(chunks, self.capabilities.compact).of_flush(delivery.clone());
         counters.frames.inc();
         counters.bytes.inc_by(frame.len() as u64);
         let sent = SentFrame {
@@ -333,7 +370,7 @@ impl LiveSession {
         self.node.record_sent(sent, frame.len());
         self.is_waiting = false;
         permit.send(Ok(frame));
-        true
+        Ok(true)
     }
 }
 

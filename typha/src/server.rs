@@ -3,17 +3,15 @@
 //! Each node has two independent halves, and neither waits for another node: a task reads hello,
 //! acks and addresses; the stream sends the frame in its slot whenever the connection can take one.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::stream::BoxStream;
-use futures::{StreamExt, stream};
-use http::{Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
 use margay_proto::sync::{
     Ack, MAX_UP, NodeProblem, decode_ack, decode_local_endpoint, decode_problems, wire,
 };
@@ -24,12 +22,13 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::server::NamedService;
 use tonic::{Status, Streaming};
 use tower::Service;
 use tracing::{debug, info_span, warn};
 
-use crate::codec::{FrameBytes, FrameCodec};
+use crate::body::{FrameBody, FrameResult};
+use crate::codec::UpDecoder;
 use crate::event::Event;
 use crate::hello::{Capabilities, Hello};
 use crate::metrics::Counters;
@@ -76,11 +75,22 @@ impl SyncService {
         }))
     }
 
-    fn start_session(
-        &self,
-        node: String,
-        up: Streaming<wire::Up>,
-    ) -> BoxStream<'static, FrameResult> {
+    /// Opens the stream of a call of `Sync`.
+    fn answer(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        if request.uri().path() != "/margay.sync.v1.Sync/Sync" {
+            return Err(Status::unimplemented("margay.sync.v1.Sync has only Sync"));
+        }
+        let node = node_name(request.extensions().get())?;
+        // Without an encoding: a compressed message is refused.
+        let up = Streaming::new_request(UpDecoder, request.into_body(), None, Some(MAX_UP));
+        let mut response = Response::new(Body::new(self.start_session(node, up)));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        Ok(response)
+    }
+
+    fn start_session(&self, node: String, up: Streaming<wire::Up>) -> FrameBody {
         let (slot, frames) = mpsc::channel(1);
         let blocked = Arc::new(AtomicBool::new(false));
         let session = self.0.sessions.fetch_add(1, Ordering::Relaxed);
@@ -91,52 +101,7 @@ impl SyncService {
         };
         // A task of its own, so that acks are read while the connection takes no frames.
         tokio::spawn(reader.run(up, slot, blocked.clone()));
-        let events = self.0.events.clone();
-        let outgoing = Outgoing {
-            frames,
-            parts: VecDeque::new(),
-            blocked,
-            events,
-            node,
-            session,
-        };
-        stream::unfold(outgoing, Outgoing::next).boxed()
-    }
-}
-
-type FrameResult = Result<FrameBytes, Status>;
-
-/// Source of a node's outgoing stream.
-struct Outgoing {
-    frames: mpsc::Receiver<FrameResult>,
-    /// Remaining parts of the frame that is being sent.
-    parts: VecDeque<FrameBytes>,
-    blocked: Arc<AtomicBool>,
-    events: mpsc::Sender<Event>,
-    node: String,
-    session: u64,
-}
-
-impl Outgoing {
-    async fn next(mut self) -> Option<(FrameResult, Self)> {
-        if let Some(part) = self.parts.pop_front() {
-            return Some((Ok(part), self));
-        }
-        let frame = self.frames.recv().await?;
-        // The slot is empty from here on, so the owner task can fill it again.
-        if self.blocked.swap(false, Ordering::SeqCst) {
-            let ready = Event::SlotFree {
-                node: self.node.clone(),
-                session: self.session,
-            };
-            // If the owner task has ended, so has the slot's sender, and the stream ends.
-            let _ = self.events.send(ready).await;
-        }
-        let first = frame.map(|frame| {
-            self.parts = frame.into_messages().into();
-            self.parts.pop_front().unwrap_or_default()
-        });
-        Some((first, self))
+        FrameBody::new(frames, blocked, self.0.events.clone(), node, session)
     }
 }
 
@@ -287,13 +252,20 @@ impl Reader {
         if is_changed {
             self.inner.registry.notify_problems();
         }
+        // Of several frames that one ack covers, all but the last were enforced somewhat earlier.
+        let (waited, waited_ns) = (
+            Duration::from_micros(ack.waited_us),
+            ack.waited_us.saturating_mul(1000),
+        );
         for sent in &done {
             let counters = &self.inner.counters;
             counters
                 .ack_seconds
-                .observe(sent.at.elapsed().as_secs_f64());
+                .observe(sent.at.elapsed().saturating_sub(waited).as_secs_f64());
             if sent.event_unix_ns > 0 {
-                let took = unix_ns().saturating_sub(sent.event_unix_ns);
+                let took = unix_ns()
+                    .saturating_sub(sent.event_unix_ns)
+                    .saturating_sub(waited_ns);
                 counters
                     .enforcement_seconds
                     .observe(Duration::from_nanos(took).as_secs_f64());
@@ -389,44 +361,16 @@ impl NamedService for SyncService {
     const NAME: &'static str = "margay.sync.v1.Sync";
 }
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
 impl Service<Request<Body>> for SyncService {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+    type Future = Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            if request.uri().path() != "/margay.sync.v1.Sync/Sync" {
-                return Ok(Status::unimplemented("margay.sync.v1.Sync has only Sync").into_http());
-            }
-            let mut grpc = Grpc::new(FrameCodec).max_decoding_message_size(MAX_UP);
-            Ok(grpc.streaming(Method(service), request).await)
-        })
-    }
-}
-
-/// The method `Sync`.
-struct Method(SyncService);
-
-impl StreamingService<wire::Up> for Method {
-    type Response = FrameBytes;
-    type ResponseStream = BoxStream<'static, FrameResult>;
-    type Future = BoxFuture<Result<tonic::Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<wire::Up>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move {
-            let node = node_name(request.extensions().get())?;
-            Ok(tonic::Response::new(
-                service.start_session(node, request.into_inner()),
-            ))
-        })
+        ready(Ok(self.answer(request).unwrap_or_else(Status::into_http)))
     }
 }

@@ -24,6 +24,7 @@ use crate::event::Event;
 use crate::feed::{Feed, Form, WatchError, WatchEvent};
 use crate::metrics::{Counters, Kind};
 use crate::object::{Missing, ObjectKey, Observed};
+use crate::packed::PackedList;
 
 /// Timeout of a watch request at the API server, in seconds; short, so that a dead connection is
 /// noticed soon.
@@ -150,7 +151,7 @@ impl Watch {
             match with_timeout(self.client.request(request)).await {
                 Ok(definition) => definition,
                 Err(error) if error.is_not_found() => {
-                    self.send_list(Vec::new()).await?;
+                    self.send_list(PackedList::default()).await?;
                     retry.record_absence(&name);
                     return Ok(Availability::Unserved);
                 }
@@ -261,7 +262,7 @@ impl Watch {
     async fn list_pages<K: DeserializeOwned>(
         &self,
         feed: &mut Feed<K>,
-    ) -> Result<Vec<Observed>, CycleEnd> {
+    ) -> Result<PackedList, CycleEnd> {
         feed.restart();
         let mut params = ListParams::default().limit(PAGE_SIZE);
         loop {
@@ -280,7 +281,7 @@ impl Watch {
     async fn apply_list<K: DeserializeOwned>(
         &self,
         feed: &mut Feed<K>,
-        objects: Vec<Observed>,
+        objects: PackedList,
     ) -> Result<(), CycleEnd> {
         let used = self.send_list(objects).await;
         if used.is_err() {
@@ -290,7 +291,7 @@ impl Watch {
     }
 
     /// Sends the objects of a list, and removes what it lacks after confirming that by name.
-    async fn send_list(&self, objects: Vec<Observed>) -> Result<(), CycleEnd> {
+    async fn send_list(&self, objects: PackedList) -> Result<(), CycleEnd> {
         let count = objects.len();
         self.send(Event::ListStarted(self.kind)).await?;
         let cause = Cause {

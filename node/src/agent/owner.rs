@@ -425,6 +425,7 @@ impl StateOwner {
                 plan_us: micros(batch.planning),
                 commit_us: micros(took),
                 traceparent: traceparent.unwrap_or_default(),
+                waited_us: 0,
             };
             // After the plan was set: the acknowledgement waits for the generation that contains
             // it.

@@ -4,13 +4,14 @@
 //! A stream that ends is reopened, to whichever replica answers. Records stay, and the new server
 //! sends only what differs.
 
+pub mod acks;
 pub mod notices;
 
 use std::time::Duration;
 
 use margay_proto::sync::wire::{self, sync_client::SyncClient};
-use margay_proto::sync::{self, Joiner, MAX_FRAME, encode_ack};
-use margay_runtime::backoff::Backoff;
+use margay_proto::sync::{self, Joiner, MAX_FRAME};
+use margay_runtime::backoff::{Backoff, jitter};
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::Connector;
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +24,7 @@ use tonic::codegen::StdError;
 use crate::agent::{AgentEvent, AgentHandle};
 use crate::problems::Problems;
 use crate::state::ViewError;
+use acks::send_acks;
 use notices::Notices;
 
 /// DNS name in typha's certificate, whatever its address.
@@ -203,22 +205,6 @@ impl<C: Connect> Upstream<C> {
             if !self.agent.send(AgentEvent::Frame { stream, frame }).await {
                 return StreamEnd::Agent;
             }
-        }
-    }
-}
-
-/// Sends acknowledgements until the stream ends; while the network is slow the newest replaces
-/// those that wait.
-async fn send_acks(
-    mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>,
-    up: mpsc::Sender<wire::Up>,
-) {
-    while acks.changed().await.is_ok() {
-        let ack = acks.borrow_and_update().clone();
-        if let Some(ack) = ack
-            && up.send(encode_ack(&ack)).await.is_err()
-        {
-            return;
         }
     }
 }

@@ -126,6 +126,7 @@ pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
         plan_us: ack.plan_us,
         commit_us: ack.commit_us,
         traceparent: ack.traceparent,
+        waited_us: ack.waited_us,
     })
 }
 

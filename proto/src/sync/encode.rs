@@ -144,6 +144,7 @@ pub fn encode_ack(ack: &Ack) -> wire::Up {
         plan_us: ack.plan_us,
         commit_us: ack.commit_us,
         traceparent: ack.traceparent.clone(),
+        waited_us: ack.waited_us,
     }))
 }
 

@@ -152,7 +152,7 @@ proptest! {
             errors: vec![(id, message)],
             plan_us: 1,
             commit_us: 2,
-            traceparent: "t".into(),
+            traceparent: "t".into(), waited_us: 3,
         };
         let Some(wire::up::Message::Ack(sent)) = encode_ack(&ack).message else {
             panic!("not an ack")

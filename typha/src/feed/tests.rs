@@ -56,10 +56,7 @@ fn script(feed: &mut Feed<Namespace>, lines: &[Vec<u8>]) -> Vec<String> {
         }
         Ok(WatchEvent::Deleted(key)) => format!("deleted {}", key.name),
         Ok(WatchEvent::ListComplete(objects)) => {
-            let names: Vec<_> = objects
-                .iter()
-                .map(|object| object.key.name.as_str())
-                .collect();
+            let names: Vec<_> = objects.into_iter().map(|object| object.key.name).collect();
             format!("list {}", names.join(","))
         }
         Err(error) => {
@@ -210,13 +207,13 @@ fn an_unreadable_policy_closes_what_its_readable_fields_select() {
             "metadata": {"name": "p", "resourceVersion": "3", "labels": 7}, "spec": spec});
         let line = event("ADDED", object);
         assert!(matches!(feed.decode_line(&line), Ok(WatchEvent::Bookmark)));
-        let WatchEvent::ListComplete(mut objects) =
+        let WatchEvent::ListComplete(objects) =
             feed.decode_line(&bookmark(7, true)).expect("a list")
         else {
             panic!("it has ended")
         };
         feed.restart();
-        let observed = objects.remove(0);
+        let observed = objects.into_iter().next().expect("the policy");
         assert!(observed.prefers_former && !observed.problems.is_empty());
         match observed.update {
             Some(Update::Policy(_, policy)) => policy,
@@ -335,6 +332,7 @@ fn objects_of_the_older_storage_have_the_metadata_of_users() {
     else {
         panic!("the list has ended")
     };
+    let objects: Vec<_> = objects.into_iter().collect();
     assert_eq!(objects[0].problems, [r#"Some("s") Some({"role": "db"})"#]);
     assert!(!objects[1].prefers_former, "the rest of the object holds");
     assert!(
