@@ -53,15 +53,15 @@
 //! | | BIRD 2.0.12 | FRR 8.4.4 | GoBGP 3.10.0 |
 //! |---|---|---|---|
 //! | routes both ways, large communities | yes | yes | yes |
-//! | its restart, our routes and its own kept | yes, started with `-R` | yes, with `preserve-fw-state` | no: no capability 64 by default |
+//! | its restart, our routes and its own kept | yes, started with `-R` | until its End-of-RIB | no: no capability 64 by default |
 //! | our restart, our routes kept | yes | yes | no, as above |
 //! | wrong AS, router id of both | NOTIFICATION 2/2, 2/3 | the same | the same |
 //! | TCP MD5, hold time of 3 s | yes | yes | yes |
 //!
 //! What they do that one might not expect: FRR without an IPv6 address announces IPv6 routes with
-//! an IPv4-mapped next hop, by which no kernel routes, so such a path is never chosen. FRR that is
-//! not configured for graceful restart sends End-of-RIB before some of its routes. FRR says at its
-//! first start that it is restarting.
+//! an IPv4-mapped next hop, by which no kernel routes, so such a path is never chosen. FRR sends
+//! End-of-RIB seconds before the routes of its own `network` statements, so they are gone for as
+//! long after its restart, as RFC 4724 has it. FRR says at its first start that it is restarting.
 //!
 //! # Example
 //!

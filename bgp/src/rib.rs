@@ -68,6 +68,10 @@ pub(crate) enum Source {
 /// What import makes of a route: the attributes that count, and its metric in the kernel.
 pub(crate) type Imported = Option<(Arc<Attributes>, u32)>;
 
+/// Imports a route: store, prefix, attributes as received, and the interface that they lead to.
+pub(crate) type Import<'a> =
+    dyn FnMut(&mut AttributeStore, &IpNet, &Arc<Attributes>, Option<&str>) -> Imported + 'a;
+
 #[derive(Debug)]
 struct Path {
     source: Source,
@@ -263,16 +267,7 @@ impl Rib {
     }
 
     /// Imports the routes of a peer anew.
-    pub(crate) fn reimport(
-        &mut self,
-        peer: PeerId,
-        import: &mut dyn FnMut(
-            &mut AttributeStore,
-            &IpNet,
-            &Arc<Attributes>,
-            Option<&str>,
-        ) -> Imported,
-    ) {
+    pub(crate) fn reimport(&mut self, peer: PeerId, import: &mut Import<'_>) {
         for (net, entry) in &mut self.table {
             let at = entry
                 .paths

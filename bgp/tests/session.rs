@@ -35,10 +35,10 @@ fn up(seed: u64, asns: [u32; 2], change: impl Fn(&mut PeerConfig)) -> Net {
 fn a_session_comes_up_whoever_connects() {
     for (passive, seed) in [([false, false], 1), ([true, false], 2), ([false, true], 3)] {
         let mut net = Net::new(seed);
-        for node in 0..2 {
+        for (node, is_passive) in passive.into_iter().enumerate() {
             net.add(64512, |_| {});
             let mut config = net.config(1 - node, 64512);
-            config.is_passive = passive[node];
+            config.is_passive = is_passive;
             net.peer(node, 1 - node, config);
         }
         net.run(20 * SECOND);
@@ -482,7 +482,8 @@ fn a_peer_that_goes_for_good_takes_its_routes_along() {
 #[test]
 fn what_is_wrong_with_a_configuration_is_said() {
     let mut net = pair(71, [64512, 64512], |_| {});
-    let rows: [(fn(&mut PeerConfig), &str); 5] = [
+    type Change = fn(&mut PeerConfig);
+    let rows: [(Change, &str); 5] = [
         (|config| config.asn = 0, "asn: 0"),
         (|config| config.hold_time = 2 * SECOND, "hold_time: 2s"),
         (

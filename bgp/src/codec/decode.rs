@@ -222,12 +222,10 @@ fn update_of(update: &wire::UpdateMessage, context: &Context) -> Result<Update, 
     for attribute in &body.attributes {
         match attribute {
             PathAttribute::MpReachNlri(each) => reach = Some(each),
-            PathAttribute::MpUnreachNlri(each) => {
-                if family_of(each.afi, each.safi).is_some() {
-                    found
-                        .withdrawn
-                        .extend(each.withdrawn.iter().map(|each| net_of(&each.prefix)));
-                }
+            PathAttribute::MpUnreachNlri(each) if family_of(each.afi, each.safi).is_some() => {
+                found
+                    .withdrawn
+                    .extend(each.withdrawn.iter().map(|each| net_of(&each.prefix)));
             }
             _ => {}
         }

@@ -170,10 +170,8 @@ impl Speaker {
                 state.refreshing.insert(family);
                 self.rib.mark_stale(peer, family);
             }
-            RefreshKind::End if is_enhanced => {
-                if state.refreshing.remove(&family) {
-                    self.rib.remove_routes(peer, family, true);
-                }
+            RefreshKind::End if is_enhanced && state.refreshing.remove(&family) => {
+                self.rib.remove_routes(peer, family, true);
             }
             _ => {}
         }
