@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
+use margay_api::endpoint::{NamedPort, WorkloadEndpoint};
 use margay_api::meta::Labels;
 use margay_api::rule::Protocol;
 use margay_calc::update::Update;
@@ -31,7 +31,7 @@ impl PackedUpdate {
         match update {
             None => Self::Nothing,
             Some(Update::Endpoint(of, Some(endpoint))) if of == key => {
-                Self::Pod(PackedEndpoint::new(key, endpoint))
+                Self::Pod(PackedEndpoint::new(endpoint))
             }
             Some(other) => Self::Other(Box::new(other.clone())),
         }
@@ -43,7 +43,7 @@ impl PackedUpdate {
             Self::Nothing => None,
             Self::Pod(packed) => Some(Cow::Owned(Update::Endpoint(
                 key.clone(),
-                Some(packed.unpack(key)),
+                Some(packed.unpack()),
             ))),
             Self::Other(update) => Some(Cow::Borrowed(update)),
         }
@@ -59,13 +59,13 @@ impl PackedUpdate {
     }
 }
 
-/// A pod's endpoint as bytes. Equal endpoints of equal keys have equal bytes.
+/// A pod's endpoint as bytes. Equal endpoints have equal bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedEndpoint(Box<[u8]>);
 
 impl PackedEndpoint {
-    /// Packs an endpoint; the key is not part of it.
-    pub fn new(key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Self {
+    /// Packs an endpoint.
+    pub fn new(endpoint: &WorkloadEndpoint) -> Self {
         let WorkloadEndpoint {
             node,
             labels,
@@ -79,10 +79,7 @@ impl PackedEndpoint {
         writer.put_text(node);
         writer.put_text(service_account);
         writer.put_text(uid);
-        // Nearly always derived from the key.
-        let is_derived = *interface == interface_name(key);
-        writer.0.push(u8::from(is_derived));
-        writer.put_text(if is_derived { "" } else { interface });
+        writer.put_text(interface);
         writer.put_length(addresses.len());
         addresses
             .iter()
@@ -106,11 +103,11 @@ impl PackedEndpoint {
         Self(writer.0.into_boxed_slice())
     }
 
-    /// The endpoint of this key.
-    pub fn unpack(&self, key: &EndpointKey) -> WorkloadEndpoint {
+    /// The endpoint.
+    pub fn unpack(&self) -> WorkloadEndpoint {
         let mut reader = FieldReader(&self.0);
         let (node, service_account, uid) = (reader.text(), reader.text(), reader.text());
-        let ([is_derived], interface) = (reader.array(), reader.text());
+        let interface = reader.text();
         let addresses = (0..reader.length()).map(|_| reader.address()).collect();
         let ports = (0..reader.length()).map(|_| {
             let (name, [protocol, high, low]) = (reader.text(), reader.array());
@@ -123,11 +120,6 @@ impl PackedEndpoint {
         let ports = ports.collect();
         let labels = (0..reader.length()).map(|_| (reader.text(), reader.text()));
         let labels: Labels = labels.collect();
-        let interface = if is_derived == 1 {
-            interface_name(key)
-        } else {
-            interface
-        };
         WorkloadEndpoint {
             node,
             labels,
@@ -349,7 +341,7 @@ mod tests {
             addresses,
             ports,
             text(),
-            proptest::option::of("[a-z]{0,15}"),
+            "[a-z]{0,15}",
         )
             .prop_map(
                 |(node, labels, service_account, addresses, ports, uid, interface)| {
@@ -361,7 +353,6 @@ mod tests {
                             port,
                         })
                         .collect();
-                    let interface = interface.unwrap_or_else(|| interface_name(&key()));
                     WorkloadEndpoint {
                         node,
                         labels,
@@ -375,15 +366,11 @@ mod tests {
             )
     }
 
-    fn key() -> EndpointKey {
-        EndpointKey::new("ns", "pod")
-    }
-
     proptest! {
         #[test]
         fn nothing_is_lost(one in endpoints(), other in endpoints()) {
-            let (packed, second) = (PackedEndpoint::new(&key(), &one), PackedEndpoint::new(&key(), &other));
-            prop_assert_eq!(packed.unpack(&key()), one.clone());
+            let (packed, second) = (PackedEndpoint::new(&one), PackedEndpoint::new(&other));
+            prop_assert_eq!(packed.unpack(), one.clone());
             prop_assert_eq!(packed.node(), &one.node);
             prop_assert_eq!(packed == second, one == other);
         }
