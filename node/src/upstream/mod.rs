@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use margay_proto::sync::wire::{self, sync_client::SyncClient};
 use margay_proto::sync::{self, Joiner, MAX_FRAME};
-use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::backoff::Backoff;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::Connector;
 use tokio::sync::{mpsc, oneshot};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use margay_api::meta::NamespacedName;
+use margay_calc::kinds;
 use margay_calc::update::Update;
 use margay_typha::kinds::{KINDS, KindSpec};
 use margay_typha::object::POD;
@@ -221,12 +222,9 @@ fn with_version(text: &str, version: u64) -> String {
 
 /// What typha makes of an object.
 pub fn ingest(kind: &str, text: &str) -> Option<Update> {
-    let spec = KINDS
-        .iter()
-        .find(|spec| spec.name == kind)
-        .expect("a kind of typha");
-    let object = serde_json::from_str(text).expect("an object of ours");
-    let ingested = spec.ingest(object).expect("an object of its kind");
+    let object: Value = serde_json::from_str(text).expect("an object of ours");
+    let ingested = kinds::ingest(kind, object).expect("a kind of typha");
+    let ingested = ingested.expect("an object of its kind");
     assert!(
         ingested.problems.is_empty(),
         "{text}: {:?}",
