@@ -45,7 +45,7 @@ pub struct SpeakerConfig {
     pub selection_deferral: Duration,
     /// Most next hops of one route in the kernel; one for none but the best.
     pub max_paths: usize,
-    /// A next hop that nobody has told about counts as reachable, at no cost.
+    /// A next hop that nobody has reported counts as reachable, at no cost.
     pub assume_reachable: bool,
     /// Kernel metric of routes that no filter gives another (`ipv4NormalRoutePriority`).
     pub ipv4_priority: u32,

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notifications_are_told_by_name_with_the_operators_text() {
+    fn notifications_are_shown_by_name_with_the_operators_text() {
         let long = "ä".repeat(200);
         let shutdown = Notification::with_communication(ADMINISTRATIVE_SHUTDOWN, "moved\nrack 7");
         let nested = Notification::new(HARD_RESET)
@@ -218,7 +218,8 @@ mod tests {
             ),
             (
                 shutdown.into_hard_reset(),
-                "cease: hard reset (6/9) for cease: administrative shutdown (6/2): \"moved\\nrack 7\"",
+                "cease: hard reset (6/9) for cease: administrative shutdown (6/2): \"moved\\nrack \
+                 7\"",
             ),
             (
                 nested,

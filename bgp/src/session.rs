@@ -290,16 +290,16 @@ impl Session {
             return false;
         };
         let (is_outgoing, opened_at) = (this.is_outgoing, this.opened_at);
-        let is_rival = |each: &Connection| each.id != id && each.stage >= Stage::OpenConfirm;
-        let Some(at) = self.connections.iter().position(is_rival) else {
+        let is_competitor = |each: &Connection| each.id != id && each.stage >= Stage::OpenConfirm;
+        let Some(at) = self.connections.iter().position(is_competitor) else {
             return true;
         };
-        let rival = &self.connections[at];
-        if rival.stage == Stage::Established {
+        let competitor = &self.connections[at];
+        if competitor.stage == Stage::Established {
             // A peer that connects again has lost the former connection: it has restarted, which it
-            // is believed only if it said that it may (RFC 4724 section 4.2). A connection from
+            // is believed only if it declared that it may (RFC 4724 section 4.2). A connection from
             // before is of the same start.
-            let may_restart = rival
+            let may_restart = competitor
                 .negotiated
                 .as_ref()
                 .is_some_and(|each| each.graceful_restart.is_some());
@@ -315,7 +315,7 @@ impl Session {
         // That of the side with the greater identifier stays; where they are equal, with the
         // greater AS number (RFC 6286).
         let ours_is_greater = (around.open.router_id, around.open.asn) > (open.router_id, open.asn);
-        let stays = is_outgoing == ours_is_greater || is_outgoing == rival.is_outgoing;
+        let stays = is_outgoing == ours_is_greater || is_outgoing == competitor.is_outgoing;
         if stays {
             self.close_connection(at, notification::CONNECTION_COLLISION, around);
         }
@@ -475,8 +475,8 @@ impl Session {
         }
     }
 
-    /// Ends everything with this NOTIFICATION, or without a word. With a time the session goes on
-    /// after it; else it is over.
+    /// Ends everything with this NOTIFICATION, or silently. With a time the session goes on after
+    /// it; else it is over.
     pub(crate) fn stop(
         &mut self,
         notification: Option<Notification>,

@@ -38,7 +38,7 @@ pub enum Action {
         connection: ConnectionId,
     },
     /// Write these bytes as far as they fit at once, then close the connection or give the attempt
-    /// up. Nothing is to be said of it afterwards.
+    /// up. It is not mentioned afterwards.
     Close {
         /// The connection.
         connection: ConnectionId,
@@ -83,7 +83,7 @@ struct Peer {
     out: AdjOut,
     open: Open,
     /// Since which state the caller knows.
-    told: State,
+    reported: State,
     /// Families whose routes are kept until the peer is back and done, or this moment.
     stale: BTreeMap<Family, Duration>,
     /// Families of which the peer has begun a refresh (RFC 7313).
@@ -183,7 +183,7 @@ impl Speaker {
         let Some(former) = self.peers.get_mut(&peer) else {
             let open = self.open_for(&config);
             let session = Session::start(&config, moment);
-            let told = session.state();
+            let reported = session.state();
             self.peers.insert(
                 peer,
                 Peer {
@@ -191,7 +191,7 @@ impl Speaker {
                     session,
                     out: AdjOut::default(),
                     open,
-                    told,
+                    reported,
                     stale: BTreeMap::new(),
                     refreshing: BTreeSet::new(),
                     complete: BTreeSet::new(),
@@ -211,7 +211,7 @@ impl Speaker {
             self.reimport(peer);
             self.resend(peer);
         }
-        self.settle(moment);
+        self.update_peers(moment);
         Ok(())
     }
 
@@ -229,20 +229,20 @@ impl Speaker {
         self.rib.remove_peer(peer);
         self.owners.retain(|_, owner| *owner != peer);
         self.peers.remove(&peer);
-        self.settle(moment);
+        self.update_peers(moment);
     }
 
-    /// Ends a session so that it comes back: the peer is told so by this text (RFC 9003).
+    /// Ends a session so that it comes back: the peer is notified by this text (RFC 9003).
     pub fn reset_peer(&mut self, peer: PeerId, text: &str, moment: Moment) {
         self.with_session(peer, moment, |session, around| {
             let reset = Notification::with_communication(notification::ADMINISTRATIVE_RESET, text);
             session.stop(Some(reset), Some(Duration::ZERO), around);
         });
-        self.settle(moment);
+        self.update_peers(moment);
     }
 
-    /// Ends all sessions for good. With `keeps_routes` without a word, so that peers keep our
-    /// routes for the restart time; else with a Cease, so that they go at once.
+    /// Ends all sessions for good. With `keeps_routes` silently, so that peers keep our routes for
+    /// the restart time; else with a Cease, so that they go at once.
     pub fn shut_down(&mut self, keeps_routes: bool, text: &str, moment: Moment) {
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
             self.with_session(peer, moment, |session, around| {
@@ -260,7 +260,7 @@ impl Speaker {
                 session.stop((!keeps_routes).then_some(cease), None, around);
             });
         }
-        self.settle(moment);
+        self.update_peers(moment);
     }
 
     fn reset(&mut self, peer: PeerId, codes: notification::Codes, moment: Moment) {
@@ -315,7 +315,7 @@ impl Speaker {
             self.with_session(peer, moment, |session, around| {
                 session.connected(connection, local, around)
             });
-            self.settle(moment);
+            self.update_peers(moment);
         }
     }
 
@@ -336,18 +336,18 @@ impl Speaker {
         if let Some(connection) = accepted {
             self.owners.insert(connection, peer);
         }
-        self.settle(moment);
+        self.update_peers(moment);
         accepted
     }
 
     /// The connection has ended or could not be made. One that the speaker itself has closed may be
-    /// told of too.
+    /// reported too.
     pub fn closed(&mut self, connection: ConnectionId, moment: Moment) {
         if let Some(peer) = self.owners.remove(&connection) {
             self.with_session(peer, moment, |session, around| {
                 session.closed(connection, around)
             });
-            self.settle(moment);
+            self.update_peers(moment);
         }
     }
 
@@ -357,7 +357,7 @@ impl Speaker {
             self.with_session(peer, moment, |session, around| {
                 session.receive(connection, bytes, around)
             });
-            self.settle(moment);
+            self.update_peers(moment);
         }
     }
 
@@ -378,7 +378,7 @@ impl Speaker {
         {
             self.end_deferral(&Family::ALL);
         }
-        self.settle(moment);
+        self.update_peers(moment);
     }
 
     /// When [`Self::tick`] is to be called at the latest.
@@ -486,8 +486,8 @@ impl Speaker {
         }
     }
 
-    /// Brings the table up to date after something happened, and tells of new states.
-    fn settle(&mut self, moment: Moment) {
+    /// Brings the table up to date after something happened, and reports new states.
+    fn update_peers(&mut self, moment: Moment) {
         self.check_deferral();
         self.flush_routes();
         let is_silent = self.is_silent();
@@ -496,8 +496,8 @@ impl Speaker {
                 state.session.note_pending(moment.now);
             }
             let now = state.session.state();
-            if now != state.told {
-                state.told = now;
+            if now != state.reported {
+                state.reported = now;
                 self.actions.push(Action::State {
                     peer: *peer,
                     state: now,
@@ -525,7 +525,7 @@ impl Speaker {
                     self.reimport(peer);
                 }
             }
-            self.settle(moment);
+            self.update_peers(moment);
         }
     }
 

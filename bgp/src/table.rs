@@ -126,9 +126,16 @@ mod tests {
             }
             let asked = net(asked);
             let mut expected: Vec<(IpNet, u8)> =
-                plain.iter().filter(|(net, _)| net.contains(&asked)).map(|(n, v)| (*n, *v)).collect();
+                plain
+                    .iter()
+                    .filter(|(net, _)| net.contains(&asked))
+                    .map(|(n, v)| (*n, *v))
+                    .collect();
             expected.sort_by_key(|(net, _)| net.prefix_len());
-            let found: Vec<(IpNet, u8)> = map.containing(&asked).map(|(net, value)| (net, *value)).collect();
+            let found: Vec<(IpNet, u8)> = map
+                .containing(&asked)
+                .map(|(net, value)| (net, *value))
+                .collect();
             prop_assert_eq!(found, expected);
             prop_assert_eq!(map.len(), plain.len());
         }

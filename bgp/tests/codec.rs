@@ -182,9 +182,9 @@ fn what_is_malformed_has_the_consequence_of_its_attribute() {
         (
             "ATOMIC_AGGREGATE with a value",
             format!("{good}40060101"),
-            "announced, told",
+            "announced, reported",
         ),
-        // It is left out as RFC 4271 has it, without a word.
+        // It is left out silently, as RFC 4271 has it.
         (
             "LOCAL_PREF from outside",
             format!("{good}40050400000064"),
@@ -209,15 +209,15 @@ fn what_is_malformed_has_the_consequence_of_its_attribute() {
                 "session".to_owned()
             }
             Ok(Message::Update(update)) => {
-                let told = if update.errors.is_empty() {
+                let reported = if update.errors.is_empty() {
                     ""
                 } else {
-                    ", told"
+                    ", reported"
                 };
                 match (update.announced.is_empty(), update.withdrawn.is_empty()) {
                     (false, true) => {
                         assert_eq!(update.announced[0].0.local_pref, None, "{what}");
-                        format!("announced{told}")
+                        format!("announced{reported}")
                     }
                     (true, false) => "withdrawn".to_owned(),
                     _ => format!("{update:?}"),
@@ -239,7 +239,7 @@ fn prefixes_that_cannot_be_read_end_the_session() {
 }
 
 #[test]
-fn headers_that_are_none_are_told_by_their_codes() {
+fn headers_that_are_none_are_refused_by_their_codes() {
     let header = |marker: u8, length: u16, kind: u8| {
         let mut header = vec![marker; 16];
         header.extend(length.to_be_bytes());
@@ -443,7 +443,11 @@ proptest! {
         prop_assert_eq!(encode_update(Some(&over_ipv6), &ipv6, &INTERNAL, &mut bytes), 0);
         prop_assert_eq!(encode_update(None, &ipv4, &INTERNAL, &mut bytes), 0);
         prop_assert_eq!(encode_update(None, &ipv6, &INTERNAL, &mut bytes), 0);
-        let (mut announced, mut withdrawn, mut framer) = (Vec::new(), Vec::new(), Framer::default());
+        let (mut announced, mut withdrawn, mut framer) = (
+            Vec::new(),
+            Vec::new(),
+            Framer::default(),
+        );
         let (mut rest, mut cuts) = (bytes.as_slice(), cuts.iter().cycle());
         while !rest.is_empty() {
             let (piece, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
@@ -452,7 +456,9 @@ proptest! {
                 let found = update(message, &INTERNAL);
                 assert_eq!(found.errors, Vec::<String>::new());
                 for (attributes, nets) in found.announced {
-                    announced.extend(nets.into_iter().map(|net| (net, without_lengths(attributes.clone()))));
+                    announced.extend(
+                        nets.into_iter().map(|net| (net, without_lengths(attributes.clone()))),
+                    );
                 }
                 withdrawn.extend(found.withdrawn);
                 true

@@ -575,7 +575,9 @@ proptest! {
         let mut disturbed = build(seeds[0], &asns, &links, reflects);
         for (index, (node, route, is_added)) in events.iter().enumerate() {
             let text = format!("10.65.{route}.0/26");
-            if *is_added { disturbed.announce(*node, &text) } else { disturbed.withdraw(*node, &text) }
+            if *is_added { disturbed.announce(*node, &text) } else {
+                disturbed.withdraw(*node, &text)
+            }
             if let Some((link, wait)) = breaks.get(index) {
                 disturbed.cut(links[*link].0, links[*link].1);
                 disturbed.run(Duration::from_millis(*wait));
@@ -584,7 +586,10 @@ proptest! {
         disturbed.run(120 * SECOND);
         let mut plain = build(seeds[1], &asns, &links, reflects);
         for node in 0..7 {
-            let routes: Vec<LocalRoute> = disturbed.nodes[node].speaker.local_routes().cloned().collect();
+            let routes: Vec<LocalRoute> = disturbed.nodes[node].speaker
+                .local_routes()
+                .cloned()
+                .collect();
             for route in routes {
                 plain.announce(node, &route.net.to_string());
             }

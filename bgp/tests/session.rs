@@ -107,7 +107,7 @@ fn opens_that_do_not_go_together_end_with_their_notification() {
             .iter()
             .flat_map(|node| &node.log)
             .filter(|line| line.contains("Ended"));
-        // The reason is told as text, too.
+        // The reason is sent as text, too.
         let all = ends.cloned().collect::<Vec<_>>().join("\n");
         let codes = text.split(['(', '/', ')']).collect::<Vec<_>>();
         assert!(
@@ -480,7 +480,7 @@ fn a_peer_that_goes_for_good_takes_its_routes_along() {
 }
 
 #[test]
-fn what_is_wrong_with_a_configuration_is_said() {
+fn what_is_wrong_with_a_configuration_is_reported() {
     let mut net = pair(71, [64512, 64512], |_| {});
     type Change = fn(&mut PeerConfig);
     let rows: [(Change, &str); 5] = [

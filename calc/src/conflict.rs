@@ -112,11 +112,14 @@ impl Conflict {
                 )
             }
             Self::Excess(excess) => excess.to_string(),
-            Self::HostAddressRejected { node, address, .. } => format!(
-                "spec.expectedIPs: {address}: it is in an IPAMBlock, and neither under the handle of node {node}'s tunnel nor \
-                 reported by its kubelet, so policies do not take it for the node's; if the node has changed, restart its agent; \
-                 else find out what wrote it into the annotations of Node {node}"
-            ),
+            Self::HostAddressRejected { node, address, .. } => {
+                format!(
+                    "spec.expectedIPs: {address}: it is in an IPAMBlock, and neither under the \
+                     handle of node {node}'s tunnel nor reported by its kubelet, so policies do \
+                     not take it for the node's; if the node has changed, restart its agent; else \
+                     find out what wrote it into the annotations of Node {node}"
+                )
+            }
             Self::AddressRejected {
                 address,
                 is_tunnel,

@@ -72,7 +72,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn postings_are_a_set(steps in proptest::collection::vec((any::<bool>(), 0..5_u32), 0..40)) {
+        fn postings_are_a_set(
+            steps in proptest::collection::vec((any::<bool>(), 0..5_u32), 0..40),
+        ) {
             let (mut postings, mut wanted) = (Postings::default(), BTreeSet::new());
             for (is_added, handle) in steps {
                 if is_added {
@@ -83,7 +85,10 @@ mod tests {
                     wanted.remove(&handle);
                 }
                 prop_assert!(postings.iter().eq(wanted.iter().copied()));
-                prop_assert_eq!((postings.len(), postings.is_empty()), (wanted.len(), wanted.is_empty()));
+                prop_assert_eq!(
+                    (postings.len(), postings.is_empty()),
+                    (wanted.len(), wanted.is_empty()),
+                );
             }
         }
     }

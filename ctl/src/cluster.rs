@@ -157,8 +157,7 @@ impl Cluster {
         }
     }
 
-    /// Adds the pods, and those of workloads that have none among them: an API server has
-    /// both.
+    /// Adds the pods, and those of workloads that have none among them: an API server has both.
     fn add_pods(&mut self, objects: &Objects) {
         let pods = objects
             .known

@@ -111,8 +111,8 @@ mod tests {
         let (map, map_seen) = watch::channel(blocks(&of_n1));
         let (_pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
         let (limits, limits_seen) = watch::channel(limit(2));
-        let (told, mut reports) = mpsc::unbounded_channel();
-        let report = move |problem: Option<&str>| told.send(problem.map(str::to_owned)).unwrap();
+        let (sender, mut reports) = mpsc::unbounded_channel();
+        let report = move |problem: Option<&str>| sender.send(problem.map(str::to_owned)).unwrap();
         let inputs = Inputs {
             map: map_seen,
             pools: pools_seen,

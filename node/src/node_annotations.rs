@@ -145,8 +145,10 @@ fn interfaces_text(interfaces: &[NodeInterface]) -> Result<String, String> {
         return Ok(text);
     }
     Err(format!(
-        "the {} interfaces of this node, with their addresses, take {} bytes, more than the {MAX_INTERFACES} that annotation \
-         {ANNOTATION_NODE_INTERFACES} may have: automatic host endpoints by interface stay as they are; remove interfaces or addresses that are not needed",
+        "the {} interfaces of this node, with their addresses, take {} bytes, more than the \
+         {MAX_INTERFACES} that annotation {ANNOTATION_NODE_INTERFACES} may have: automatic host \
+         endpoints by interface stay as they are; remove interfaces or addresses that are not \
+         needed",
         interfaces.len(),
         text.len()
     ))

@@ -380,7 +380,7 @@ fn frr_keeps_our_routes_while_we_restart() -> Result<()> {
 const ALL: [Kind; 3] = [Kind::Bird, Kind::Frr, Kind::Gobgp];
 
 #[test]
-fn a_wrong_as_number_is_told_and_brings_no_session() -> Result<()> {
+fn a_wrong_as_number_is_reported_and_brings_no_session() -> Result<()> {
     for kind in ALL {
         let cable = Cable::new()?;
         let case = Case {
@@ -389,12 +389,12 @@ fn a_wrong_as_number_is_told_and_brings_no_session() -> Result<()> {
         };
         let _daemon = Daemon::start(kind, &cable.theirs, &case.daemon())?;
         let driver = case.start(&cable)?;
-        let is_told = |seen: &Seen| {
+        let is_notified = |seen: &Seen| {
             seen.log
                 .iter()
                 .any(|line| line.contains("bad peer AS (2/2)"))
         };
-        driver.wait_for("a NOTIFICATION", is_told)?;
+        driver.wait_for("a NOTIFICATION", is_notified)?;
         assert!(
             !driver
                 .seen()
@@ -419,12 +419,12 @@ fn a_router_id_of_both_brings_no_session_within_a_system() -> Result<()> {
         };
         let _daemon = Daemon::start(kind, &cable.theirs, &case.daemon())?;
         let driver = case.start(&cable)?;
-        let is_told = |seen: &Seen| {
+        let is_notified = |seen: &Seen| {
             seen.log
                 .iter()
                 .any(|line| line.contains("bad BGP identifier (2/3)"))
         };
-        driver.wait_for("a NOTIFICATION", is_told)?;
+        driver.wait_for("a NOTIFICATION", is_notified)?;
         assert!(
             !driver
                 .seen()

@@ -109,8 +109,9 @@ impl Limits {
             IpVersion::V6 => "IPv6",
         };
         Some(format!(
-            "node {node} has {blocks} blocks of {of}, and maxBlocksPerHost of IPAMConfiguration default allows {most}: it claims no other, and releases \
-             those without addresses; raise the limit, or recreate pods on other nodes"
+            "node {node} has {blocks} blocks of {of}, and maxBlocksPerHost of IPAMConfiguration \
+             default allows {most}: it claims no other, and releases those without addresses; \
+             raise the limit, or recreate pods on other nodes"
         ))
     }
 }

@@ -40,7 +40,7 @@ pub struct Context {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct DecodeError {
-    /// What the peer is told.
+    /// What the peer is notified of.
     pub notification: Notification,
     /// What is wrong, for a log.
     pub detail: String,

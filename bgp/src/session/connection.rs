@@ -11,7 +11,7 @@ use crate::config::{MIN_HOLD_TIME, PeerConfig};
 use crate::message::{GracefulRestart, Open};
 use crate::notification::{self, Notification};
 
-/// Hold time until the peer's OPEN has said what it is (RFC 4271 section 8.2.2: 4 minutes).
+/// Hold time until the peer's OPEN has declared it (RFC 4271 section 8.2.2: 4 minutes).
 pub(crate) const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
 
 /// A connection: a number of the speaker's, which it never uses again.

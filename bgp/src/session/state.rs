@@ -32,7 +32,7 @@ pub enum Reason {
     Unreachable,
     /// The peer connected anew after a restart (RFC 4724 section 4.2).
     Restarted,
-    /// We stopped it without a word, so that the peer keeps our routes.
+    /// We stopped it silently, so that the peer keeps our routes.
     Stopped,
 }
 

@@ -25,7 +25,7 @@ impl Speaker {
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
             self.resend(peer);
         }
-        self.settle(moment);
+        self.update_peers(moment);
     }
 
     /// Adds a route that begins here, or changes it.
@@ -59,7 +59,7 @@ impl Speaker {
         {
             state.out.touch(net);
         }
-        self.settle(moment);
+        self.update_peers(moment);
     }
 
     /// Removes a route that begins here.
@@ -67,7 +67,7 @@ impl Speaker {
         let net = net.trunc();
         if self.locals.remove(&net).is_some() {
             self.rib.remove(&net, Source::Local);
-            self.settle(moment);
+            self.update_peers(moment);
         }
     }
 

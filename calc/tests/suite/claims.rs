@@ -286,8 +286,10 @@ fn an_address_that_a_block_gives_to_others_is_in_no_automatic_host_endpoint() {
             false,
         ),
     ];
-    let before = "pool main 10.0.0.0/16 vxlan since:1\npod red/web n1 10.0.7.1\n\
-                  policy GlobalNetworkPolicy /p default 10 in !has(role)\n  in allow tcp from role == 'host'\n";
+    let before = "pool main 10.0.0.0/16 vxlan since:1\n\
+                  pod red/web n1 10.0.7.1\n\
+                  policy GlobalNetworkPolicy /p default 10 in !has(role)\n  in allow tcp from role \
+                  == 'host'\n";
     for (owner, objects, has) in table {
         let hosts = host("auto", "192.0.2.9,10.0.0.5");
         // The endpoint before the block and behind it, and a block that goes again.

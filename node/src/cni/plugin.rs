@@ -70,9 +70,10 @@ impl PluginFile {
             }
             Ok(false) => None,
             Err((path, error)) => Some(format!(
-                "the CNI plugin {PLUGIN} in the host's plugin directory (mounted at {}) cannot be restored: {}: {error}; pods do not start on \
-                 this node, or start without this network, while it is missing or differs; make the directory writable, or delete the agent's \
-                 pod on this node, whose replacement installs the plugin",
+                "the CNI plugin {PLUGIN} in the host's plugin directory (mounted at {}) cannot be \
+                 restored: {}: {error}; pods do not start on this node, or start without this \
+                 network, while it is missing or differs; make the directory writable, or delete \
+                 the agent's pod on this node, whose replacement installs the plugin",
                 self.folder.display(),
                 path.display()
             )),

@@ -41,7 +41,7 @@ pub struct Seen {
 
 type Command = Box<dyn FnOnce(&mut Speaker, Moment) + Send>;
 
-/// A speaker in a namespace, until it is dropped: then its sockets close without a word.
+/// A speaker in a namespace, until it is dropped: then its sockets close silently.
 pub struct Driver {
     commands: Option<mpsc::Sender<Command>>,
     seen: Arc<Mutex<Seen>>,
@@ -204,7 +204,7 @@ impl Loop {
 
     async fn run(&mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
-            self.settle();
+            self.run_actions();
             let deadline = self
                 .speaker
                 .deadline()
@@ -226,7 +226,7 @@ impl Loop {
         }
     }
 
-    fn settle(&mut self) {
+    fn run_actions(&mut self) {
         loop {
             let actions = self.speaker.poll();
             if actions.is_empty() {

@@ -156,7 +156,10 @@ impl SimulatedNodes {
             .map(|node| node.sync_bytes.load(Ordering::Relaxed))
             .sum();
         Ok(json!({
-            "p50_ns": quantile(&mut at, 0.5), "last_ns": quantile(&mut at, 1.0), "bytes": bytes / self.measured.len() as u64,
+            "p50_ns": quantile(
+                &mut at,
+                0.5,
+            ), "last_ns": quantile(&mut at, 1.0), "bytes": bytes / self.measured.len() as u64,
         }))
     }
 
@@ -190,10 +193,14 @@ impl SimulatedNodes {
         let sum = |of: fn(&Measured) -> u64| self.measured.iter().map(|node| of(node)).sum::<u64>();
         json!({
             "heard": latencies.len(),
-            "p50_ms": quantiles[0], "p90_ms": quantiles[1], "p99_ms": quantiles[2], "max_ms": quantiles[3],
+            "p50_ms": quantiles[0], "p90_ms": quantiles[1], "p99_ms": quantiles[2],
+            "max_ms": quantiles[3],
             "frames": sum(|node| node.frames.load(Ordering::Relaxed)),
             "bytes": sum(|node| node.bytes.load(Ordering::Relaxed)),
-            "synced": self.measured.iter().filter(|node| node.is_synced.load(Ordering::Relaxed)).count(),
+            "synced": self.measured
+                .iter()
+                .filter(|node| node.is_synced.load(Ordering::Relaxed))
+                .count(),
         })
     }
 }

@@ -125,19 +125,34 @@ impl ClusterModel {
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
-                "name": format!("service-{:08x}-{pod:06}", set >> 8), "namespace": namespace_name(namespace),
-                "uid": uid(&mut numbers), "resourceVersion": (u64::from(event.unwrap_or_default()) + 1000).to_string(),
+                "name": format!("service-{:08x}-{pod:06}", set >> 8), "namespace": namespace_name(
+                    namespace,
+                ),
+                "uid": uid(&mut numbers), "resourceVersion": (
+                    u64::from(event.unwrap_or_default()) + 1000,
+                ).to_string(),
                 "labels": {
-                    "app": format!("service-{}", namespace % 40), "role": role, "team": format!("team-{}", namespace % 25),
-                    "app.kubernetes.io/instance": format!("instance-{pod}"), "app.kubernetes.io/version": "1.7.3",
+                    "app": format!("service-{}", namespace % 40), "role": role, "team": format!(
+                        "team-{}",
+                        namespace % 25,
+                    ),
+                    "app.kubernetes.io/instance": format!(
+                        "instance-{pod}"
+                    ), "app.kubernetes.io/version": "1.7.3",
                     "app.kubernetes.io/component": "backend", "app.kubernetes.io/part-of": "shop",
-                    "pod-template-hash": format!("{set:08x}"), "statefulset.kubernetes.io/pod-name": format!("pod-{pod}"),
+                    "pod-template-hash": format!(
+                        "{set:08x}"
+                    ), "statefulset.kubernetes.io/pod-name": format!("pod-{pod}"),
                 },
                 "annotations": {"cni.projectcalico.org/containerID": container},
             },
             "spec": {
                 "nodeName": node_name(self.node_of(pod)), "serviceAccountName": "default",
-                "containers": [{"name": "main", "image": "example/service:1.7.3", "ports": [{"name": "http", "containerPort": 8080}]}],
+                "containers": [{
+                    "name": "main",
+                    "image": "example/service:1.7.3",
+                    "ports": [{"name": "http", "containerPort": 8080}],
+                }],
             },
             "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
         });
@@ -160,12 +175,22 @@ impl ClusterModel {
     /// databases only its web servers.
     pub fn policies(&self, namespace: usize) -> [String; 2] {
         let policy = |name: &str, spec: serde_json::Value| {
-            let metadata = json!({"name": name, "namespace": namespace_name(namespace), "resourceVersion": "1"});
-            let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata,
+            let metadata = json!({
+                "name": name,
+                "namespace": namespace_name(namespace),
+                "resourceVersion": "1",
+            });
+            let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                "metadata": metadata,
                 "spec": spec});
             line("ADDED", &object)
         };
-        let web = json!([{"from": [{"podSelector": {"matchLabels": {"role": "web"}}}], "ports": [{"port": 5432}]}]);
+        let web = json!([
+            {
+                "from": [{"podSelector": {"matchLabels": {"role": "web"}}}],
+                "ports": [{"port": 5432}],
+            },
+        ]);
         [
             policy(
                 "same-namespace",
@@ -183,11 +208,22 @@ impl ClusterModel {
 /// each of their nodes has a set of all addresses.
 pub fn everything(name: &str, selector: &str) -> String {
     let rule = json!({"action": "Allow", "source": {"selector": format!("!has(no-{name})")}});
-    let spec = json!({"tier": "default", "order": 10, "selector": selector, "types": ["Ingress"], "ingress": [rule]});
+    let spec = json!({
+        "tier": "default",
+        "order": 10,
+        "selector": selector,
+        "types": ["Ingress"],
+        "ingress": [rule],
+    });
     let metadata = json!({"name": format!("default.{name}"), "resourceVersion": "5"});
     line(
         "ADDED",
-        &json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": metadata, "spec": spec}),
+        &json!({
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "GlobalNetworkPolicy",
+            "metadata": metadata,
+            "spec": spec,
+        }),
     )
 }
 
@@ -197,7 +233,12 @@ pub fn tier() -> String {
     let spec = json!({"defaultAction": "Deny"});
     line(
         "ADDED",
-        &json!({"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": metadata, "spec": spec}),
+        &json!({
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "Tier",
+            "metadata": metadata,
+            "spec": spec,
+        }),
     )
 }
 

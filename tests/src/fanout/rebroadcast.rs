@@ -111,8 +111,10 @@ impl ObjectStore {
     fn put(&self, kind: &str, observed: &Observed, revision: u64) -> Result<()> {
         let value = match &observed.update {
             Some(Update::Endpoint(_, Some(endpoint))) => serde_json::to_vec(&json!({
-                "node": endpoint.node, "labels": endpoint.labels, "serviceAccount": endpoint.service_account,
-                "addresses": endpoint.addresses, "uid": endpoint.uid, "interface": endpoint.interface,
+                "node": endpoint.node, "labels": endpoint.labels,
+                "serviceAccount": endpoint.service_account,
+                "addresses": endpoint.addresses, "uid": endpoint.uid,
+                "interface": endpoint.interface,
             }))?,
             other => format!("{other:?}").into_bytes(),
         };

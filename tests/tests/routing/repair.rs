@@ -177,8 +177,8 @@ async fn repaired(
     let Ok(result) = tokio::time::timeout(PATIENCE, again).await else {
         let (progress, found) = (node.network.progress(), programmed(node, version)?);
         bail!(
-            "not repaired within {PATIENCE:?}: {before} repairs before, now {progress:?}; found {found:?}, \
-             not {whole:?}"
+            "not repaired within {PATIENCE:?}: {before} repairs before, now {progress:?}; found \
+             {found:?}, not {whole:?}"
         );
     };
     result

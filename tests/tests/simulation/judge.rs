@@ -69,7 +69,13 @@ pub fn check_commit(run: &Run, name: &str, kernel: &mut Kernel, committed: &Reco
     }) = weaker
     {
         let (from, to, port) = (packet.source, packet.destination, packet.destination_port);
-        run.fail(name, format_args!("weaker than before and after: {direction:?} of {endpoint} allows {from} -> {to}:{port}"));
+        run.fail(
+            name,
+            format_args!(
+                "weaker than before and after: {direction:?} of {endpoint} allows {from} -> \
+                 {to}:{port}"
+            ),
+        );
     }
     if !is_known {
         run.fail(

@@ -37,7 +37,7 @@ use anyhow::{Context, Result, ensure};
 use plant::Plant;
 use schedule::{Schedule, World};
 
-/// Steps of a schedule, unless told otherwise.
+/// Steps of a schedule, unless set otherwise.
 const STEPS: usize = 60;
 /// Schedules that are played each time.
 const SCHEDULES: u64 = 40;

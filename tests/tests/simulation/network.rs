@@ -300,7 +300,10 @@ impl Line {
             let is_slow = self.state.lock().is_slow;
             let next = tokio::select! {
                 biased;
-                () = conn.down.notified() => match conn.is_cut() { true => break, false => continue },
+                () = conn.down.notified() => match conn.is_cut() {
+                    true => break,
+                    false => continue,
+                },
                 () = out.closed() => break,
                 next = messages.next(), if !is_slow => next,
             };

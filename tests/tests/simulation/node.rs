@@ -94,7 +94,7 @@ impl Node {
         self.agent = Some(Agent { handle, tasks });
     }
 
-    /// Ends the agent without a word to anybody.
+    /// Ends the agent silently.
     pub fn kill(&mut self) {
         if let Some(agent) = self.agent.take() {
             self.run

@@ -104,7 +104,10 @@ fn choose(nodes: &[String], dice: &mut fastrand::Rng) -> Write {
         16 => {
             let key = name("s", 2, dice);
             let net = format!("10.0.0.{}/{}", 4 * dice.u8(0..4), 30 + dice.u8(0..3));
-            let set = json!({"metadata": {"labels": {"zone": format!("z{}", dice.u8(0..2))}}, "spec": {"nets": [net, "192.0.2.0/24"]}});
+            let set = json!({
+                "metadata": {"labels": {"zone": format!("z{}", dice.u8(0..2))}},
+                "spec": {"nets": [net, "192.0.2.0/24"]},
+            });
             ("GlobalNetworkSet", key, dice.bool().then_some(set))
         }
         17 => mk_namespace(namespace, dice.u8(0..3)),
@@ -149,8 +152,14 @@ fn mk_pod(
         None => json!({"phase": "Pending"}),
     };
     let object = json!({
-        "metadata": {"uid": format!("uid-{namespace}-{pod}-{uid}"), "labels": {"app": format!("a{app}")}},
-        "spec": {"nodeName": nodes[node % nodes.len()], "containers": [{"name": "c", "ports": ports}]},
+        "metadata": {
+            "uid": format!("uid-{namespace}-{pod}-{uid}"),
+            "labels": {"app": format!("a{app}")},
+        },
+        "spec": {
+            "nodeName": nodes[node % nodes.len()],
+            "containers": [{"name": "c", "ports": ports}],
+        },
         "status": status,
     });
     ("Pod", key, Some(object))
@@ -165,7 +174,10 @@ fn mk_kubernetes_policy(namespace: u8, name: u8, target: u8, peer: Option<u8>, p
         Some(app) => json!([{"podSelector": selector(app)}]),
         None => json!([{"namespaceSelector": {"matchLabels": {"team": "t1"}}}]),
     };
-    let rule = json!({"from": from, "ports": [{"protocol": "TCP", "port": port}, {"protocol": "TCP", "port": "web"}]});
+    let rule = json!({
+        "from": from,
+        "ports": [{"protocol": "TCP", "port": port}, {"protocol": "TCP", "port": "web"}],
+    });
     let spec =
         json!({"podSelector": selector(target), "policyTypes": ["Ingress"], "ingress": [rule]});
     let key = Key::new(format!("ns{namespace}"), format!("k{name}"));
@@ -179,7 +191,10 @@ fn mk_kubernetes_policy(namespace: u8, name: u8, target: u8, peer: Option<u8>, p
 fn mk_policy(namespace: u8, name: u8, dice: &mut fastrand::Rng) -> Write {
     let action = |dice: &mut fastrand::Rng| if dice.bool() { "Allow" } else { "Deny" };
     let rule = |side: &str, dice: &mut fastrand::Rng| {
-        let entity = json!({"selector": format!("app == 'a{}'", dice.u8(0..3)), "namespaceSelector": "all()"});
+        let entity = json!({
+            "selector": format!("app == 'a{}'", dice.u8(0..3)),
+            "namespaceSelector": "all()",
+        });
         json!({"action": action(dice), "protocol": "TCP", side: entity})
     };
     let ingress: Vec<Value> = (0..dice.u8(0..3)).map(|_| rule("source", dice)).collect();

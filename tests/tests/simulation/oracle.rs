@@ -29,7 +29,7 @@ pub type Listed = Arc<Mutex<BTreeMap<&'static str, BTreeSet<Key>>>>;
 /// An oracle that several parts of a run ask.
 pub type Shared = Arc<Mutex<Oracle>>;
 
-/// One object, as the replica was told of it.
+/// One object, as the replica was sent it.
 #[derive(Default)]
 struct Known {
     value: Option<Update>,
@@ -121,7 +121,7 @@ impl Oracle {
             Event::Sweep(kind) => self.sweep(*kind),
             _ => return,
         }
-        self.settle();
+        self.record_flush();
         if self.complete.is_none() && self.listed.lock().len() == self.kinds.len() {
             self.complete = Some(self.newest());
         }
@@ -205,7 +205,7 @@ impl Oracle {
         }
     }
 
-    fn settle(&mut self) {
+    fn record_flush(&mut self) {
         let flush = self.graph.flush();
         if flush.records.is_empty() {
             return;

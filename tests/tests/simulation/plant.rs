@@ -2,8 +2,8 @@
 //!
 //! Each makes one adapter between real parts behave as if the code behind it had lost a step: the
 //! API server answers as if nobody had checked the answer, a frame is changed on its way, the
-//! kernel is told of less than has changed, a storage forgets to compare. Nothing of this is in
-//! what is shipped, and the real code runs unchanged around the fault.
+//! kernel hears of less than has changed, a storage forgets to compare. Nothing of this is in what
+//! is shipped, and the real code runs unchanged around the fault.
 
 /// A fault, and where it acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

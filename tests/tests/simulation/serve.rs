@@ -112,7 +112,7 @@ impl Door {
         kube::Client::new(service, "default")
     }
 
-    /// Shuts or opens the door: nothing passes, and nobody is told.
+    /// Shuts or opens the door: nothing passes, and nobody is notified.
     pub fn set_shut(&self, is_shut: bool) {
         let mut state = self.state.lock();
         state.is_shut = is_shut;
@@ -244,12 +244,12 @@ impl Door {
                 Some(ListFault::Old) => {
                     let (version, objects) = &past[state.dice.usize(past.len() / 2..past.len())];
                     let version = (*version).max(1000);
-                    let told = if self.run.has(Plant::BelievedOldList) {
+                    let sent = if self.run.has(Plant::BelievedOldList) {
                         contents.version
                     } else {
                         version
                     };
-                    (told, told, objects.clone())
+                    (sent, sent, objects.clone())
                 }
                 Some(ListFault::Empty) => (contents.version, contents.version, Objects::new()),
                 Some(ListFault::Partial) => {
@@ -432,7 +432,13 @@ fn find(path: &str) -> Option<(&'static str, Option<Key>)> {
 }
 
 fn gone() -> String {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "message": "too old resource version"});
+    let status = json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "code": 410,
+        "message": "too old resource version",
+    });
     format!("{}\n", json!({"type": "ERROR", "object": status}))
 }
 

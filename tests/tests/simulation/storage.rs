@@ -78,7 +78,7 @@ impl Remote {
         })
     }
 
-    /// What is told to have been written and was not, by a planted fault.
+    /// What is reported as written and was not, by a planted fault.
     fn is_lost<K: Kept>(&self, object: &K) -> bool {
         if K::kind(&()) == "IPAMHandle" {
             return self.run.has(Plant::LostHandle);

@@ -183,7 +183,10 @@ proptest! {
                 metric: *metric,
             })
             .collect();
-        let order: Vec<usize> = order.into_iter().filter(|index| *index < contenders.len()).collect();
+        let order: Vec<usize> = order
+            .into_iter()
+            .filter(|index| *index < contenders.len())
+            .collect();
         let shuffled: Vec<Contender<'_>> = order.iter().map(|index| contenders[*index]).collect();
         let chosen = select(&contenders);
         let again: Vec<usize> = select(&shuffled).into_iter().map(|index| order[index]).collect();
