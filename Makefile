@@ -124,7 +124,7 @@ cluster-down:
 fuzz:
 	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture
 
-# Typha, agents and IPAM in one thread and virtual time, under random faults: SEED=7 replays one seed
+# Typha, agents and IPAM in one thread and virtual time, under random faults: SEED=7 replays a seed
 # with a trace; without it, new seeds are tried for SECONDS. STEPS is the length of a schedule. What
 # fails is printed as a line for tests/data/simulation.json.
 simulate:

@@ -8,7 +8,7 @@
 //! | Licence | MIT or Apache-2.0 | Apache-2.0 |
 //! | Brings | bytes, thiserror | its own parser and registry crates, serde, strum_macros |
 //! | Made for | a daemon of its own | collectors that must decode whatever they see |
-//! | RFC 7606 | each error with its consequence: discard, withdraw, reset | malformed attributes can be skipped; their consequence is left to the caller |
+//! | RFC 7606 | each error with its consequence | the consequence is left to the caller |
 //! | RFC 6793 | AS4_PATH is merged | attributes as they are |
 //! | NOTIFICATION for an error | codes and data | left to the caller |
 //! | RFC 4760, 8092, 4724, 8538, 2918, 7313, 9234, 8950 | all | all |

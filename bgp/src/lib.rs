@@ -53,7 +53,7 @@
 //! | | BIRD 2.0.12 | FRR 8.4.4 | GoBGP 3.10.0 |
 //! |---|---|---|---|
 //! | routes both ways, large communities | yes | yes | yes |
-//! | its restart, our routes and its own kept | yes, started with `-R` | until its End-of-RIB | no: no capability 64 by default |
+//! | its restart, routes kept | yes, with `-R` | until its End-of-RIB | no: no capability 64 |
 //! | our restart, our routes kept | yes | yes | no, as above |
 //! | wrong AS, router id of both | NOTIFICATION 2/2, 2/3 | the same | the same |
 //! | TCP MD5, hold time of 3 s | yes | yes | yes |

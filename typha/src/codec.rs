@@ -2,11 +2,11 @@
 //! nodes send.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use margay_proto::sync::{split, wire};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::codec::{DecodeBuf, Decoder};
 

@@ -2,7 +2,9 @@
 //! flush follows. No clock: times are arguments.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Frames of one flush.
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use margay_calc::digest;
@@ -17,6 +17,7 @@ use margay_calc::model::{RecordId, SetKind};
 use margay_proto::sync::{ChangeRef, Trailer, encode_change, encode_compact, encode_trailer};
 use margay_runtime::telemetry;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::info_span;
 
@@ -198,7 +199,7 @@ impl Hub {
         let frame = FrameBytes::new(chunks, compact);
         let sent = SentFrame {
             revision: self.revision,
-            at: Instant::now(),
+            at: Instant::now().into_std(),
             event_unix_ns: 0,
             trace: None,
         };
@@ -363,7 +364,7 @@ impl LiveSession {
         counters.bytes.inc_by(frame.len() as u64);
         let sent = SentFrame {
             revision,
-            at: Instant::now(),
+            at: Instant::now().into_std(),
             event_unix_ns: self.cause.seen_unix_ns,
             trace,
         };

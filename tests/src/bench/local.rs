@@ -121,9 +121,8 @@ fn add_node(lab: &Lab, number: u32) -> Result<()> {
     lab.apply(&json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": name, "annotations": {
-            ANNOTATION_NODE_IPV4: format!("{address}/16"), ANNOTATION_VXLAN_IPV4: block
-                .cidr()
-                .addr(),
+            ANNOTATION_NODE_IPV4: format!("{address}/16"),
+            ANNOTATION_VXLAN_IPV4: block.cidr().addr(),
             ANNOTATION_VXLAN_MAC: format!("66:00:00:01:{high:02x}:{low:02x}"),
         }},
         "status": {"addresses": [{"type": "InternalIP", "address": address}]},

@@ -156,10 +156,9 @@ impl SimulatedNodes {
             .map(|node| node.sync_bytes.load(Ordering::Relaxed))
             .sum();
         Ok(json!({
-            "p50_ns": quantile(
-                &mut at,
-                0.5,
-            ), "last_ns": quantile(&mut at, 1.0), "bytes": bytes / self.measured.len() as u64,
+            "p50_ns": quantile(&mut at, 0.5),
+            "last_ns": quantile(&mut at, 1.0),
+            "bytes": bytes / self.measured.len() as u64,
         }))
     }
 

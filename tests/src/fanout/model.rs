@@ -122,27 +122,24 @@ impl ClusterModel {
         let container: String = (0..4).map(|_| format!("{:016x}", numbers.next())).collect();
         let set = numbers.next() as u32;
         let role = if pod % 10 == 0 { "db" } else { "web" };
+        let revision = u64::from(event.unwrap_or_default()) + 1000;
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
-                "name": format!("service-{:08x}-{pod:06}", set >> 8), "namespace": namespace_name(
-                    namespace,
-                ),
-                "uid": uid(&mut numbers), "resourceVersion": (
-                    u64::from(event.unwrap_or_default()) + 1000,
-                ).to_string(),
+                "name": format!("service-{:08x}-{pod:06}", set >> 8),
+                "namespace": namespace_name(namespace),
+                "uid": uid(&mut numbers),
+                "resourceVersion": revision.to_string(),
                 "labels": {
-                    "app": format!("service-{}", namespace % 40), "role": role, "team": format!(
-                        "team-{}",
-                        namespace % 25,
-                    ),
-                    "app.kubernetes.io/instance": format!(
-                        "instance-{pod}"
-                    ), "app.kubernetes.io/version": "1.7.3",
-                    "app.kubernetes.io/component": "backend", "app.kubernetes.io/part-of": "shop",
-                    "pod-template-hash": format!(
-                        "{set:08x}"
-                    ), "statefulset.kubernetes.io/pod-name": format!("pod-{pod}"),
+                    "app": format!("service-{}", namespace % 40),
+                    "role": role,
+                    "team": format!("team-{}", namespace % 25),
+                    "app.kubernetes.io/instance": format!("instance-{pod}"),
+                    "app.kubernetes.io/version": "1.7.3",
+                    "app.kubernetes.io/component": "backend",
+                    "app.kubernetes.io/part-of": "shop",
+                    "pod-template-hash": format!("{set:08x}"),
+                    "statefulset.kubernetes.io/pod-name": format!("pod-{pod}"),
                 },
                 "annotations": {"cni.projectcalico.org/containerID": container},
             },
@@ -180,9 +177,11 @@ impl ClusterModel {
                 "namespace": namespace_name(namespace),
                 "resourceVersion": "1",
             });
-            let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            let object = json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
                 "metadata": metadata,
-                "spec": spec});
+                "spec": spec,
+            });
             line("ADDED", &object)
         };
         let web = json!([

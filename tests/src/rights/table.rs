@@ -32,7 +32,8 @@ pub struct Request {
     /// Changes of the object, as JSON merge patch.
     #[serde(default = "nothing")]
     pub with: Value,
-    answer: String,
+    /// What the answer contains.
+    pub answer: String,
 }
 
 /// A change of nothing.
