@@ -570,7 +570,7 @@ proptest! {
             [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4), (2, 5), (3, 6), (4, 6)];
         let reflects = |node: usize, peer: usize, config: &mut PeerConfig| {
             config.is_reflector_client = node < 2 && (2..5).contains(&peer);
-            config.restart_time = (node % 2 == 0).then_some(30 * SECOND);
+            config.restart_time = node.is_multiple_of(2).then_some(30 * SECOND);
         };
         let mut disturbed = build(seeds[0], &asns, &links, reflects);
         for (index, (node, route, is_added)) in events.iter().enumerate() {

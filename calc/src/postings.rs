@@ -9,6 +9,10 @@ pub(crate) enum Postings {
     #[default]
     None,
     One(u32),
+    #[expect(
+        clippy::box_collection,
+        reason = "there are many, and few have more than one"
+    )]
     Many(Box<BTreeSet<u32>>),
 }
 

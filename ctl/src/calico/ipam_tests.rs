@@ -163,7 +163,7 @@ fn reports_are_believed_as_far_as_they_are_still_true() {
         ..leak.clone()
     };
     std::fs::write(&path, json!({"leaks": [leak, later]}).to_string()).expect("written");
-    let wanted = reported(&[path.clone()], &data, false).expect("a report");
+    let wanted = reported(std::slice::from_ref(&path), &data, false).expect("a report");
     assert_eq!(wanted, [leak]);
     std::fs::write(&path, "{}").expect("written");
     assert!(reported(&[path], &data, false).is_err());

@@ -144,7 +144,7 @@ async fn behave(
 async fn garbage(connector: &Connector, numbers: &mut Numbers) -> Result<()> {
     let mut stream = connector.connect().await?;
     let bytes: Vec<u8> = (0..2048)
-        .flat_map(|_| numbers.next().to_le_bytes())
+        .flat_map(|_| numbers.take().to_le_bytes())
         .collect();
     stream.write_all(&bytes).await?;
     stream.flush().await?;

@@ -53,7 +53,7 @@ impl Numbers {
     }
 
     /// Takes the next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn take(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -63,7 +63,7 @@ impl Numbers {
 
     /// Takes the next number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
+        (self.take() % limit.max(1) as u64) as usize
     }
 }
 
@@ -119,9 +119,9 @@ impl ClusterModel {
             || Ipv4Addr::from_bits(LISTED + 256 + pod as u32),
             event_address,
         );
-        let container: String = (0..4).map(|_| format!("{:016x}", numbers.next())).collect();
-        let set = numbers.next() as u32;
-        let role = if pod % 10 == 0 { "db" } else { "web" };
+        let container: String = (0..4).map(|_| format!("{:016x}", numbers.take())).collect();
+        let set = numbers.take() as u32;
+        let role = if pod.is_multiple_of(10) { "db" } else { "web" };
         let revision = u64::from(event.unwrap_or_default()) + 1000;
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -259,7 +259,7 @@ fn namespace_name(namespace: usize) -> String {
 }
 
 fn uid(numbers: &mut Numbers) -> String {
-    let (high, low) = (numbers.next(), numbers.next());
+    let (high, low) = (numbers.take(), numbers.take());
     let [a, b, c] = [high >> 32, (high >> 16) & 0xffff, high & 0xffff];
     format!(
         "{a:08x}-{b:04x}-{c:04x}-{:04x}-{:012x}",

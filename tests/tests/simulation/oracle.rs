@@ -111,14 +111,14 @@ impl Oracle {
 
     fn observe(&mut self, event: &Event) {
         match event {
-            Event::ListStarted(kind) => self.known(*kind).listing = Some(BTreeSet::new()),
+            Event::ListStarted(kind) => self.known(kind).listing = Some(BTreeSet::new()),
             Event::Observed { kind, objects, .. } => {
                 objects
                     .iter()
-                    .for_each(|object| self.change(*kind, &object.key, object.update.clone()));
+                    .for_each(|object| self.change(kind, &object.key, object.update.clone()));
             }
-            Event::Deleted { kind, key, .. } => self.change(*kind, key, None),
-            Event::Sweep(kind) => self.sweep(*kind),
+            Event::Deleted { kind, key, .. } => self.change(kind, key, None),
+            Event::Sweep(kind) => self.sweep(kind),
             _ => return,
         }
         self.record_flush();
@@ -256,7 +256,7 @@ pub async fn relay(
                 objects,
                 cause,
             } if is_synced && run.has(Plant::LostChange) => {
-                let kept = usize::from(run.now_ms() % 3 != 0);
+                let kept = usize::from(!run.now_ms().is_multiple_of(3));
                 Event::Observed {
                     kind,
                     objects: objects.into_iter().take(kept).collect(),
