@@ -60,8 +60,9 @@
 //!
 //! What they do that one might not expect: FRR without an IPv6 address announces IPv6 routes with
 //! an IPv4-mapped next hop, by which no kernel routes, so such a path is never chosen. FRR sends
-//! End-of-RIB seconds before the routes of its own `network` statements, so they are gone for as
-//! long after its restart, as RFC 4724 has it. FRR says at its first start that it is restarting.
+//! End-of-RIB before routes that pass a route-map which its file defines after `router bgp`, the
+//! order that it writes itself, so after its restart they are gone for up to five seconds, as RFC
+//! 4724 requires. FRR says at its first start that it is restarting.
 //!
 //! # Example
 //!

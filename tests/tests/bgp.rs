@@ -307,8 +307,8 @@ fn daemon_restarts(kind: Kind) -> Result<()> {
         .iter()
         .rposition(|line| line.contains("Established"))
         .context("a session")?;
-    // FRR sends End-of-RIB seconds before its routes, and at that stale ones go (RFC 4724 section
-    // 4.2).
+    // FRR sends End-of-RIB before routes that pass a route-map defined after `router bgp`, the
+    // order that it writes itself, and at that stale ones go (RFC 4724 section 4.2).
     let until = if kind == Kind::Frr { back } else { log.len() };
     assert!(
         !log[..until].iter().any(|line| line.contains("Remove")),
