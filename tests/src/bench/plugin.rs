@@ -12,10 +12,12 @@ use crate::cluster::node::Node;
 
 /// Name of the plugin's program.
 const PLUGIN: &str = "margay";
+/// The shim beside it.
+const SHIM: &str = "margay-shim";
 /// Name of the flow schema whose requests are counted.
 const SCHEMA: &str = "margay-bench";
 
-/// The shim that replaces a node's plugin.
+/// The shim over a node's plugin.
 #[derive(Debug)]
 pub struct Shim {
     folder: PathBuf,
@@ -33,7 +35,8 @@ pub struct Call {
 }
 
 impl Shim {
-    /// Replaces the plugin with the shim.
+    /// Lays the shim over the plugin. It is mounted there, in the runtime's mount namespace alone,
+    /// because the agent restores a plugin that differs from its own.
     pub fn put(node: &Node, shim: &Path) -> Result<Self> {
         let own = Self {
             folder: node.folder.join("cni-bin"),
@@ -47,9 +50,9 @@ impl Shim {
             std::fs::hard_link(&plugin, &real)
                 .with_context(|| format!("no plugin {}", plugin.display()))?;
         }
-        let new = own.folder.join("margay.new");
-        std::fs::copy(shim, &new).with_context(|| format!("{} is not built", shim.display()))?;
-        std::fs::rename(&new, &plugin)?;
+        std::fs::copy(shim, own.folder.join(SHIM))
+            .with_context(|| format!("{} is not built", shim.display()))?;
+        node.exec(&["mount", "--bind", &on_node(SHIM), &on_node(PLUGIN)])?;
         Ok(own)
     }
 
@@ -79,15 +82,21 @@ impl Shim {
         Ok(calls.into_values().collect())
     }
 
-    /// Restores the plugin.
-    pub fn remove(self) -> Result<()> {
-        let plugin = self.folder.join(PLUGIN);
-        std::fs::rename(plugin.with_extension("real"), plugin).context("put the plugin back")
+    /// Uncovers the plugin.
+    pub fn remove(self, node: &Node) -> Result<()> {
+        node.exec(&["umount", &on_node(PLUGIN)])
+            .context("uncover the plugin")?;
+        Ok(())
     }
 
     fn log(&self) -> PathBuf {
         self.folder.join("calls.log")
     }
+}
+
+/// Path of a program in the runtime's folder of plugins.
+fn on_node(program: &str) -> String {
+    format!("/opt/cni/bin/{program}")
 }
 
 /// Gives a service account a flow schema of its own, so that the API server's fairness metrics

@@ -63,7 +63,7 @@ pub fn serial(bench: &mut Bench) -> Result<()> {
     let ready = Quantiles::new(ready.into_values().collect());
     sheet.put("pods.serial.ready", ms(ready.at(0.5)), format!("{ready}"))?;
     bench.objects()?.drop_namespace(namespace)?;
-    shim.remove()
+    shim.remove(&node)
 }
 
 /// All at once, then all gone at once.
@@ -111,7 +111,7 @@ pub fn burst(bench: &mut Bench) -> Result<()> {
         deleted.as_secs_f32()
     );
     sheet.put("pods.delete.p50", dels.at(0.5).as_secs_f64(), detail)?;
-    shim.remove()
+    shim.remove(&node)
 }
 
 fn mk_pods(count: usize) -> Vec<(String, String)> {
