@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::endpoint::EndpointKey;
 use margay_api::meta::{Labels, NamespacedName};
-use margay_api::policy::{DEFAULT_TIER, Order, Policy, PolicyKey, StagedPolicy, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, StagedPolicy, Tier};
 use margay_api::rule::Action;
+use margay_api::v3::tier::BUILT_IN_TIERS;
 use margay_calc::graph::Graph;
 use margay_calc::ingest::Ingested;
 use margay_calc::update::Update;
@@ -17,12 +18,6 @@ use crate::objects::{Content, ObjectName, Objects};
 use crate::service::{self, ServicePort};
 use crate::workload::{ClusterPod, PodObject};
 
-/// Tiers that every installation has: name, order and default action.
-const TIERS: [(&str, f64, Action); 3] = [
-    ("kube-admin", 1_000.0, Action::Pass),
-    (DEFAULT_TIER, 1_000_000.0, Action::Deny),
-    ("kube-baseline", 10_000_000.0, Action::Pass),
-];
 /// Names that a note lists.
 const LISTED: usize = 5;
 
@@ -232,10 +227,13 @@ impl Cluster {
     /// Returns what an installation and the API server add: tiers, and the namespaces and accounts
     /// of pods.
     fn add_implied(&mut self, updates: &[Update]) -> Vec<Update> {
-        let tiers = TIERS.iter().map(|(name, order, default_action)| {
+        let tiers = BUILT_IN_TIERS.iter().map(|(name, order, action)| {
             let tier = Tier {
-                order: Order(Some(*order)),
-                default_action: *default_action,
+                order: Order(Some(f64::from(*order))),
+                default_action: match *action {
+                    "Pass" => Action::Pass,
+                    _ => Action::Deny,
+                },
             };
             Update::Tier((*name).to_owned(), Some(tier))
         });

@@ -379,30 +379,25 @@ fn frr_keeps_our_routes_while_we_restart() -> Result<()> {
 
 const ALL: [Kind; 3] = [Kind::Bird, Kind::Frr, Kind::Gobgp];
 
+/// Fails unless this NOTIFICATION ends the attempt before a session is established.
+fn ensure_refused(case: &Case, notification: &str) -> Result<()> {
+    let cable = Cable::new()?;
+    let _daemon = Daemon::start(case.kind, &cable.theirs, &case.daemon())?;
+    let driver = case.start(&cable)?;
+    let has = |seen: &Seen, text: &str| seen.log.iter().any(|line| line.contains(text));
+    driver.wait_for("a NOTIFICATION", |seen: &Seen| has(seen, notification))?;
+    assert!(!has(&driver.seen(), "Established"), "{:?}", case.kind);
+    Ok(())
+}
+
 #[test]
 fn a_wrong_as_number_is_reported_and_brings_no_session() -> Result<()> {
     for kind in ALL {
-        let cable = Cable::new()?;
         let case = Case {
             expected_asn: OTHER_AS + 1,
             ..Case::new(kind)
         };
-        let _daemon = Daemon::start(kind, &cable.theirs, &case.daemon())?;
-        let driver = case.start(&cable)?;
-        let is_notified = |seen: &Seen| {
-            seen.log
-                .iter()
-                .any(|line| line.contains("bad peer AS (2/2)"))
-        };
-        driver.wait_for("a NOTIFICATION", is_notified)?;
-        assert!(
-            !driver
-                .seen()
-                .log
-                .iter()
-                .any(|line| line.contains("Established")),
-            "{kind:?}"
-        );
+        ensure_refused(&case, "bad peer AS (2/2)")?;
     }
     Ok(())
 }
@@ -410,29 +405,13 @@ fn a_wrong_as_number_is_reported_and_brings_no_session() -> Result<()> {
 #[test]
 fn a_router_id_of_both_brings_no_session_within_a_system() -> Result<()> {
     for kind in ALL {
-        let cable = Cable::new()?;
         let case = Case {
             asn: AS,
             expected_asn: AS,
             router_id: OURS[0],
             ..Case::new(kind)
         };
-        let _daemon = Daemon::start(kind, &cable.theirs, &case.daemon())?;
-        let driver = case.start(&cable)?;
-        let is_notified = |seen: &Seen| {
-            seen.log
-                .iter()
-                .any(|line| line.contains("bad BGP identifier (2/3)"))
-        };
-        driver.wait_for("a NOTIFICATION", is_notified)?;
-        assert!(
-            !driver
-                .seen()
-                .log
-                .iter()
-                .any(|line| line.contains("Established")),
-            "{kind:?}"
-        );
+        ensure_refused(&case, "bad BGP identifier (2/3)")?;
     }
     Ok(())
 }

@@ -82,7 +82,7 @@ impl CachedObject {
             problems.extend(in_force(former.is_some(), observed).map(str::to_owned));
         }
         let value = former.map_or_else(
-            || PackedUpdate::new(key, update.as_ref()),
+            || PackedUpdate::new(key, update.as_ref().map(Cow::Borrowed)),
             PackedUpdate::clone,
         );
         Self {

@@ -27,13 +27,15 @@ pub enum PackedUpdate {
 
 impl PackedUpdate {
     /// Packs the value of the object with this key.
-    pub fn new(key: &ObjectKey, update: Option<&Update>) -> Self {
-        match update {
-            None => Self::Nothing,
-            Some(Update::Endpoint(of, Some(endpoint))) if of == key => {
+    pub fn new(key: &ObjectKey, update: Option<Cow<'_, Update>>) -> Self {
+        let Some(update) = update else {
+            return Self::Nothing;
+        };
+        match &*update {
+            Update::Endpoint(of, Some(endpoint)) if of == key => {
                 Self::Pod(PackedEndpoint::new(endpoint))
             }
-            Some(other) => Self::Other(Box::new(other.clone())),
+            _ => Self::Other(Box::new(update.into_owned())),
         }
     }
 
@@ -179,7 +181,7 @@ impl PackedList {
             prefers_former,
             problems,
         } = observed;
-        let value = PackedUpdate::new(&key, update.as_ref());
+        let value = PackedUpdate::new(&key, update.map(Cow::Owned));
         self.0.push(PackedObserved {
             key,
             uid: uid.into(),

@@ -5,6 +5,14 @@ use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+/// Tiers that every installation has (Calico's own and those of Kubernetes' policy kinds): name,
+/// order and default action. Validation below keeps them so.
+pub const BUILT_IN_TIERS: [(&str, u32, &str); 3] = [
+    ("kube-admin", 1_000, "Pass"),
+    ("default", 1_000_000, "Deny"),
+    ("kube-baseline", 10_000_000, "Pass"),
+];
+
 fn default_action() -> String {
     "Deny".to_owned()
 }

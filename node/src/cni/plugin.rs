@@ -6,10 +6,10 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use margay_proto::conf::PLUGIN;
+use parking_lot::Mutex;
 
 use super::host_file;
 
@@ -83,7 +83,7 @@ impl PluginFile {
     /// Returns whether the file had to be written; an error with the path that it is about.
     fn restore(&self, now: SystemTime) -> Result<bool, (PathBuf, io::Error)> {
         let target = self.folder.join(PLUGIN);
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = self.verified.lock();
         let present = state_of(&target).map_err(|error| (target.clone(), error))?;
         if present.is_some() && *verified == present {
             return Ok(false);

@@ -2,19 +2,13 @@
 //! It outlives an Installation.
 
 use data_encoding::HEXLOWER;
+use margay_api::v3::tier::BUILT_IN_TIERS;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Context, NAMESPACE};
 use crate::manifest::Object;
 use crate::names::CA_NAME;
-
-/// Tiers of Kubernetes' own policy kinds, with Calico's order and default action.
-const TIERS: [(&str, u32, &str); 3] = [
-    ("kube-admin", 1_000, "Pass"),
-    ("default", 1_000_000, "Deny"),
-    ("kube-baseline", 10_000_000, "Pass"),
-];
 
 /// Returns the configuration that is absent.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
@@ -28,7 +22,9 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
         objects.push(named("FelixConfiguration", "default", json!({})));
     }
     if let Some(present) = &inputs.tiers {
-        let absent = TIERS.iter().filter(|(name, ..)| !present.contains(*name));
+        let absent = BUILT_IN_TIERS
+            .iter()
+            .filter(|(name, ..)| !present.contains(*name));
         objects.extend(absent.map(|(name, order, action)| {
             named(
                 "Tier",

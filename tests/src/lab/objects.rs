@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use margay_api::meta::NamespacedName;
+use margay_api::v3::tier::BUILT_IN_TIERS;
 use margay_calc::kinds::{self, KindName};
 use margay_typha::object::{ObjectKey, Observed};
 use serde_json::{Value, json};
@@ -16,25 +17,18 @@ pub fn initial(pool: &Value) -> Vec<Value> {
             "spec": spec,
         })
     };
-    vec![
+    let tiers = BUILT_IN_TIERS.iter().map(|(name, order, action)| {
         of(
             "Tier",
-            "kube-admin",
-            json!({"order": 1_000, "defaultAction": "Pass"}),
-        ),
-        of(
-            "Tier",
-            "default",
-            json!({"order": 1_000_000, "defaultAction": "Deny"}),
-        ),
-        of(
-            "Tier",
-            "kube-baseline",
-            json!({"order": 10_000_000, "defaultAction": "Pass"}),
-        ),
+            name,
+            json!({"order": order, "defaultAction": action}),
+        )
+    });
+    let others = [
         of("FelixConfiguration", "default", json!({})),
         of("IPPool", super::POOL, pool.clone()),
-    ]
+    ];
+    tiers.chain(others).collect()
 }
 
 /// The object as a watch sees it, with its kind in typha's cache.
