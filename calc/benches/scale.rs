@@ -55,7 +55,7 @@ fn cluster() {
         ]);
         apply(
             &mut graph,
-            Update::Namespace(namespace(number), Some(labels)),
+            Update::Namespace(namespace(number), Some(labels.into())),
         );
     }
     for number in 0..NAMESPACES {
@@ -165,7 +165,7 @@ fn namespace_updates() {
         timed(200, |iteration| {
             graph.apply(Update::Namespace(
                 String::from("here"),
-                Some(labels(&[("team", ["team1", "x"][iteration % 2])])),
+                Some(labels(&[("team", ["team1", "x"][iteration % 2])]).into()),
             ));
             graph.flush();
         })

@@ -165,6 +165,11 @@ impl Globals {
         self.routed.extend(block.map(|block| (net, block)));
     }
 
+    /// Records if a namespace names pools for its pods.
+    pub(crate) fn set_names_pools(&mut self, namespace: &str, names_pools: bool) {
+        self.settings.set_names_pools(namespace, names_pools);
+    }
+
     pub(crate) fn set_settings(&mut self, name: String, overrides: Option<FelixOverrides>) {
         self.settings.set(name, overrides);
     }

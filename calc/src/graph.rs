@@ -107,7 +107,7 @@ impl Graph {
         match update {
             Update::Endpoint(name, endpoint) => self.apply_endpoint(&name, endpoint),
             Update::HostEndpoint(name, endpoint) => self.apply_host_endpoint(&name, endpoint),
-            Update::Namespace(name, labels) => self.apply_namespace(&name, labels.as_ref()),
+            Update::Namespace(name, namespace) => self.apply_namespace(&name, namespace.as_ref()),
             Update::ServiceAccount(name, labels) => {
                 self.apply_service_account(&name, labels.as_ref())
             }

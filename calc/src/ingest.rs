@@ -4,13 +4,13 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use margay_api::meta::{Labels, NamespacedName};
+use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6, Labels, NamespacedName};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::problem::{Problem, Refusal};
 use margay_api::report;
 use margay_api::{ipam, k8s, v3};
 
-use crate::update::{Backend, Update};
+use crate::update::{Backend, NamespaceInfo, Update};
 
 /// Maximal number of problems kept of one object.
 const MAX_PROBLEMS: usize = 16;
@@ -34,10 +34,20 @@ pub fn pod(pod: Pod) -> Ingested {
     relevant(endpoint.map(|(key, endpoint)| Update::Endpoint(key, Some(endpoint))))
 }
 
-/// Labels of a Namespace.
+/// Labels of a Namespace, and whether it names pools.
 pub fn namespace(namespace: Namespace) -> Ingested {
+    let annotations = namespace.metadata.annotations.as_ref();
+    let names_pools = annotations.is_some_and(|annotations| {
+        [ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6]
+            .iter()
+            .any(|name| annotations.contains_key(*name))
+    });
     let (key, labels) = identity(namespace.metadata);
-    relevant(Some(Update::Namespace(key.name, Some(labels))))
+    let namespace = NamespaceInfo {
+        labels,
+        names_pools,
+    };
+    relevant(Some(Update::Namespace(key.name, Some(namespace))))
 }
 
 /// Addresses and labels of a Node.

@@ -16,6 +16,8 @@ use crate::refcount::{Digested, change_for_all, no_nodes};
 #[derive(Debug)]
 pub(crate) struct EffectiveSettings {
     objects: BTreeMap<String, FelixOverrides>,
+    /// Namespaces that name pools for their pods.
+    naming_pools: BTreeSet<String>,
     /// As of the last flush, for nodes without settings of their own; `None` before the first
     /// flush.
     default: Option<Digested>,
@@ -29,6 +31,7 @@ impl Default for EffectiveSettings {
         // The built-in settings apply before there is any object.
         Self {
             objects: BTreeMap::new(),
+            naming_pools: BTreeSet::new(),
             default: None,
             own: BTreeMap::new(),
             dirty: true,
@@ -43,6 +46,17 @@ impl EffectiveSettings {
             Some(overrides) => self.objects.insert(name, overrides),
             None => self.objects.remove(&name),
         };
+    }
+
+    /// Records if a namespace names pools for its pods; nodes are told whether any does.
+    pub(crate) fn set_names_pools(&mut self, namespace: &str, names_pools: bool) {
+        let had_none = self.naming_pools.is_empty();
+        if names_pools {
+            self.naming_pools.insert(namespace.to_owned());
+        } else {
+            self.naming_pools.remove(namespace);
+        }
+        self.dirty |= had_none != self.naming_pools.is_empty();
     }
 
     /// Applies a changed Node; only its labels matter, and only to selectors.
@@ -121,9 +135,11 @@ impl EffectiveSettings {
             .objects
             .values()
             .filter(|object| object.scope == SettingsScope::Cluster);
-        objects.fold(FelixSettings::default(), |settings, object| {
-            object.over(settings)
-        })
+        let built_in = FelixSettings {
+            no_namespace_names_pools: self.naming_pools.is_empty(),
+            ..FelixSettings::default()
+        };
+        objects.fold(built_in, |settings, object| object.over(settings))
     }
 
     /// Applies the layers from the weakest on: `default`, selector-scoped objects (the first by

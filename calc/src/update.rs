@@ -24,6 +24,24 @@ pub struct Backend {
     pub port: u16,
 }
 
+/// A namespace, as far as its pods depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceInfo {
+    /// Labels, which its pods inherit.
+    pub labels: Labels,
+    /// An annotation names the pools that its pods have their addresses from.
+    pub names_pools: bool,
+}
+
+impl From<Labels> for NamespaceInfo {
+    fn from(labels: Labels) -> Self {
+        Self {
+            labels,
+            names_pools: false,
+        }
+    }
+}
+
 /// The latest state of one object; `None` means that it does not exist. Applying the same update
 /// twice has no further effect.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,8 +50,8 @@ pub enum Update {
     Endpoint(EndpointKey, Option<WorkloadEndpoint>),
     /// A host endpoint by the name of its object.
     HostEndpoint(String, Option<HostEndpoint>),
-    /// Labels of a namespace.
-    Namespace(String, Option<Labels>),
+    /// A namespace.
+    Namespace(String, Option<NamespaceInfo>),
     /// Labels of a service account.
     ServiceAccount(NamespacedName, Option<Labels>),
     /// An enforced policy of any kind.

@@ -270,7 +270,7 @@ impl Cluster {
         };
         let namespaces = namespaces
             .iter()
-            .map(|name| Update::Namespace(name.clone(), Some(labels(name))));
+            .map(|name| Update::Namespace(name.clone(), Some(labels(name).into())));
         let accounts = accounts
             .iter()
             .map(|name| Update::ServiceAccount(name.clone(), Some(Labels::new())));

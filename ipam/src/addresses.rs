@@ -131,10 +131,9 @@ impl Addresses for NodeAddresses {
         let secondary = request.attribute.secondary.get_or_insert_default();
         secondary.insert("node".to_owned(), self.node.clone());
         secondary.insert("timestamp".to_owned(), (self.clock)());
-        match self
-            .known
-            .relevance(&request, &self.allocator.pools().await?)
-        {
+        let none_names_pools = self.allocator.no_namespace_names_pools();
+        let pools = self.allocator.pools().await?;
+        match self.known.relevance(&request, &pools, none_names_pools) {
             Relevance::None => self.assign_in(request, &Namespace::default()).await,
             Relevance::Likely => {
                 let namespace = self.namespace(request.namespace()).await?;

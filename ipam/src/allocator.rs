@@ -44,6 +44,8 @@ pub struct Inputs {
     pub pools: watch::Receiver<Pools>,
     /// Limits and reservations.
     pub limits: watch::Receiver<KnownLimits>,
+    /// No Namespace names pools for its pods; false as long as that is not certain.
+    pub no_namespace_names_pools: watch::Receiver<bool>,
 }
 
 /// Part of a request that one block can serve: the address of one IP version.
@@ -104,6 +106,8 @@ pub(super) enum Event {
         Result<Vec<Stored<Block>>, NoAddress>,
     ),
     Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
+    /// A release has ended, and with it the deletion of the handle's object.
+    Released(String),
     /// Blocks that have been read.
     Loaded(Loaded),
 }
@@ -159,6 +163,11 @@ impl Allocator {
     /// The pools as this node sees them, as they change.
     pub(super) fn watch_pools(&self) -> watch::Receiver<Pools> {
         self.inputs.pools.clone()
+    }
+
+    /// Returns true when no Namespace names pools for its pods.
+    pub(super) fn no_namespace_names_pools(&self) -> bool {
+        *self.inputs.no_namespace_names_pools.borrow()
     }
 
     /// The pools as this node sees them, once they are known.

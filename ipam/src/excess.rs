@@ -117,6 +117,7 @@ mod tests {
             map: map_seen,
             pools: pools_seen,
             limits: limits_seen,
+            no_namespace_names_pools: watch::channel(false).1,
         };
         let watching = tokio::spawn(watch("n1".to_owned(), inputs, report));
         assert_eq!(

@@ -44,7 +44,8 @@
 //! let (_limits, limits) = watch::channel(Some(Arc::default()));
 //! let clock = || "2026-01-01T00:00:00Z".to_owned();
 //! let storage = Memory::default();
-//! let inputs = Inputs { map, pools, limits };
+//! let (_unnamed, no_namespace_names_pools) = watch::channel(true);
+//! let inputs = Inputs { map, pools, limits, no_namespace_names_pools };
 //! let allocator = Allocator::spawn("n1".to_owned(), Arc::new(storage.clone()), inputs, clock);
 //!
 //! let pod = EndpointKey::new("shop", "web-0");

@@ -1,9 +1,10 @@
 //! Namespaces, as far as they decide about addresses of their pods: by labels, where a pool has a
 //! namespaceSelector, and by annotations that name pools.
 //!
-//! A pod's namespace is read while its addresses are assigned, so that the read delays nobody. If
-//! it turns out to name pools, the addresses are released and assigned again; from then on, pods of
-//! that namespace wait for the read first.
+//! typha says whether any namespace names pools. If none does and no pool has a namespaceSelector,
+//! no namespace is read. Else a pod's namespace is read while its addresses are assigned, so that
+//! the read delays nobody. If it turns out to name pools, the addresses are released and assigned
+//! again; from then on, pods of that namespace wait for the read first.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -46,10 +47,16 @@ pub(super) enum Relevance {
 pub(super) struct NamespacesWithPools(Arc<Mutex<BTreeSet<String>>>);
 
 impl NamespacesWithPools {
-    /// Influence of the namespace on the request.
-    pub(super) fn relevance(&self, request: &AddressRequest, pools: &[NodePool]) -> Relevance {
+    /// Influence of the namespace on the request. `none_names_pools`: no namespace does.
+    pub(super) fn relevance(
+        &self,
+        request: &AddressRequest,
+        pools: &[NodePool],
+        none_names_pools: bool,
+    ) -> Relevance {
         let mut demands = request.demands().into_iter().zip(request.named_by_pod);
-        let may_name = request.exact.is_empty()
+        let may_name = !none_names_pools
+            && request.exact.is_empty()
             && demands.any(|((_, demand), by_pod)| *demand != Demand::Never && !by_pod);
         match (pools.iter().any(|pool| pool.namespaces.is_some()), may_name) {
             (true, _) => Relevance::Likely,

@@ -11,6 +11,7 @@
 
 mod assign;
 mod claims;
+mod handles;
 mod release;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,6 +32,7 @@ use super::node_objects::{NodeObjects, Stored};
 use super::pools::NodePool;
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
+use handles::Deletions;
 
 /// Block of this node, with the operations that wait for its next write.
 struct Slot {
@@ -104,8 +106,8 @@ pub(super) struct Owner<S> {
     clock: fn() -> String,
     events: mpsc::WeakSender<Event>,
     blocks: BTreeMap<IpNet, Slot>,
-    /// Requests that no block has room for, until a claim succeeds, and those from before the
-    /// inputs were known.
+    /// Requests that no block has room for, until a claim succeeds, those from before the inputs were
+    /// known, and those whose handle is being deleted.
     waiting: VecDeque<Waiting>,
     /// IP versions with a claim in progress; one at a time each.
     claiming: BTreeSet<IpVersion>,
@@ -124,6 +126,7 @@ pub(super) struct Owner<S> {
     /// Number of searches for a loan that found nothing; each next one uses another order.
     fruitless: u64,
     idle: IdleBlocks,
+    deletions: Deletions,
     started: Instant,
 }
 
@@ -152,6 +155,7 @@ impl<S: Store> Owner<S> {
             borrowed: BTreeMap::new(),
             fruitless: 0,
             idle: IdleBlocks::default(),
+            deletions: Deletions::default(),
             started: Instant::now(),
         }
     }
@@ -212,6 +216,11 @@ impl<S: Store> Owner<S> {
             Event::Located(handle, reply, Ok(blocks)) => self.finish_locate(handle, reply, blocks),
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
+            }
+            Event::Released(handle) => {
+                if self.deletions.end(&handle) {
+                    self.retry();
+                }
             }
             Event::Loaded(loaded) => self.finish_load(loaded),
             Event::BlockReleased(cidr, returned) => self.finish_block_release(cidr, returned),

@@ -14,6 +14,7 @@ use margay_api::hosts::{NodeInterface, node_interfaces};
 use margay_api::meta::Labels;
 use margay_api::network::NodeInfo;
 use margay_api::rule::IpVersion;
+use margay_api::settings::FelixSettings;
 use margay_api::storage::Mode;
 use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;
@@ -36,7 +37,7 @@ use margay_dataplane::routes::plan::{has_vxlan, vxlan_device_name};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::LinkRemover;
 use margay_dataplane::routes::underlay;
-use margay_dataplane::{Attached, Dataplane, Links};
+use margay_dataplane::{Attached, Dataplane};
 use margay_ipam::addresses::NodeAddresses;
 use margay_ipam::allocator::{Allocator, BlockMap, Inputs, Pools};
 use margay_ipam::excess;
@@ -91,21 +92,17 @@ pub(crate) struct ViewInputs {
     pub(crate) vxlan: BTreeMap<IpVersion, u32>,
     /// Whether there is an IPv6 pool.
     pub(crate) has_ipv6: bool,
+    /// No Namespace names pools for its pods: by a server whose stream is up, because one that is
+    /// cut off does not hear of new ones.
+    no_namespace_names_pools: bool,
     /// Interfaces other than those of pods and loopback.
     pub(crate) interfaces: Vec<NodeInterface>,
 }
 
-/// Extracts the inputs from the records; `is_whole`: they are a complete view, or have been one.
-fn view_inputs(
-    node: &str,
-    records: &BTreeMap<RecordId, Record>,
-    links: &Links,
-    is_whole: bool,
-) -> ViewInputs {
-    let mut inputs = ViewInputs {
-        interfaces: node_interfaces(links),
-        ..ViewInputs::default()
-    };
+/// Extracts the inputs, except interfaces, from the records that every node holds; `is_whole`: they
+/// are a complete view, or have been one.
+fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, is_whole: bool) -> ViewInputs {
+    let mut inputs = ViewInputs::default();
     let (mut blocks, mut has_own) = (BTreeMap::new(), false);
     for (id, record) in globals(records) {
         match (id, record) {
@@ -121,10 +118,14 @@ fn view_inputs(
             _ => {}
         }
     }
-    let configured = |version| match (records.get(&RecordId::Settings), version) {
-        (Some(Record::Settings(settings)), IpVersion::V4) => settings.vxlan_mtu,
-        (Some(Record::Settings(settings)), IpVersion::V6) => settings.vxlan_mtu_v6,
-        _ => 0,
+    let settings = match records.get(&RecordId::Settings) {
+        Some(Record::Settings(settings)) => settings.clone(),
+        _ => FelixSettings::default(),
+    };
+    inputs.no_namespace_names_pools = settings.no_namespace_names_pools;
+    let configured = |version| match version {
+        IpVersion::V4 => settings.vxlan_mtu,
+        IpVersion::V6 => settings.vxlan_mtu_v6,
     };
     let encapsulated = IpVersion::ALL
         .into_iter()
@@ -224,10 +225,12 @@ pub fn start<S: Store, N: Announcer>(
         .collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (known_mtu, known_mtu_seen) = watch::channel(None);
+    let (unnamed, unnamed_seen) = watch::channel(false);
     let inputs = Inputs {
         map: blocks_seen,
         pools: (dependencies.pools)(labels_seen),
         limits: dependencies.limits,
+        no_namespace_names_pools: unnamed_seen,
     };
     let problems = settings.problems.clone();
     let report = move |excess: Option<&str>| problems.report("blocks", true, excess);
@@ -259,6 +262,9 @@ pub fn start<S: Store, N: Announcer>(
     let (own, inputs_seen) = watch::channel(ViewInputs::default());
     tokio::spawn(async move {
         let mut status = agent.watch();
+        // Changes of the records that every node holds, as of the inputs computed last: a pod's
+        // start changes none of them.
+        let (mut known, mut seen) = (None, ViewInputs::default());
         loop {
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
@@ -266,13 +272,26 @@ pub fn start<S: Store, N: Announcer>(
             }
             let name = settings.node.clone();
             // Read before the view: what is inspected afterwards is at least as complete.
-            let is_whole = status.borrow_and_update().enforcing;
-            let look = move |state: &State, dataplane: &dyn Dataplane| {
-                view_inputs(&name, state.records(), dataplane.links(), is_whole)
+            let (is_whole, is_in_sync) = {
+                let status = status.borrow_and_update();
+                (status.enforcing, status.in_sync)
             };
-            let Some(seen) = agent.inspect(look).await else {
+            let look = move |state: &State, dataplane: &dyn Dataplane| {
+                let version = Some((state.global_changes(), is_whole));
+                let inputs =
+                    (known != version).then(|| view_inputs(&name, state.records(), is_whole));
+                (version, inputs, node_interfaces(dataplane.links()))
+            };
+            let Some((version, inputs, interfaces)) = agent.inspect(look).await else {
                 return;
             };
+            known = version;
+            seen = ViewInputs {
+                interfaces,
+                ..inputs.unwrap_or(seen)
+            };
+            let is_unnamed = is_in_sync && seen.no_namespace_names_pools;
+            unnamed.send_if_modified(|present| replace_value(present, is_unnamed));
             let below = *underlay.borrow_and_update();
             if seen.blocks.is_some() {
                 let wanted = pod_mtu(settings.mtu, below, &seen.vxlan);
@@ -284,7 +303,7 @@ pub fn start<S: Store, N: Announcer>(
             let known_labels = seen.blocks.is_some().then(|| seen.own.labels.clone());
             labels.send_if_modified(|present| replace_value(present, known_labels));
             blocks.send_if_modified(|present| replace_value(present, seen.blocks.clone()));
-            own.send_if_modified(|present| replace_value(present, seen));
+            own.send_if_modified(|present| replace_value(present, seen.clone()));
             tokio::time::sleep(VIEW_INTERVAL).await;
         }
     });
@@ -354,7 +373,6 @@ mod tests {
     use super::*;
     use ipnet::IpNet;
     use margay_api::network::Encapsulation;
-    use margay_api::settings::FelixSettings;
     use margay_calc::model::{PoolRecord, RouteRecord};
 
     #[test]
@@ -441,7 +459,7 @@ mod tests {
                 Record::Pool(pool),
             ),
         ]);
-        let inputs = view_inputs("own", &records, &Links::new(), true);
+        let inputs = view_inputs("own", &records, true);
         assert_eq!(inputs.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
     }
 
@@ -459,9 +477,8 @@ mod tests {
             encapsulation: Encapsulation::None,
         });
         let mut records = BTreeMap::from([node("other"), (RecordId::Route(block), route)]);
-        let blocks = |records: &BTreeMap<_, _>, is_whole| {
-            view_inputs("own", records, &Links::new(), is_whole).blocks
-        };
+        let blocks =
+            |records: &BTreeMap<_, _>, is_whole| view_inputs("own", records, is_whole).blocks;
         assert_eq!(blocks(&BTreeMap::new(), false), None, "nothing has come");
         assert_eq!(blocks(&records, true), None, "typha has not seen the node");
         records.extend([node("own")]);

@@ -41,6 +41,8 @@ pub struct State {
     records: BTreeMap<RecordId, Record>,
     revision: u64,
     in_sync: bool,
+    /// Number of changes of records that every node holds.
+    global_changes: u64,
     resend: Resend,
     dirty: Dirty,
     /// IP sets removed since `take_dirty`, with the member changes not yet taken: a removal and
@@ -77,6 +79,12 @@ impl State {
     /// Newest revision applied.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Number of changes so far of records that every node holds: what is computed from these alone
+    /// holds as long as it stays the same.
+    pub fn global_changes(&self) -> u64 {
+        self.global_changes
     }
 
     /// Whether a server has declared the view complete since the last [`State::disconnect`].
@@ -147,6 +155,7 @@ impl State {
                 .into_iter()
                 .for_each(|member| self.dirty.mark_member(&set, member, false));
         } else if self.records.get(&id) != Some(&record) {
+            self.global_changes += u64::from(id.is_global());
             self.dirty.mark(id.clone());
         }
         self.records.insert(id, record);
@@ -157,6 +166,7 @@ impl State {
         let Some(record) = self.records.remove(id) else {
             return;
         };
+        self.global_changes += u64::from(id.is_global());
         if let (RecordId::IpSet(set), Record::IpSet(record)) = (id, record)
             && !self.dirty.records.contains(id)
         {

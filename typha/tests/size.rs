@@ -155,7 +155,10 @@ impl Typha {
 fn world(typha: &mut Typha) {
     typha.observe(
         "ns",
-        Some(Update::Namespace("x".to_owned(), Some(Labels::new()))),
+        Some(Update::Namespace(
+            "x".to_owned(),
+            Some(Labels::new().into()),
+        )),
         Vec::new(),
     );
     let tier = Tier {

@@ -53,6 +53,10 @@ macro_rules! felix_settings {
                 /// `failsafeOutboundHostPorts`, in order, each once.
                 failsafe_outbound: Vec<$crate::settings::Failsafe> =
                     $crate::settings::Failsafe::default_outbound();
+                /// No field of FelixConfiguration but what the cluster's Namespaces say: none names
+                /// pools for its pods, so nobody has to read a pod's Namespace to assign its
+                /// address. False if it is not known, as from a server of an older version.
+                no_namespace_names_pools: bool = false;
             }
         }
     };

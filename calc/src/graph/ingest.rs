@@ -22,6 +22,7 @@ use crate::rules::{Reference, SharedLists, Side, StoredRule, store_rule};
 use crate::selector::is_inherited;
 use crate::selectors::Selectors;
 use crate::sets::SetSpec;
+use crate::update::NamespaceInfo;
 use crate::update::NetworkSetKey;
 
 use super::Graph;
@@ -136,9 +137,17 @@ impl Graph {
         self.put_item(item, placement);
     }
 
-    pub(crate) fn apply_namespace(&mut self, name: &str, labels: Option<&Labels>) {
-        let labels =
-            labels.map(|labels| inherited(PREFIX_NAMESPACE, name, labels, &mut self.interner));
+    pub(crate) fn apply_namespace(&mut self, name: &str, namespace: Option<&NamespaceInfo>) {
+        let names_pools = namespace.is_some_and(|namespace| namespace.names_pools);
+        self.globals.set_names_pools(name, names_pools);
+        let labels = namespace.map(|namespace| {
+            inherited(
+                PREFIX_NAMESPACE,
+                name,
+                &namespace.labels,
+                &mut self.interner,
+            )
+        });
         let name: ParentName = (self.interner.intern(name), None);
         self.update_parent(name, labels);
     }

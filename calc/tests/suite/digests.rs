@@ -31,6 +31,7 @@ fn settings_keep_their_digest() {
         ipv6: false,
         vxlan_mtu_v6: 1380,
         checksum_offload_broken: true,
+        no_namespace_names_pools: false,
         failsafe_inbound: vec![ssh],
         failsafe_outbound: Vec::new(),
     };

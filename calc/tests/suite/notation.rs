@@ -148,7 +148,9 @@ impl Run {
                 name.parse().expect("a range"),
                 is_there.then(|| block(&args)),
             ),
-            "namespace" => Update::Namespace(name.to_owned(), is_there.then(|| labels(&args))),
+            "namespace" => {
+                Update::Namespace(name.to_owned(), is_there.then(|| labels(&args).into()))
+            }
             "account" => Update::ServiceAccount(pair(name), is_there.then(|| labels(&args))),
             "pod" => Update::Endpoint(pair(name), is_there.then(|| pod(&pair(name), &args))),
             "netset" => Update::NetworkSet(pair(name), is_there.then(|| network_set(&args))),

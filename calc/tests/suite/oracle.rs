@@ -14,7 +14,7 @@ use margay_calc::evaluate::{Direction, HostStage, Packet, connect, evaluate, eva
 use margay_calc::graph::Graph;
 use margay_calc::model::{Record, RecordId};
 use margay_calc::text;
-use margay_calc::update::Update;
+use margay_calc::update::{NamespaceInfo, Update};
 use proptest::prelude::*;
 
 fn packet() -> impl Strategy<Value = Packet> {
@@ -178,9 +178,9 @@ proptest! {
         let tenant = pod(&mut graph, "tenant", "10.0.0.1", pod_labels, service_account);
         let victim = pod(&mut graph, "victim", "10.0.0.2", Labels::new(), "default");
         let friend = pod(&mut graph, "friend", "10.0.0.3", Labels::new(), "robot");
-        graph.apply(Update::Namespace(String::from("tenant"), Some(Labels::new())));
-        graph.apply(Update::Namespace(String::from("victim"), Some(Labels::new())));
-        graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted"))));
+        graph.apply(Update::Namespace(String::from("tenant"), Some(NamespaceInfo::default())));
+        graph.apply(Update::Namespace(String::from("victim"), Some(NamespaceInfo::default())));
+        graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted").into())));
         graph.apply(
             Update::ServiceAccount(
                 NamespacedName::new("friend", "robot"),

@@ -90,7 +90,8 @@ impl World {
     fn label_namespace(&mut self, name: &str, labels: &Value) {
         let object: Namespace = decoded(json!({ "metadata": { "name": name, "labels": labels } }));
         let (name, labels) = k8s::namespace(&object);
-        self.graph.apply(Update::Namespace(name, Some(labels)));
+        self.graph
+            .apply(Update::Namespace(name, Some(labels.into())));
     }
 
     fn add_pod(&mut self, namespace: &str, pod: &Value) {

@@ -65,7 +65,7 @@ impl<S: Store> Owner<S> {
         if reply.is_closed() {
             return;
         }
-        if !self.is_ready() {
+        if !self.is_ready() || self.deletions.contains(wanted.handle()) {
             return self.waiting.push_back(Waiting::Request(wanted, reply));
         }
         if let Some(locked) = self.locked() {

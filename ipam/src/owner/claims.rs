@@ -140,7 +140,9 @@ impl<S: Store> Owner<S> {
             part.version == version && part.choice == *choice && self.block_for(part).is_none()
         };
         match waiting {
-            Waiting::Request(wanted, _) => self.parts(wanted).iter().any(lacks),
+            Waiting::Request(wanted, _) => {
+                !self.deletions.contains(wanted.handle()) && self.parts(wanted).iter().any(lacks)
+            }
             Waiting::Part(part, _) => lacks(part),
             Waiting::Release(..) => false,
         }

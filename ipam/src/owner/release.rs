@@ -59,8 +59,8 @@ impl<S: Store> Owner<S> {
     }
 
     /// Releases from the cached blocks that may have the handle, and from those of `located` that
-    /// are not cached; then deletes the handle. In that order, because without the handle nobody
-    /// would find the rest.
+    /// are not cached; then answers, and deletes the handle. In that order, because without the
+    /// handle nobody would find the rest.
     fn release_from(&mut self, handle: String, reply: ReleaseReply, located: Vec<Stored<Block>>) {
         let (here, elsewhere): (Vec<_>, Vec<_>) = located
             .into_iter()
@@ -86,7 +86,8 @@ impl<S: Store> Owner<S> {
             now: (self.clock)(),
         };
         let store = self.store.clone();
-        tokio::spawn(async move {
+        let deletion = self.deletions.begin(&handle);
+        self.spawn(async move {
             let failed = |error: StoreError| {
                 NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"))
             };
@@ -96,10 +97,18 @@ impl<S: Store> Owner<S> {
                 }
                 commit::release_from(&*store, &handle, elsewhere, &constraints)
                     .await
-                    .map_err(failed)?;
-                store.delete_handle(handle.clone()).await.map_err(failed)
+                    .map_err(failed)
             };
-            reply.send(released.await)
+            // The caller may have gone.
+            match released.await {
+                Ok(()) => {
+                    let deferred = deletion.defer().await;
+                    let _ = reply.send(Ok(()));
+                    deferred.exec(&store, &handle).await;
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            }
+            Event::Released(handle)
         });
     }
 }

@@ -39,7 +39,7 @@ pub struct Contents {
     pub lose_answers: u32,
     /// True while requests for blocks and namespaces are not answered.
     pub is_silent: bool,
-    /// True while handles are not written.
+    /// True while handles are neither written nor deleted.
     pub refuses_handles: bool,
 }
 
@@ -151,6 +151,13 @@ impl Contents {
         self.blocks.clear();
     }
 
+    fn check_kind<K: Kept>(&self) -> Result<(), StoreError> {
+        if self.refuses_handles && K::kind(&()) == "IPAMHandle" {
+            return Err(StoreError::Failed("no handles today".to_owned()));
+        }
+        Ok(())
+    }
+
     /// Removes all handles.
     pub fn clear_handles(&mut self) {
         self.handles.clear();
@@ -177,9 +184,7 @@ impl Memory {
         is_allowed: impl FnOnce(Option<&K>, &K) -> bool,
     ) -> Result<K, StoreError> {
         let mut contents = self.lock();
-        if contents.refuses_handles && K::kind(&()) == "IPAMHandle" {
-            return Err(StoreError::Failed("no handles today".to_owned()));
-        }
+        contents.check_kind::<K>()?;
         let name = object.meta().name.clone().unwrap_or_default();
         if !is_allowed(K::table(&mut contents).get(&name), &object) {
             return Err(StoreError::Conflict);
@@ -238,6 +243,7 @@ impl<K: Kept> Objects<K> for Memory {
             self.answer().await;
         }
         let mut contents = self.lock();
+        contents.check_kind::<K>()?;
         let table = K::table(&mut contents);
         let name = metadata.name.unwrap_or_default();
         let Some(present) = table.get(&name).map(Resource::meta) else {

@@ -1,5 +1,7 @@
 //! Storage that fails, is silent, or does what it does not answer.
 
+use std::time::Duration;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -144,4 +146,32 @@ async fn a_write_that_failed_and_was_done_all_the_same_is_looked_at_before_a_rel
         node.store.with(|contents| held(contents, "h").1),
         Vec::<String>::new()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_is_answered_before_its_handle_is_deleted_and_the_next_one_waits_for_that() {
+    let contents = Memory::default();
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
+    let first = node.allocator.assign(wanted("h")).await;
+    first.expect("an address");
+    let (named, _) = node.store.with(|contents| held(contents, "h"));
+    assert_eq!(named, ["10.0.0.0/26"]);
+    node.store.with(|contents| contents.refuses_handles = true);
+    node.allocator
+        .release("h".to_owned())
+        .await
+        .expect("no block has it any more");
+    assert_eq!(
+        node.store.with(|contents| held(contents, "h")),
+        (named.clone(), vec![]),
+        "the deletion failed"
+    );
+    // An address that it had now would lose its handle to the next attempt.
+    let mut again = std::pin::pin!(node.allocator.assign(wanted("h")));
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut again).await;
+    early.expect_err("the handle is still being deleted");
+    node.store.with(|contents| contents.refuses_handles = false);
+    again.await.expect("an address");
+    let (now_named, addresses) = node.store.with(|contents| held(contents, "h"));
+    assert_eq!((now_named, addresses.len()), (named, 1));
 }

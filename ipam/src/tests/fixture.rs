@@ -113,6 +113,7 @@ pub(super) struct Node {
     pub(super) map: watch::Sender<BlockMap>,
     pub(super) pools: watch::Sender<Pools>,
     pub(super) limits: watch::Sender<KnownLimits>,
+    pub(super) no_namespace_names_pools: watch::Sender<bool>,
 }
 
 impl Node {
@@ -158,10 +159,12 @@ pub(super) fn mk_mortal(name: &str, contents: &Memory, pools: Vec<NodePool>, end
     let (map, seen) = watch::channel(Some(Arc::default()));
     let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
     let (limits, limits_seen) = watch::channel(Some(Arc::default()));
+    let (no_namespace_names_pools, unnamed_seen) = watch::channel(false);
     let inputs = Inputs {
         map: seen,
         pools: pools_seen,
         limits: limits_seen,
+        no_namespace_names_pools: unnamed_seen,
     };
     let allocator = Allocator::spawn(name.to_owned(), Arc::new(store.clone()), inputs, clock);
     Node {
@@ -170,6 +173,7 @@ pub(super) fn mk_mortal(name: &str, contents: &Memory, pools: Vec<NodePool>, end
         map,
         pools,
         limits,
+        no_namespace_names_pools,
     }
 }
 

@@ -162,3 +162,37 @@ async fn what_was_claimed_before_the_namespace_was_read_is_released_if_its_annot
         .expect("the annotation is gone");
     assert!(given[0].to_string().starts_with("10.0.0."), "{given:?}");
 }
+
+#[tokio::test]
+async fn no_namespace_is_read_while_none_names_pools_and_no_pool_selects_any() {
+    let contents = Memory::default();
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
+    let reads = Arc::new(Mutex::new(0));
+    let counted = reads.clone();
+    let look = namespaces::reader(Arc::new(node.store.clone()));
+    let look: namespaces::ReadNamespace = Arc::new(move |name| {
+        *counted.lock() += 1;
+        look(name)
+    });
+    let addresses = NodeAddresses::new("n1".to_owned(), node.allocator.clone(), look, clock);
+    // Whether typha says that no namespace names pools, and the reads of namespaces after a pod.
+    for (number, (none_names_pools, wanted)) in [(false, 1), (true, 1), (true, 1), (false, 2)]
+        .into_iter()
+        .enumerate()
+    {
+        node.no_namespace_names_pools.send_replace(none_names_pools);
+        addresses
+            .assign(request("x", number as u32, None))
+            .await
+            .expect("an address");
+        assert_eq!(*reads.lock(), wanted, "pod {number}");
+    }
+    node.pools.send_modify(|pools| {
+        let selects = Selector::parse("team == 'a'").expect("a selector");
+        Arc::make_mut(pools.as_mut().expect("pools"))[0].namespaces = Some(selects);
+    });
+    node.no_namespace_names_pools.send_replace(true);
+    let refused = addresses.assign(request("x", 9, None)).await;
+    refused.expect_err("the only pool is for other namespaces");
+    assert_eq!(*reads.lock(), 3, "a pool asks for labels");
+}

@@ -166,12 +166,20 @@ proptest! {
             if matches!(way, Way::Restatement(_)) {
                 state.disconnect();
             }
+            let globals = |records: &Records| -> Records {
+                let globals = margay_calc::model::globals(records);
+                globals.map(|(id, record)| (id.clone(), record.clone())).collect()
+            };
+            let before = (globals(state.records()), state.global_changes());
             for frame in frames(&sent, &next, &way) {
                 state.apply(frame).expect("a server sends only what fits");
             }
             sent = next;
             prop_assert_eq!(state.records(), &sent);
             prop_assert!(state.is_in_sync());
+            if globals(state.records()) != before.0 {
+                prop_assert!(state.global_changes() > before.1);
+            }
             if look {
                 let dirty = state.take_dirty();
                 follow(&mut follower, state.records(), &dirty);
@@ -201,6 +209,7 @@ fn a_record_that_is_sent_again_marks_nothing_dirty() {
         .into_iter()
         .for_each(|frame| state.apply(frame).expect("it fits"));
     assert!(state.take_dirty().is_empty());
+    assert_eq!(state.global_changes(), 1, "the pool, once");
 }
 
 #[test]

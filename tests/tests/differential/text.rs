@@ -95,7 +95,7 @@ fn write_update(f: &mut fmt::Formatter<'_>, update: &Update) -> fmt::Result {
         }
         Update::Namespace(name, value) => {
             write!(f, "{}namespace {name}", gone(value.is_none()))?;
-            write_labels(f, value.as_ref().unwrap_or(&Labels::new()))?;
+            write_labels(f, &value.clone().unwrap_or_default().labels)?;
         }
         Update::ServiceAccount(name, value) => {
             write!(f, "{}account {name}", gone(value.is_none()))?;
@@ -290,7 +290,10 @@ fn parse_line(case: &mut Case, line: &str) -> Result<()> {
             case.probes.push(parse_probe(name, rest)?);
             return Ok(());
         }
-        "namespace" => Update::Namespace((*name).to_owned(), is_there.then(|| parse_labels(rest))),
+        "namespace" => Update::Namespace(
+            (*name).to_owned(),
+            is_there.then(|| parse_labels(rest).into()),
+        ),
         "account" => Update::ServiceAccount(pod(name), is_there.then(|| parse_labels(rest))),
         "pod" => Update::Endpoint(
             pod(name),

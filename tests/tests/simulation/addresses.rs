@@ -395,6 +395,7 @@ impl Node {
             map: blocks,
             pools: seen_pools,
             limits: seen_limits,
+            no_namespace_names_pools: watch::channel(true).1,
         };
         let clock = || "2026-01-01T00:00:00Z".to_owned();
         let allocator = Allocator::spawn(name.clone(), Arc::new(remote), inputs, clock);

@@ -47,7 +47,7 @@ fn observed(name: &str, uid: &str, update: Update) -> Observed {
 
 fn mk_namespace(name: &str, label: &str) -> Observed {
     let labels = Labels::from([("l".to_owned(), label.to_owned())]);
-    let update = Update::Namespace(name.to_owned(), Some(labels));
+    let update = Update::Namespace(name.to_owned(), Some(labels.into()));
     observed(name, "u", update)
 }
 

@@ -8,7 +8,7 @@ fn namespace(namespace: Namespace) -> Ingested {
     Ingested {
         update: Some(Update::Namespace(
             namespace.metadata.name.unwrap_or_default(),
-            Some(labels),
+            Some(labels.into()),
         )),
         ..Ingested::default()
     }

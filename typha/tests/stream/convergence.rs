@@ -16,7 +16,7 @@ use margay_api::selector::{Node as Selection, Selector};
 use margay_api::settings::{FelixOverrides, SettingsScope};
 use margay_calc::digest;
 use margay_calc::model::RecordId;
-use margay_calc::update::Update;
+use margay_calc::update::{NamespaceInfo, Update};
 use margay_proto::sync::{Change, Frame};
 use margay_typha::cause::Cause;
 use margay_typha::codec::FrameBytes;
@@ -150,7 +150,7 @@ fn update() -> impl Strategy<Value = Update> {
             }
         }),
         1 => (0..2_u8, any::<bool>()).prop_map(|(ns, there)| {
-            Update::Namespace(format!("ns{ns}"), there.then(Labels::new))
+            Update::Namespace(format!("ns{ns}"), there.then(NamespaceInfo::default))
         }),
         1 => any::<bool>().prop_map(|there| {
             let tier = Tier { order: Order(None), default_action: Action::Deny };

@@ -291,7 +291,7 @@ impl Typha {
             order: Order(None),
             default_action: Action::Deny,
         };
-        let namespace = Update::Namespace("ns".to_owned(), Some(Labels::new()));
+        let namespace = Update::Namespace("ns".to_owned(), Some(Labels::new().into()));
         self.observe(vec![
             mk_object("namespace", namespace),
             mk_object("tier", Update::Tier("default".to_owned(), Some(tier))),

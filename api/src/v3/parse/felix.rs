@@ -40,6 +40,7 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
             0..=65535,
         ),
         checksum_offload_broken: checksum_offload_broken(&mut problems, spec),
+        no_namespace_names_pools: None,
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec),
         allow_conntrack_invalid: spec.disable_conntrack_invalid_check,
         log_prefix: spec.log_prefix.clone().filter(|prefix| !prefix.is_empty()),

@@ -67,7 +67,7 @@ impl Objects {
 
     fn inherit(&self, labels: &mut Labels, namespace: &str) {
         if let Some(parent) = self.namespaces.get(namespace) {
-            inherit(labels, PREFIX_NAMESPACE, namespace, parent);
+            inherit(labels, PREFIX_NAMESPACE, namespace, &parent.labels);
         }
     }
 }

@@ -25,7 +25,7 @@ use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord,
     PoolRecord, Record, RecordId, RouteRecord, SetId, TierBinding,
 };
-use margay_calc::update::{Backend, NetworkSetKey, Update};
+use margay_calc::update::{Backend, NamespaceInfo, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
 
 /// Normalises minus zero to zero.
@@ -44,7 +44,7 @@ pub fn tie(key: &PolicyKey) -> String {
 pub struct Objects {
     pub endpoints: BTreeMap<EndpointKey, WorkloadEndpoint>,
     pub hosts: BTreeMap<String, HostEndpoint>,
-    pub namespaces: BTreeMap<String, Labels>,
+    pub namespaces: BTreeMap<String, NamespaceInfo>,
     pub service_accounts: BTreeMap<NamespacedName, Labels>,
     pub policies: BTreeMap<PolicyKey, Policy>,
     pub staged: BTreeMap<PolicyKey, StagedPolicy>,
@@ -139,6 +139,7 @@ impl Objects {
             failsafe_outbound: { layers.iter() }
                 .find_map(|layer| layer.failsafe_outbound.clone())
                 .unwrap_or(built_in.failsafe_outbound),
+            no_namespace_names_pools: !self.namespaces.values().any(|info| info.names_pools),
             ..FelixSettings::default()
         }
     }

@@ -17,7 +17,7 @@ use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::Protocol;
 use margay_api::selector::{Node, Selector};
 use margay_api::settings::{Failsafe, FelixOverrides, SettingsScope};
-use margay_calc::update::{Backend, Update};
+use margay_calc::update::{Backend, NamespaceInfo, Update};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -72,8 +72,8 @@ pub fn update() -> impl Strategy<Value = Update> {
         3 => object(host_name(), 0.8, host_endpoint(), |name, host| {
             Update::HostEndpoint(name.to_owned(), host)
         }),
-        3 => object(select(&NAMESPACES[..]), 0.7, parent_labels(), |name, labels| {
-            Update::Namespace(name.to_owned(), labels)
+        3 => object(select(&NAMESPACES[..]), 0.7, namespace(), |name, namespace| {
+            Update::Namespace(name.to_owned(), namespace)
         }),
         2 => object(account_key(), 0.7, parent_labels(), Update::ServiceAccount),
         6 => object(policy_key(), 0.75, policy(), Update::Policy),
@@ -192,6 +192,13 @@ fn own_labels() -> impl Strategy<Value = Labels> {
     ];
     let values = vec!["web", "db", "front", "back", "a", "red", "blue", "admin"];
     labels(keys, values)
+}
+
+fn namespace() -> impl Strategy<Value = NamespaceInfo> {
+    (parent_labels(), prop::bool::weighted(0.2)).prop_map(|(labels, names_pools)| NamespaceInfo {
+        labels,
+        names_pools,
+    })
 }
 
 fn parent_labels() -> impl Strategy<Value = Labels> {

@@ -250,7 +250,10 @@ fn mk_view(direction: Direction, peers: usize, names: usize) -> Records {
         default_action: Action::Deny,
     };
     graph.apply(Update::Tier(policy.tier.clone(), Some(tier)));
-    graph.apply(Update::Namespace("x".to_owned(), Some(Labels::new())));
+    graph.apply(Update::Namespace(
+        "x".to_owned(),
+        Some(Labels::new().into()),
+    ));
     graph.apply(Update::Policy(mk_policy_key(0), Some(policy)));
     let port = |number: usize| {
         let port = 1000 + u16::try_from(number).expect("few");
