@@ -9,9 +9,9 @@ use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::watch;
 
-use super::allocator::{Allocator, Pools};
+use super::allocator::Allocator;
 use super::namespaces::{self, NamespacesWithPools, ReadNamespace, Relevance};
-use super::pools::{PoolChoice, Use};
+use super::pools::{PoolChoice, Pools, Use};
 use super::request::{AddressRequest, Addresses, Demand, NoAddress};
 use super::store::Namespace;
 

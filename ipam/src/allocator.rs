@@ -1,25 +1,17 @@
-//! The allocator of a node: a handle to the one task that owns the node's blocks, and its messages.
+//! The allocator of a node: a handle to the one task that owns the node's blocks.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use margay_api::ipam::block::Block;
-use margay_api::rule::IpVersion;
-use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::borrow::Borrowed;
-use super::commit::WriteOutcome;
-use super::idle_blocks::BlockRelease;
-use super::limits::KnownLimits;
-use super::node_objects::{NodeObjects, Stored};
-use super::owner::Owner;
-use super::pools::{NodePool, PoolChoice};
+use super::inputs::Inputs;
+use super::node_objects::NodeObjects;
+use super::owner::{Event, Owner};
+use super::pools::{NodePool, Pools};
 use super::request::{AddressRequest, NoAddress};
-use super::store::{Store, StoreError};
+use super::store::Store;
 
 /// Requests that may wait for the owner task; more wait in the callers, whose number the CNI socket
 /// limits.
@@ -28,99 +20,6 @@ const QUEUE: usize = 256;
 /// How long a request waits until the inputs are known. The runtime retries; meanwhile others have
 /// its place at the socket.
 const UNKNOWN: Duration = Duration::from_secs(10);
-
-/// Node of each block, as the cluster knows it. It may lag behind; `None` until anything is known.
-pub type BlockMap = Option<Arc<BTreeMap<IpNet, String>>>;
-
-/// The pools as this node sees them, by name; `None` until they have been listed.
-pub type Pools = Option<Arc<Vec<NodePool>>>;
-
-/// Watched inputs of the allocator.
-#[derive(Clone)]
-pub struct Inputs {
-    /// Node of each block.
-    pub map: watch::Receiver<BlockMap>,
-    /// Pools to assign from.
-    pub pools: watch::Receiver<Pools>,
-    /// Limits and reservations.
-    pub limits: watch::Receiver<KnownLimits>,
-    /// No Namespace names pools for its pods; false as long as that is not certain.
-    pub no_namespace_names_pools: watch::Receiver<bool>,
-}
-
-/// Part of a request that one block can serve: the address of one IP version.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part {
-    pub(super) attribute: AllocationAttribute,
-    pub(super) version: IpVersion,
-    /// Pools to take the address from.
-    pub(super) choice: PoolChoice,
-    /// Blocks that the handle must list once the address is claimed. Only one part of a request has
-    /// all of them, so that recording them is one write.
-    pub(super) recorded: Vec<IpNet>,
-}
-
-impl Part {
-    /// The handle.
-    pub(super) fn handle(&self) -> &str {
-        self.attribute.handle_id.as_deref().unwrap_or_default()
-    }
-}
-
-/// Requests that wait for room, or for the blocks of this node to be read.
-pub(super) enum Waiting {
-    Request(AddressRequest, AssignReply),
-    /// A part whose block turned out to be full or lost.
-    Part(Part, AssignReply),
-    /// The release of a handle that was not found while not all blocks of this node have been read.
-    Release(String, ReleaseReply),
-}
-
-pub(super) type AssignReply = oneshot::Sender<Result<Vec<IpNet>, NoAddress>>;
-pub(super) type ReleaseReply = oneshot::Sender<Result<(), NoAddress>>;
-
-pub(super) enum Event {
-    Assign(AddressRequest, AssignReply),
-    Release(String, ReleaseReply),
-    Written(WriteOutcome),
-    /// Outcome of a claim, with the IP version and the pools it was for.
-    Claimed(IpVersion, PoolChoice, Result<Stored<Block>, NoAddress>),
-    /// Blocks that the handle of a tunnel lists: it may have borrowed its address before a restart.
-    Found(
-        AddressRequest,
-        AssignReply,
-        Result<Vec<Stored<Block>>, StoreError>,
-    ),
-    /// Addresses borrowed for a request that this node's blocks serve only in part, or not at all.
-    Borrowed(
-        AddressRequest,
-        AssignReply,
-        Result<Vec<Borrowed>, NoAddress>,
-    ),
-    /// Outcome of the release of a block.
-    BlockReleased(IpNet, BlockRelease),
-    /// Addresses that a pod names, with their blocks.
-    Exact(
-        Vec<IpNet>,
-        AssignReply,
-        Result<Vec<Stored<Block>>, NoAddress>,
-    ),
-    Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
-    /// A release has ended, and with it the deletion of the handle's object.
-    Released(String),
-    /// Blocks that have been read.
-    Loaded(Loaded),
-}
-
-/// Blocks of this node that have been read.
-pub(super) struct Loaded {
-    /// Blocks that exist.
-    pub(super) found: Vec<Stored<Block>>,
-    /// Blocks that could not be read.
-    pub(super) unread: Vec<IpNet>,
-    /// Blocks that the map does not list for this node any more.
-    pub(super) left: Vec<IpNet>,
-}
 
 /// Handle to the allocator of a node; cheap to clone.
 #[derive(Clone)]
@@ -176,7 +75,7 @@ impl Allocator {
         let known = tokio::time::timeout(UNKNOWN, pools.wait_for(Option::is_some)).await;
         let known = known
             .map_err(|_| self.inputs.unknown())?
-            .map_err(|_| stopping())?;
+            .map_err(|_| NoAddress::stopping())?;
         Ok(known.clone().unwrap_or_default())
     }
 
@@ -196,92 +95,10 @@ impl Allocator {
         event: Event,
         answer: oneshot::Receiver<Result<T, NoAddress>>,
     ) -> Result<T, NoAddress> {
-        self.events.send(event).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
-    }
-}
-
-impl Inputs {
-    /// Returns once all inputs are known.
-    async fn known(mut self) -> Result<(), NoAddress> {
-        self.map
-            .wait_for(Option::is_some)
+        self.events
+            .send(event)
             .await
-            .map_err(|_| stopping())?;
-        self.pools
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|_| stopping())?;
-        self.limits
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|_| stopping())?;
-        Ok(())
+            .map_err(|_| NoAddress::stopping())?;
+        answer.await.map_err(|_| NoAddress::stopping())?
     }
-
-    /// Returns true when all inputs are known.
-    pub(super) fn is_known(&self) -> bool {
-        self.map.borrow().is_some()
-            && self.pools.borrow().is_some()
-            && self.limits.borrow().is_some()
-    }
-
-    /// Error that names the input that is not known yet.
-    pub(super) fn unknown(&self) -> NoAddress {
-        let what = if self.map.borrow().is_none() {
-            "the node's view has not come from margay-typha, or does not have the node"
-        } else if self.pools.borrow().is_none() {
-            "IPPools have not been listed"
-        } else {
-            "what bounds IPAM, or a block of this node, has not been read"
-        };
-        NoAddress::Unavailable(format!(
-            "what addresses this node has is not known yet: {what}; the runtime will try again"
-        ))
-    }
-}
-
-impl Waiting {
-    pub(super) fn fail(self, error: NoAddress) {
-        // The caller may have gone.
-        match self {
-            Self::Request(_, reply) | Self::Part(_, reply) => drop(reply.send(Err(error))),
-            Self::Release(_, reply) => drop(reply.send(Err(error))),
-        }
-    }
-}
-
-pub(super) fn stopping() -> NoAddress {
-    NoAddress::Unavailable("the agent is stopping; the runtime will try again".to_owned())
-}
-
-/// Replies with the addresses of `had` and of all parts, IPv4 first, or with the first error. The
-/// caller then releases what other parts have claimed, with the handle.
-pub(super) async fn join(
-    had: Vec<IpNet>,
-    parts: Vec<oneshot::Receiver<Result<Vec<IpNet>, NoAddress>>>,
-    reply: AssignReply,
-) {
-    let mut addresses = Ok(had);
-    for part in parts {
-        match (
-            part.await.unwrap_or_else(|_| Err(stopping())),
-            &mut addresses,
-        ) {
-            (Ok(more), Ok(addresses)) => addresses.extend(more),
-            (Err(error), Ok(_)) => addresses = Err(error),
-            (_, Err(_)) => {}
-        }
-    }
-    let ordered = addresses.map(|mut addresses| {
-        addresses.sort_by_key(|address| address.addr().is_ipv6());
-        addresses
-    });
-    // The caller may have gone.
-    let _ = reply.send(ordered);
-}
-
-/// Addresses with their full prefix length.
-pub(super) fn whole(addresses: Vec<IpAddr>) -> Vec<IpNet> {
-    addresses.into_iter().map(IpNet::from).collect()
 }

@@ -1,14 +1,18 @@
 //! One write of a block that carries out many operations, and the outcome of each.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
+use margay_api::rule::IpVersion;
+use margay_api::v3::ipam::AllocationAttribute;
+use tokio::sync::oneshot;
 
-use super::allocator::{AssignReply, Part, ReleaseReply, whole};
 use super::constraints::Constraints;
 use super::node_objects::{NodeObjects, Stored};
+use super::pools::PoolChoice;
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
 
@@ -17,6 +21,28 @@ use super::store::{Store, StoreError};
 const TRIES: u32 = 5;
 /// Delay before the second try after an error that is not a conflict; it doubles.
 const DELAY: Duration = Duration::from_millis(100);
+
+/// Part of a request that one block can serve: the address of one IP version.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part {
+    pub(super) attribute: AllocationAttribute,
+    pub(super) version: IpVersion,
+    /// Pools to take the address from.
+    pub(super) choice: PoolChoice,
+    /// Blocks that the handle must list once the address is claimed. Only one part of a request has
+    /// all of them, so that recording them is one write.
+    pub(super) recorded: Vec<IpNet>,
+}
+
+impl Part {
+    /// The handle.
+    pub(super) fn handle(&self) -> &str {
+        self.attribute.handle_id.as_deref().unwrap_or_default()
+    }
+}
+
+pub(super) type AssignReply = oneshot::Sender<Result<Vec<IpNet>, NoAddress>>;
+pub(super) type ReleaseReply = oneshot::Sender<Result<(), NoAddress>>;
 
 /// Operation on a block, with the caller's reply channel.
 pub(super) enum Operation {
@@ -248,4 +274,9 @@ pub(super) async fn release_from<S: Store>(
         }
     }
     Ok(())
+}
+
+/// Addresses with their full prefix length.
+pub(super) fn whole(addresses: Vec<IpAddr>) -> Vec<IpNet> {
+    addresses.into_iter().map(IpNet::from).collect()
 }

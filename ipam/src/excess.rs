@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use margay_api::ipam::limits::Limits;
 use margay_api::rule::IpVersion;
 
-use super::allocator::Inputs;
+use super::inputs::Inputs;
 use super::pools::{self, NodePool};
 
 /// Calls `report` at first and on each change of the inputs with the problem, or with `None`, until

@@ -9,11 +9,12 @@
 //!
 //! On a node: [`request`] (what is asked, and why there may be no address), [`addresses`]
 //! (attributes as Calico keeps them), [`namespaces`] and [`pools`] (where an address may come
-//! from), [`limits`] (settings and reservations), [`allocator`] (the way to the one task that owns
-//! the node's blocks, `owner`). That task assigns from its blocks (`commit`), claims new ones
-//! (`claim`), borrows from other nodes' (`borrow`), assigns addresses that pods name (`exact`) and
-//! releases blocks that it does not need (`idle_blocks`), within `constraints`: reservations,
-//! overlaps, cooldown. It writes through `node_objects`, in Calico's order.
+//! from), [`limits`] (settings and reservations), [`inputs`] (what is watched of these),
+//! [`allocator`] (the way to the one task that owns the node's blocks, `owner`). That task assigns
+//! from its blocks (`commit`), claims new ones (`claim`), borrows from other nodes' (`borrow`),
+//! assigns addresses that pods name (`exact`) and releases blocks that it does not need
+//! (`idle_blocks`), within `constraints`: reservations, overlaps, cooldown. It writes through
+//! `node_objects`, in Calico's order.
 //!
 //! By hand: [`release`]. In the operator: [`leak_scan`] (pure: what is due) and [`collector`]
 //! (carries it out). [`check`] reports what does not fit together, [`excess`] blocks beyond the
@@ -29,7 +30,8 @@
 //! use margay_api::endpoint::EndpointKey;
 //! use margay_api::v3::IPPool;
 //! use margay_api::v3::pool::IPPoolSpec;
-//! use margay_ipam::allocator::{Allocator, Inputs};
+//! use margay_ipam::allocator::Allocator;
+//! use margay_ipam::inputs::Inputs;
 //! use margay_ipam::pools::of_node;
 //! use margay_ipam::request::AddressRequest;
 //! use margay_ipam::store::memory::Memory;
@@ -72,6 +74,7 @@ mod constraints;
 mod exact;
 pub mod excess;
 mod idle_blocks;
+pub mod inputs;
 pub mod leak_scan;
 pub mod limits;
 pub mod namespaces;

@@ -11,6 +11,7 @@
 
 mod assign;
 mod claims;
+mod events;
 mod handles;
 mod release;
 
@@ -24,15 +25,18 @@ use margay_api::rule::IpVersion;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::allocator::{Event, Inputs, Loaded, Waiting};
 use super::commit::{self, Operation, WriteOutcome};
 use super::constraints::{Constraints, KnownBlocks};
 use super::idle_blocks::{self, BlockRelease, IdleBlocks};
+use super::inputs::Inputs;
 use super::node_objects::{NodeObjects, Stored};
 use super::pools::NodePool;
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
+use events::{Loaded, Waiting};
 use handles::Deletions;
+
+pub(super) use events::Event;
 
 /// Block of this node, with the operations that wait for its next write.
 struct Slot {

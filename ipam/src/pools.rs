@@ -11,8 +11,6 @@ use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
 use tokio::sync::watch;
 
-use super::allocator::Pools;
-
 /// Block sizes of pools without `blockSize`.
 const BLOCK_SIZE_V4: u8 = 26;
 const BLOCK_SIZE_V6: u8 = 122;
@@ -23,6 +21,9 @@ const ALLOCATABLE: &str = "Allocatable";
 
 /// All objects of a kind by name; none until they have been listed.
 pub type Listed<K> = Option<Arc<BTreeMap<String, K>>>;
+
+/// The pools as this node sees them, by name; `None` until they have been listed.
+pub type Pools = Option<Arc<Vec<NodePool>>>;
 
 /// A pool as a node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -109,6 +109,13 @@ pub enum NoAddress {
     Unavailable(String),
 }
 
+impl NoAddress {
+    /// The answer to what is asked of an allocator that ends.
+    pub(super) fn stopping() -> Self {
+        Self::Unavailable("the agent is stopping; the runtime will try again".to_owned())
+    }
+}
+
 /// Assigns and releases addresses of pods.
 pub trait Addresses: Send + Sync + 'static {
     /// Assigns addresses, which storage has under the handle when this returns. A second request

@@ -21,9 +21,10 @@ use margay_api::v3::ipam::{AllocationAttribute, IPReservationSpec};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::allocator::{Allocator, BlockMap, Inputs, Pools};
+use super::allocator::Allocator;
+use super::inputs::{BlockMap, Inputs};
 use super::limits::KnownLimits;
-use super::pools::{NodePool, Use};
+use super::pools::{NodePool, Pools, Use};
 use super::request::{AddressRequest, Demand, NoAddress};
 use super::store::memory::{Contents, Kept, Memory};
 use super::store::{AffinityState, Namespace, Objects, Store, StoreError};

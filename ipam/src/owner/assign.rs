@@ -6,9 +6,9 @@ use margay_api::rule::IpVersion;
 use tokio::sync::oneshot;
 
 use super::Owner;
-use crate::allocator::{AssignReply, Event, Part, Waiting, join, whole};
+use super::events::{Event, Waiting};
 use crate::claim::{self, ClaimContext};
-use crate::commit::{self, Operation};
+use crate::commit::{self, AssignReply, Operation, Part, whole};
 use crate::constraints::{Constraints, KnownBlocks};
 use crate::exact;
 use crate::node_objects::Stored;
@@ -266,4 +266,30 @@ impl<S: Store> Owner<S> {
             now: (self.clock)(),
         }
     }
+}
+
+/// Replies with the addresses of `had` and of all parts, IPv4 first, or with the first error. The
+/// caller then releases what other parts have claimed, with the handle.
+async fn join(
+    had: Vec<IpNet>,
+    parts: Vec<oneshot::Receiver<Result<Vec<IpNet>, NoAddress>>>,
+    reply: AssignReply,
+) {
+    let mut addresses = Ok(had);
+    for part in parts {
+        match (
+            part.await.unwrap_or_else(|_| Err(NoAddress::stopping())),
+            &mut addresses,
+        ) {
+            (Ok(more), Ok(addresses)) => addresses.extend(more),
+            (Err(error), Ok(_)) => addresses = Err(error),
+            (_, Err(_)) => {}
+        }
+    }
+    let ordered = addresses.map(|mut addresses| {
+        addresses.sort_by_key(|address| address.addr().is_ipv6());
+        addresses
+    });
+    // The caller may have gone.
+    let _ = reply.send(ordered);
 }

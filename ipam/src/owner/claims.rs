@@ -10,11 +10,11 @@ use margay_api::ipam::search::shuffled;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
+use super::events::{Event, Waiting};
 use super::{Owner, Slot};
-use crate::allocator::{AssignReply, Event, Part, Waiting};
 use crate::borrow::{Borrowed, borrow};
 use crate::claim;
-use crate::commit::commit;
+use crate::commit::{AssignReply, Part, commit};
 use crate::constraints::Constraints;
 use crate::idle_blocks::{BlockFacts, BlockRelease, Need, release_block};
 use crate::node_objects::{NodeObjects, Stored};

@@ -7,8 +7,8 @@ use margay_api::ipam::block::Block;
 use tokio::sync::oneshot;
 
 use super::Owner;
-use crate::allocator::{Event, ReleaseReply, Waiting, stopping};
-use crate::commit::{self, Operation};
+use super::events::{Event, Waiting};
+use crate::commit::{self, Operation, ReleaseReply};
 use crate::constraints::Constraints;
 use crate::node_objects::Stored;
 use crate::request::NoAddress;
@@ -93,7 +93,7 @@ impl<S: Store> Owner<S> {
             };
             let released = async {
                 for answer in answers {
-                    answer.await.map_err(|_| stopping())??;
+                    answer.await.map_err(|_| NoAddress::stopping())??;
                 }
                 commit::release_from(&*store, &handle, elsewhere, &constraints)
                     .await

@@ -22,10 +22,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::{Cluster, Namespace, Objects, Store, StoreError, bounded};
-use crate::allocator::Pools;
 use crate::leak_scan::PodFacts;
 use crate::limits::{self, KnownLimits};
-use crate::pools::{self, Listed};
+use crate::pools::{self, Listed, Pools};
 
 /// Objects per page of a list.
 const PAGE: u32 = 500;

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use super::{FLOORS, metadata, rust_files};
 
 /// Crates whose modules use each other in one direction.
-const ONE_WAY: [&str; 11] = [
+const ONE_WAY: [&str; 12] = [
     "api",
     "bgp",
     "calc",
     "ctl",
     "dataplane",
+    "ipam",
     "netlink",
     "nft",
     "operator",
