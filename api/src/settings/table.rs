@@ -53,6 +53,13 @@ macro_rules! felix_settings {
                 /// `failsafeOutboundHostPorts`, in order, each once.
                 failsafe_outbound: Vec<$crate::settings::Failsafe> =
                     $crate::settings::Failsafe::default_outbound();
+                /// `prometheusMetricsEnabled`: metrics are served at an address that Prometheus
+                /// reaches.
+                metrics_enabled: bool = false;
+                /// `prometheusMetricsHost`: address to listen on; empty: all.
+                metrics_host: String = String::new();
+                /// `prometheusMetricsPort`.
+                metrics_port: u16 = 9091;
             }
         }
     };

@@ -294,6 +294,7 @@ pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Opened> {
         buckets,
         host_endpoints: true,
         compact: true,
+        ..wire::Hello::default()
     };
     up.send(wire::Up {
         message: Some(wire::up::Message::Hello(hello)),
