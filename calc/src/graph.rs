@@ -288,6 +288,11 @@ impl Graph {
             .map(|(name, node)| (name.as_str(), node))
     }
 
+    /// Number of nodes.
+    pub fn node_count(&self) -> usize {
+        self.globals.accepted_nodes().len()
+    }
+
     /// A node, without rejected addresses.
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
         self.globals.accepted_nodes().get(name)

@@ -147,7 +147,7 @@ mod tests {
         let (start, mut freshness) = (Instant::now(), Freshness::default());
         freshness.record_answer("Pod", 7, start);
         freshness.record_answer("Tier", 0, start);
-        let mut compare = |freshness: &mut Freshness, pairs: &[(&str, u64)], now| {
+        let compare = |freshness: &mut Freshness, pairs: &[(&str, u64)], now| {
             freshness.compare("n1", &held(pairs), now)
         };
         for pairs in [&[][..], &[("Pod", 7)], &[("Tier", 9)], &[("Unknown", 9)]] {

@@ -102,7 +102,10 @@ impl GraphOwner {
             }
             Verdict::Wait => {
                 self.admissions.waiting.push_back((hello, since));
-                self.admissions.look_at.get_or_insert(now + LOOK);
+                // Before that, being in sync is what they wait for.
+                if self.in_sync {
+                    self.admissions.look_at.get_or_insert(now + LOOK);
+                }
             }
             Verdict::Refuse(reason) => {
                 info!(node = %hello.node, reason, "node sent to another replica");
@@ -111,6 +114,20 @@ impl GraphOwner {
                 // The slot is new, so it can only be closed: the node has disconnected.
                 let _ = hello.slot.try_send(Err(status));
             }
+        }
+    }
+
+    /// Looks at the hellos that wait, as far as there is room for views.
+    fn admit_waiting(&mut self, now: Instant) {
+        let mut waiting = std::mem::take(&mut self.admissions.waiting);
+        while self.hub.count_opening(now) < MAX_OPENING
+            && let Some((hello, since)) = waiting.pop_front()
+        {
+            self.admit(hello, since, now);
+        }
+        self.admissions.waiting.extend(waiting);
+        if !self.admissions.waiting.is_empty() {
+            self.admissions.look_at.get_or_insert(now + LOOK);
         }
     }
 
@@ -141,8 +158,7 @@ impl GraphOwner {
                      another one"
                 ));
             }
-            let nodes = self.hub.graph.nodes().count();
-            let limit = self.hub.placement.limit(nodes);
+            let limit = self.hub.placement.limit(self.hub.graph.node_count());
             if limit.is_some_and(|limit| self.hub.sessions() >= limit) {
                 return Verdict::Refuse(
                     "this replica has its share of the nodes; connect to another one".to_owned(),
@@ -170,9 +186,7 @@ impl GraphOwner {
         self.update_cut_off(now);
         if self.admissions.look_at.is_some_and(|due| due <= now) {
             self.admissions.look_at = None;
-            for (hello, since) in std::mem::take(&mut self.admissions.waiting) {
-                self.admit(hello, since, now);
-            }
+            self.admit_waiting(now);
         }
         if self.admissions.settle_at.is_some_and(|due| due <= now) {
             self.admissions.settle_at = None;
