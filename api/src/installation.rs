@@ -87,6 +87,14 @@ pub struct InstallationSpec {
     /// Overrides of typha's Deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typha_deployment: Option<WorkloadOverride>,
+    /// TCP port at which every node's agent serves metrics to Prometheus, over plain HTTP and on
+    /// all addresses. Unset: as FelixConfiguration has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_metrics_port: Option<i32>,
+    /// TCP port at which typha serves metrics to Prometheus, over plain HTTP and on all addresses.
+    /// Unset: on the loopback of its node only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typha_metrics_port: Option<i32>,
     /// Bounds of the number of typha replicas, which otherwise follows the number of nodes. A field
     /// of Margay's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -203,7 +203,9 @@ impl Graph {
             RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
                 self.globals.record(id).map(|(_, digest)| digest)
             }
-            RecordId::IpSet(set) => self.sets.digest(self.interner.find(&set.0)?),
+            RecordId::IpSet(set) => self
+                .sets
+                .digest(self.interner.find(&set.0)?, &self.interner),
             RecordId::Policy(name) => Some(self.policies.sent(self.policy_key(name)?)?.digest),
             RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
                 Some(self.items.sent(self.endpoint_name(id)?)?.1)
@@ -284,6 +286,16 @@ impl Graph {
             .accepted_nodes()
             .iter()
             .map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// Number of nodes.
+    pub fn node_count(&self) -> usize {
+        self.globals.accepted_nodes().len()
+    }
+
+    /// A node, without rejected addresses.
+    pub fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.globals.accepted_nodes().get(name)
     }
 
     /// View of a node: the records that it must hold.
@@ -409,9 +421,9 @@ impl Graph {
 
     /// Policies that apply to an endpoint, in no order.
     pub(crate) fn policies_of(&self, item: u32, endpoint: &Endpoint) -> impl Iterator<Item = u32> {
-        let selectors = self.index.selectors_of(item).iter();
+        let selectors = self.index.selectors_of(item).into_iter();
         let policies =
-            selectors.flat_map(|selector| self.selectors.users(*selector).subjects.iter().copied());
+            selectors.flat_map(|selector| self.selectors.users(selector).subjects.iter().copied());
         let subject = endpoint.subject();
         policies.filter(move |policy| self.policies.get(*policy).applies_to(subject))
     }

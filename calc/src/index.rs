@@ -11,9 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::interner::{Interner, Marks, Symbol};
+use crate::item_set::ItemSet;
 use crate::postings::Postings;
-use crate::selector::{IndexKey, Requirement, Test, WellKnown, index_keys, is_inherited};
+use crate::selector::{IndexKey, Test, WellKnown, index_keys, is_inherited};
 use crate::store::{Map, Slab};
+
+mod select;
 
 /// Labels, sorted by the symbols of their keys.
 pub(crate) type LabelList = Box<[(Symbol, Symbol)]>;
@@ -25,7 +28,7 @@ struct Item {
     /// Namespace and service account of a pod, or the profiles of a host endpoint. Where several
     /// define a label, the first one wins.
     parents: Box<[u32]>,
-    /// Live selectors that match it, sorted.
+    /// Live selectors that match it and are not broad, sorted.
     selectors: Vec<u32>,
 }
 
@@ -45,7 +48,7 @@ pub(crate) type ParentName = (Symbol, Option<Symbol>);
 struct IndexedSelector {
     test: Test,
     /// Items that it matches, while it is live.
-    items: BTreeSet<u32>,
+    items: ItemSet,
     is_live: bool,
 }
 
@@ -64,6 +67,9 @@ pub(crate) struct Index {
     parents: Slab<Parent>,
     selectors: Slab<IndexedSelector>,
     parent_by_name: Map<ParentName, u32>,
+    /// Live selectors whose sets of items are broad, sorted. Items have no links to these: each of
+    /// so many would be touched when such a selector comes or goes.
+    broad: Vec<u32>,
     /// Live selectors by index key.
     selectors_by_key: Map<IndexKey, Vec<u32>>,
     /// Live selectors by the inherited labels that they use.
@@ -82,6 +88,7 @@ impl Index {
             parents: Slab::default(),
             selectors: Slab::default(),
             parent_by_name: Map::default(),
+            broad: Vec::new(),
             selectors_by_key: Map::default(),
             selectors_by_inherited: Map::default(),
             items_by_label: Map::default(),
@@ -175,7 +182,7 @@ impl Index {
         }
         now.sort_unstable();
         now.dedup();
-        difference(&entry.selectors, &now)
+        difference(&self.selectors_of(item), &now)
     }
 
     /// Sets the labels (with their prefix) of a namespace or service account; `None`: the object
@@ -242,7 +249,7 @@ impl Index {
     pub(crate) fn add_selector(&mut self, test: Test) -> u32 {
         self.selectors.insert(IndexedSelector {
             test,
-            items: BTreeSet::new(),
+            items: ItemSet::default(),
             is_live: false,
         })
     }
@@ -272,14 +279,11 @@ impl Index {
                     .insert(selector);
             }
         });
-        let selected = self.matching_items(selector, interner);
-        for item in &selected {
-            let selectors = &mut self.items[*item].selectors;
-            if let Err(position) = selectors.binary_search(&selector) {
-                selectors.insert(position, selector);
-            }
+        self.selectors[selector].items = self.select(selector, interner);
+        match self.selectors[selector].items.is_broad() {
+            true => insert_sorted(&mut self.broad, selector),
+            false => self.link_items(selector),
         }
-        self.selectors[selector].items = selected.into_iter().collect();
     }
 
     /// Stops maintaining the items of a selector.
@@ -287,10 +291,11 @@ impl Index {
         if !std::mem::replace(&mut self.selectors[selector].is_live, false) {
             return;
         }
-        for item in std::mem::take(&mut self.selectors[selector].items) {
-            let selectors = &mut self.items[item].selectors;
-            selectors.retain(|linked| *linked != selector);
+        match self.selectors[selector].items.is_broad() {
+            true => remove_sorted(&mut self.broad, selector),
+            false => self.unlink_items(selector),
         }
+        self.selectors[selector].items = ItemSet::default();
         let entry = &self.selectors[selector];
         for index_key in index_keys(&entry.test.requirements(), &self.well_known, interner) {
             if let Some(found) = self.selectors_by_key.get_mut(&index_key) {
@@ -312,30 +317,57 @@ impl Index {
 
     /// Records that the selector matches the item.
     pub(crate) fn link(&mut self, selector: u32, item: u32) {
+        let was_broad = self.selectors[selector].items.is_broad();
+        if !was_broad {
+            insert_sorted(&mut self.items[item].selectors, selector);
+        }
         self.selectors[selector].items.insert(item);
-        let selectors = &mut self.items[item].selectors;
-        if let Err(position) = selectors.binary_search(&selector) {
-            selectors.insert(position, selector);
+        if !was_broad && self.selectors[selector].items.is_broad() {
+            self.unlink_items(selector);
+            insert_sorted(&mut self.broad, selector);
         }
     }
 
     /// Records that the selector does not match the item any more.
     pub(crate) fn unlink(&mut self, selector: u32, item: u32) {
-        self.selectors[selector].items.remove(&item);
-        let selectors = &mut self.items[item].selectors;
-        if let Ok(position) = selectors.binary_search(&selector) {
-            selectors.remove(position);
+        let was_broad = self.selectors[selector].items.is_broad();
+        if !was_broad {
+            remove_sorted(&mut self.items[item].selectors, selector);
+        }
+        self.selectors[selector].items.remove(item);
+        if was_broad && !self.selectors[selector].items.is_broad() {
+            remove_sorted(&mut self.broad, selector);
+            self.link_items(selector);
         }
     }
 
-    /// Live selectors that match the item.
-    pub(crate) fn selectors_of(&self, item: u32) -> &[u32] {
-        &self.items[item].selectors
+    /// Live selectors that match the item, sorted.
+    pub(crate) fn selectors_of(&self, item: u32) -> Vec<u32> {
+        let own = self.items[item].selectors.iter().copied();
+        let broad = self.broad.iter().copied();
+        let mut all: Vec<u32> = own
+            .chain(broad.filter(|selector| self.selectors[*selector].items.contains(item)))
+            .collect();
+        all.sort_unstable();
+        all
     }
 
     /// Items that a live selector matches.
-    pub(crate) fn items_of(&self, selector: u32) -> &BTreeSet<u32> {
+    pub(crate) fn items_of(&self, selector: u32) -> &ItemSet {
         &self.selectors[selector].items
+    }
+
+    /// Links the items of a selector to it.
+    fn link_items(&mut self, selector: u32) {
+        for item in self.selectors[selector].items.iter() {
+            insert_sorted(&mut self.items[item].selectors, selector);
+        }
+    }
+
+    fn unlink_items(&mut self, selector: u32) {
+        for item in self.selectors[selector].items.iter() {
+            remove_sorted(&mut self.items[item].selectors, selector);
+        }
     }
 
     /// Marks the symbols in use.
@@ -383,15 +415,13 @@ impl Index {
         parents.flat_map(|parent| self.parents[*parent].labels.iter().flatten())
     }
 
-    /// Computes the items that a selector matches, live or not.
-    pub(crate) fn matching_items(&self, selector: u32, interner: &Interner) -> Vec<u32> {
-        self.candidates(selector)
-            .filter(|item| self.is_match(selector, *item, interner))
-            .collect()
-    }
-
     /// Returns true if the selector, live or not, matches the item.
     pub(crate) fn is_match(&self, selector: u32, item: u32, interner: &Interner) -> bool {
+        self.passes(&self.selectors[selector].test, item, interner)
+    }
+
+    /// Returns true if the item passes the test.
+    fn passes(&self, test: &Test, item: u32, interner: &Interner) -> bool {
         let own = &self.items[item].labels;
         let label = |key: Symbol| {
             let own = own
@@ -404,7 +434,7 @@ impl Index {
                     .map(|(_, value)| *value)
             })
         };
-        self.selectors[selector].test.matches(interner, &label)
+        test.matches(interner, &label)
     }
 
     /// Checks these selectors against an item.
@@ -416,7 +446,7 @@ impl Index {
     ) -> MatchDelta {
         let mut matches = MatchDelta::default();
         for selector in affected {
-            let was = self.items[item].selectors.binary_search(selector).is_ok();
+            let was = self.selectors[*selector].items.contains(item);
             match (was, self.is_match(*selector, item, interner)) {
                 (true, false) => matches.removed.push(*selector),
                 (false, true) => matches.added.push(*selector),
@@ -424,56 +454,6 @@ impl Index {
             }
         }
         matches
-    }
-
-    /// Superset of the items that a selector matches: the smallest group given by its requirements.
-    fn candidates(&self, selector: u32) -> Box<dyn Iterator<Item = u32> + '_> {
-        let mut best: Option<(usize, Candidates<'_>)> = None;
-        for (key, requirement) in &self.selectors[selector].test.requirements() {
-            if let Some(group) = self.items_with(*key, requirement) {
-                let size = group.size(self);
-                if best.as_ref().is_none_or(|(smallest, _)| size < *smallest) {
-                    best = Some((size, group));
-                }
-            }
-        }
-        match best {
-            Some((_, group)) => group.items(self),
-            None => Box::new(self.items.iter().map(|(item, _)| item)),
-        }
-    }
-
-    /// Items that meet one requirement; `None` if the index cannot tell.
-    fn items_with(&self, key: Symbol, requirement: &Requirement) -> Option<Candidates<'_>> {
-        if key == self.well_known.namespace {
-            return match requirement {
-                Requirement::OneOf(values) => {
-                    let parents = values
-                        .iter()
-                        .filter_map(|value| self.parent_by_name.get(&(*value, None)));
-                    Some(Candidates::Children(parents.copied().collect()))
-                }
-                Requirement::Present => None,
-            };
-        }
-        // An inherited label has a prefix, which no item's own label has.
-        if let Some(by_value) = self.parents_by_label.get(&key) {
-            return Some(Candidates::Children(
-                matching_values(by_value, requirement)
-                    .flat_map(Postings::iter)
-                    .collect(),
-            ));
-        }
-        if !self.is_indexed(key) {
-            return None;
-        }
-        let by_value = self.items_by_label.get(&key);
-        Some(Candidates::Items(
-            by_value
-                .into_iter()
-                .flat_map(|by_value| matching_values(by_value, requirement))
-                .collect(),
-        ))
     }
 
     /// Returns true if items are indexed by this label. Namespace and orchestrator are not: nearly
@@ -489,52 +469,6 @@ enum Affected {
     These(BTreeSet<u32>),
     /// Too many: matching the item again is cheaper.
     Many,
-}
-
-/// Items that meet a requirement. An item occurs once, unless it has several parents of a kind, as
-/// host endpoints may.
-enum Candidates<'a> {
-    Items(Vec<&'a Postings>),
-    Children(Vec<u32>),
-}
-
-impl<'a> Candidates<'a> {
-    fn size(&self, index: &Index) -> usize {
-        match self {
-            Self::Items(groups) => groups.iter().map(|group| group.len()).sum(),
-            Self::Children(parents) => parents
-                .iter()
-                .map(|parent| index.parents[*parent].items.len())
-                .sum(),
-        }
-    }
-
-    fn items(self, index: &'a Index) -> Box<dyn Iterator<Item = u32> + 'a> {
-        match self {
-            Self::Items(groups) => Box::new(groups.into_iter().flat_map(Postings::iter)),
-            Self::Children(parents) => Box::new(
-                parents
-                    .into_iter()
-                    .flat_map(|parent| index.parents[parent].items.iter().copied()),
-            ),
-        }
-    }
-}
-
-fn matching_values<'a>(
-    by_value: &'a BTreeMap<Symbol, Postings>,
-    requirement: &Requirement,
-) -> Box<dyn Iterator<Item = &'a Postings> + 'a> {
-    match requirement {
-        Requirement::Present => Box::new(by_value.values()),
-        Requirement::OneOf(values) => {
-            let found: Vec<_> = values
-                .iter()
-                .filter_map(|value| by_value.get(value))
-                .collect();
-            Box::new(found.into_iter())
-        }
-    }
 }
 
 fn index_label(
@@ -566,6 +500,18 @@ fn unindex_label(
         if by_value.is_empty() {
             map.remove(&key);
         }
+    }
+}
+
+fn insert_sorted(list: &mut Vec<u32>, value: u32) {
+    if let Err(position) = list.binary_search(&value) {
+        list.insert(position, value);
+    }
+}
+
+fn remove_sorted(list: &mut Vec<u32>, value: u32) {
+    if let Ok(position) = list.binary_search(&value) {
+        list.remove(position);
     }
 }
 

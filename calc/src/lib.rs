@@ -23,6 +23,7 @@ pub mod graph;
 mod index;
 pub mod ingest;
 mod interner;
+mod item_set;
 mod items;
 pub mod kinds;
 pub mod model;

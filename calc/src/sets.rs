@@ -6,8 +6,9 @@
 //! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use margay_api::rule::Protocol;
 
 use crate::digest;
@@ -68,7 +69,9 @@ struct Live {
     record: Record,
     /// Per member that is contributed more than once, the number of further contributions.
     extra: BTreeMap<Member, u32>,
-    digest: u64,
+    /// Computed when somebody asks for it first: nobody waits for the hash of a hundred thousand
+    /// members when a policy is written.
+    digest: OnceLock<u64>,
     /// Relative to what was last flushed; empty while nothing was.
     delta: MemberDelta,
     /// Nodes that held it at the last flush; `None`: it did not exist.
@@ -176,11 +179,10 @@ impl Sets {
 
     /// Makes the set live with these members; one that is contributed several times occurs as
     /// often.
-    pub(crate) fn activate(&mut self, set: u32, mut members: Vec<Member>, interner: &Interner) {
+    pub(crate) fn activate(&mut self, set: u32, mut members: Vec<Member>) {
         let entry = &mut self.sets[set];
         let kind = entry.spec.kind();
-        let id = SetId(interner.get(entry.id).to_owned());
-        members.sort_unstable();
+        sort(&mut members);
         let mut extra = BTreeMap::new();
         members.dedup_by(|again, member| {
             let is_again = again == member;
@@ -189,15 +191,13 @@ impl Sets {
             }
             is_again
         });
-        let digests = members.iter().map(digest::member);
-        let digest = digests.fold(digest::empty_set(&id, kind), u64::wrapping_add);
         entry.live = Some(Box::new(Live {
             record: Record::IpSet(IpSetRecord {
                 kind,
                 members: members.into_iter().collect(),
             }),
             extra,
-            digest,
+            digest: OnceLock::new(),
             delta: MemberDelta::default(),
             sent: None,
         }));
@@ -283,8 +283,12 @@ impl Sets {
         Some(&self.live(id)?.record)
     }
 
-    pub(crate) fn digest(&self, id: Symbol) -> Option<u64> {
-        Some(self.live(id)?.digest)
+    pub(crate) fn digest(&self, id: Symbol, interner: &Interner) -> Option<u64> {
+        let live = self.live(id)?;
+        Some(*live.digest.get_or_init(|| {
+            let id = RecordId::IpSet(SetId(interner.get(id).to_owned()));
+            digest::digest(&id, &live.record)
+        }))
     }
 
     pub(crate) fn nodes(&self, id: Symbol) -> Option<&RefCounts> {
@@ -330,7 +334,9 @@ impl Live {
             *self.extra.entry(member).or_default() += 1;
             return false;
         }
-        self.digest = self.digest.wrapping_add(digest::member(&member));
+        if let Some(digest) = self.digest.get_mut() {
+            *digest = digest.wrapping_add(digest::member(&member));
+        }
         // Before the first flush there is no delta: the whole set is sent.
         if self.sent.is_some() && !self.delta.removed.remove(&member) {
             self.delta.added.insert(member);
@@ -350,7 +356,9 @@ impl Live {
         if !self.members().remove(&member) {
             return false;
         }
-        self.digest = self.digest.wrapping_sub(digest::member(&member));
+        if let Some(digest) = self.digest.get_mut() {
+            *digest = digest.wrapping_sub(digest::member(&member));
+        }
         if self.sent.is_some() && !self.delta.added.remove(&member) {
             self.delta.removed.insert(member);
         }
@@ -358,7 +366,63 @@ impl Live {
     }
 }
 
+/// Sorts members. Those that are IPv4 ranges, as nearly all are, are sorted as numbers.
+fn sort(members: &mut [Member]) {
+    let number = |member: &Member| match member {
+        Member::Net(IpNet::V4(net)) => {
+            Some(u64::from(u32::from(net.addr())) << 8 | u64::from(net.prefix_len()))
+        }
+        _ => None,
+    };
+    let numbers: Option<Vec<u64>> = members.iter().map(number).collect();
+    let Some(mut numbers) = numbers else {
+        return members.sort_unstable();
+    };
+    numbers.sort_unstable();
+    for (member, number) in members.iter_mut().zip(numbers) {
+        let (address, length) = ((number >> 8) as u32, (number & 0xff) as u8);
+        if let Ok(net) = Ipv4Net::new(address.into(), length) {
+            *member = Member::Net(net.into());
+        }
+    }
+}
+
 /// Converts an address to a member of full prefix length.
 pub(crate) fn address(address: std::net::IpAddr) -> Member {
     Member::Net(IpNet::from(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn member() -> impl Strategy<Value = Member> {
+        let v4 = (any::<u32>(), 0..=32_u8).prop_map(|(address, length)| {
+            let net = Ipv4Net::new((address % 64).into(), length).expect("a length of IPv4");
+            Member::Net(net.into())
+        });
+        let other = prop_oneof![
+            (0..9_u16).prop_map(|port| Member::AddressPort(
+                [10, 0, 0, 1].into(),
+                Protocol::TCP,
+                port
+            )),
+            (0..9_u16).prop_map(|number| address([0, 0, 0, 0, 0, 0, 0, number].into())),
+        ];
+        prop_oneof![30 => v4, 1 => other]
+    }
+
+    proptest! {
+        #[test]
+        fn members_are_sorted_in_their_own_order(
+            mut members in proptest::collection::vec(member(), 0..60),
+        ) {
+            let mut wanted = members.clone();
+            wanted.sort();
+            sort(&mut members);
+            prop_assert_eq!(members, wanted);
+        }
+    }
 }

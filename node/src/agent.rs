@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
-use crate::state::{State, ViewError};
+use crate::state::{Held, State, ViewError};
 use crate::store::ViewStore;
 use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::{Network, Progress};
@@ -37,13 +37,13 @@ const QUEUE: usize = 256;
 
 /// Event for the owner of the state.
 pub enum AgentEvent {
-    /// A stream to a server is being opened. The owner returns its digests, and reports through
+    /// A stream to a server is being opened. The owner returns what it holds, and reports through
     /// `fault` when a frame cannot be applied.
     Connected {
         /// Number of the stream.
         stream: u64,
-        /// Digests for the hello.
-        hello: oneshot::Sender<Vec<u64>>,
+        /// Receives what the hello says.
+        hello: oneshot::Sender<Held>,
         /// Receives the error after which the stream must be reopened.
         fault: oneshot::Sender<ViewError>,
         /// Address of the server.

@@ -33,6 +33,7 @@ use crate::config::Args;
 use crate::debug::DebugService;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
+use crate::metrics_port;
 use crate::pods;
 use crate::problems::Problems;
 use crate::requests;
@@ -73,9 +74,10 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     let enforcing = readiness.gate("policy", "no complete view received from typha yet");
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
+    let registry = Arc::new(registry);
     admin::serve(
         args.admin_listen,
-        Arc::new(registry),
+        registry.clone(),
         readiness.clone(),
         shutdown.clone(),
     )
@@ -90,6 +92,12 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     let problems = Problems::default();
     let (agent, routing, fatal) = start_agent(&args, &attachments, metrics, &problems)?;
     tokio::spawn(follow_status(agent.clone(), enforcing));
+    tokio::spawn(metrics_port::run(
+        args.metrics_listen,
+        registry,
+        agent.clone(),
+        problems.clone(),
+    ));
 
     watch_host_files(&args, &problems);
     let notices = Notices::default();

@@ -51,6 +51,10 @@ pub struct Args {
     /// Address of metrics and probes: plain HTTP, so loopback.
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9099")]
     pub admin_listen: SocketAddr,
+    /// Address at which Prometheus gets the metrics, over plain HTTP. Unset: as FelixConfiguration
+    /// has it.
+    #[arg(long, env = "MARGAY_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// How long a pod waits for its policy before ADD fails and the runtime retries.
     #[arg(
         long,

@@ -13,11 +13,13 @@
 
 pub mod agent;
 pub mod app;
+mod calico_metrics;
 pub mod cni;
 pub mod config;
 pub mod debug;
 pub mod identity;
 pub mod metrics;
+mod metrics_port;
 mod node_annotations;
 pub mod pods;
 pub mod problems;

@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::calico_metrics::CalicoMetrics;
+
 /// Label of a kind of record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
@@ -28,6 +30,8 @@ pub struct Metrics {
     pub revision: Gauge,
     /// 1 while the stream is up and typha has declared the view complete.
     pub in_sync: Gauge,
+    /// Streams to typha that were opened.
+    pub streams: Counter,
     /// Pods attached to this node.
     pub pods: Gauge,
     /// Transactions committed to nftables.
@@ -57,6 +61,7 @@ impl Metrics {
             records: Family::default(),
             revision: Gauge::default(),
             in_sync: Gauge::default(),
+            streams: Counter::default(),
             pods: Gauge::default(),
             commits: Counter::default(),
             operations: Counter::default(),
@@ -88,6 +93,11 @@ impl Metrics {
             "in_sync",
             "1 while the stream is up and the view is complete",
             metrics.in_sync.clone(),
+        );
+        own.register(
+            "streams",
+            "Streams to typha that were opened",
+            metrics.streams.clone(),
         );
         own.register("pods", "Pods attached to this node", metrics.pods.clone());
         own.register(
@@ -138,6 +148,13 @@ impl Metrics {
             Unit::Seconds,
             metrics.lag.clone(),
         );
+        registry.register(
+            "felix_int_dataplane_apply_time_seconds",
+            "As margay_node_commit_seconds",
+            metrics.commit.clone(),
+        );
+        registry.register_collector(Box::new(CalicoMetrics(metrics.clone())));
+        margay_runtime::process::register(registry);
         metrics
     }
 

@@ -9,7 +9,7 @@ use margay_calc::digest;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Record, RecordId, SetId, SetKind};
 use margay_dataplane::Dirty;
-use margay_proto::sync::{Change, Frame};
+use margay_proto::sync::{Change, Frame, Versions};
 
 /// A change that cannot be applied to the records held; the stream must be reopened with a new
 /// hello.
@@ -43,11 +43,21 @@ pub struct State {
     in_sync: bool,
     /// Number of changes of records that every node holds.
     global_changes: u64,
+    versions: Versions,
     resend: Resend,
     dirty: Dirty,
     /// IP sets removed since `take_dirty`, with the member changes not yet taken: a removal and
     /// re-add in one batch then costs a member delta, not a new kernel set.
     removed_sets: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
+}
+
+/// What a hello says of the records held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Digests of the buckets; empty if nothing is held.
+    pub buckets: Vec<u64>,
+    /// Versions of the API that the records take into account.
+    pub versions: Versions,
 }
 
 /// Buckets that the server is resending, and the records received of them so far.
@@ -92,6 +102,14 @@ impl State {
         self.in_sync
     }
 
+    /// What the agent holds, for a hello.
+    pub fn held(&self) -> Held {
+        Held {
+            buckets: self.buckets(),
+            versions: self.versions.clone(),
+        }
+    }
+
     /// Drains what changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         self.removed_sets.clear();
@@ -125,6 +143,8 @@ impl State {
             }
         }
         self.revision = frame.trailer.revision;
+        // Older ones too, when the API has gone back.
+        self.versions.extend(frame.trailer.versions);
         if frame.trailer.in_sync {
             self.sweep();
             self.in_sync = true;

@@ -34,6 +34,7 @@ impl Metrics {
             "1 while a condition Degraded is True",
             metrics.degraded.clone(),
         );
+        margay_runtime::process::register(registry);
         metrics
     }
 }

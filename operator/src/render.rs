@@ -216,6 +216,48 @@ pub(crate) fn field_env(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } })
 }
 
+/// Returns the variable with the address for Prometheus: all of the node's, of either IP version.
+pub(crate) fn metrics_env(port: Option<i32>) -> Option<Value> {
+    let port = port?;
+    Some(json!({ "name": "MARGAY_METRICS_LISTEN", "value": format!("[::]:{port}") }))
+}
+
+/// Returns the container's port for Prometheus.
+pub(crate) fn metrics_port(port: Option<i32>) -> Option<Value> {
+    let port = port?;
+    Some(json!({
+        "name": "metrics",
+        "containerPort": port,
+        "hostPort": port,
+        "protocol": "TCP",
+    }))
+}
+
+/// Returns the headless Service by which Prometheus finds the pods of a component.
+pub(crate) fn metrics_service(
+    context: &Context<'_>,
+    component: &str,
+    port: Option<i32>,
+) -> Option<Object> {
+    let port = port?;
+    let name = format!("{component}-metrics");
+    let body = json!({
+        "metadata": { "name": name, "namespace": NAMESPACE, "labels": labels(component) },
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": "None",
+            "selector": { "app.kubernetes.io/name": component },
+            "ports": [{
+                "name": "metrics",
+                "port": port,
+                "protocol": "TCP",
+                "targetPort": port,
+            }],
+        },
+    });
+    Some(context.object("Service", body))
+}
+
 /// Returns an HTTP probe of the admin port, which listens on the host's loopback only.
 pub(crate) fn probe(path: &str, port: u16, period: u32, failures: u32) -> Value {
     json!({

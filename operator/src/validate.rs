@@ -14,6 +14,9 @@ use serde_json::Value;
 /// minutes.
 const LONGEST_POLICY_TIMEOUT: i32 = 180;
 
+/// Ports of typha, the agents and the operator.
+const OWN_PORTS: [i32; 5] = [5473, 5474, 9097, 9098, 9099];
+
 /// An invalid field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -356,6 +359,7 @@ fn workloads(validator: &mut Validator<'_>, spec: &InstallationSpec) {
             );
         }
     }
+    check_metrics_ports(validator, spec);
     for (index, resource) in spec.component_resources.iter().flatten().enumerate() {
         validator.check_one_of(
             &format!("componentResources[{index}].componentName"),
@@ -409,6 +413,35 @@ fn containers(
                 );
             }
         }
+    }
+}
+
+/// Ports for Prometheus, which are on the nodes' own addresses like every port of Margay.
+fn check_metrics_ports(validator: &mut Validator<'_>, spec: &InstallationSpec) {
+    let fields = [
+        ("nodeMetricsPort", spec.node_metrics_port),
+        ("typhaMetricsPort", spec.typha_metrics_port),
+    ];
+    for (field, port) in fields {
+        validator.check_range(field, port, 1, 65535, false);
+        if let Some(taken) = port.filter(|port| OWN_PORTS.contains(port)) {
+            validator.fail(
+                field,
+                taken,
+                format!("Margay uses the ports {OWN_PORTS:?} itself"),
+                "choose another one, such as 9091 and 9093",
+            );
+        }
+    }
+    if let (Some(node), Some(typha)) = (spec.node_metrics_port, spec.typha_metrics_port)
+        && node == typha
+    {
+        validator.fail(
+            "typhaMetricsPort",
+            typha,
+            "it is nodeMetricsPort too, and typha runs on nodes with an agent",
+            "choose another one, such as 9093",
+        );
     }
 }
 

@@ -33,6 +33,7 @@ fn good_installations_have_no_problems() {
         json!({ "calicoNetwork": { "mtu": 9000, "ipPools": [] } }),
         json!({ "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "10%" } } }),
         json!({ "typhaReplicas": { "minimum": 2, "maximum": 2 } }),
+        json!({ "nodeMetricsPort": 9091, "typhaMetricsPort": 9093 }),
         pool(json!({ "cidr": "10.0.0.0/26", "blockSize": 26, "encapsulation": "None" })),
         pool(json!({
             "cidr": "fd00:10::/56",
@@ -112,6 +113,15 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         (
             json!({ "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "0%" } } }),
             "spec.nodeUpdateStrategy.rollingUpdate.maxUnavailable is \"0%\"",
+        ),
+        (json!({ "nodeMetricsPort": 0 }), "spec.nodeMetricsPort is 0"),
+        (
+            json!({ "typhaMetricsPort": 9098 }),
+            "spec.typhaMetricsPort is 9098: Margay uses the ports",
+        ),
+        (
+            json!({ "nodeMetricsPort": 9091, "typhaMetricsPort": 9091 }),
+            "spec.typhaMetricsPort is 9091: it is nodeMetricsPort too",
         ),
         (
             json!({ "typhaReplicas": { "minimum": 0 } }),

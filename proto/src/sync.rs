@@ -12,6 +12,7 @@ mod parts;
 mod problem;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use margay_api::endpoint::EndpointKey;
@@ -20,11 +21,11 @@ use margay_calc::model::{Record, RecordId, SetId, SetKind};
 
 pub use decode::{
     decode_ack, decode_change, decode_frame, decode_id, decode_local_endpoint, decode_problems,
-    decode_record,
+    decode_record, decode_versions,
 };
 pub use encode::{
     encode_ack, encode_change, encode_compact, encode_id, encode_local_endpoint, encode_problems,
-    encode_record, encode_trailer,
+    encode_record, encode_trailer, encode_versions,
 };
 pub use parts::{Joiner, split};
 pub use problem::NodeProblem;
@@ -51,6 +52,10 @@ pub const MAX_NAME: usize = 253;
 /// Maximal number of addresses that a node reports for one pod; usually there is one per IP
 /// version.
 pub const MAX_ADDRESSES: usize = 8;
+/// Maximal number of kinds in a message's versions, a few times as many as there are.
+pub const MAX_KINDS: usize = 128;
+/// Metadata of the status of a refused or closed stream: servers to try, separated by commas.
+pub const SERVERS_METADATA: &str = "margay-servers";
 
 /// Change of a record that a node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +104,16 @@ pub struct Trailer {
     /// Time at which the server received that event, in nanoseconds since the epoch; 0 if there is
     /// none.
     pub event_unix_ns: u64,
+    /// Versions of the API that the view takes into account, of the kinds of which something was
+    /// applied: all of these with `in_sync`, else since the last frame.
+    pub versions: Versions,
+    /// Ready replicas as `ADDRESS:PORT`, in the order in which the node is to try them; empty: as
+    /// before.
+    pub servers: Vec<String>,
 }
+
+/// Resource versions of the API by kind of object, as typha names the kind.
+pub type Versions = BTreeMap<String, u64>;
 
 /// A frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,13 +1,15 @@
-//! The admin port of a daemon: `/metrics`, `/healthz` and `/readyz`.
+//! The admin port of a daemon: `/metrics`, `/healthz` and `/readyz`; and the port for Prometheus,
+//! which has `/metrics` alone.
 //!
-//! Plain HTTP, so it listens on loopback and is read-only: every process in the host's network
-//! namespace can reach it. Requests that need an identity are served by gRPC instead.
+//! Plain HTTP, so the admin port listens on loopback and is read-only: every process in the host's
+//! network namespace can reach it. The port for Prometheus is open only where users ask for it.
+//! Requests that need an identity are served by gRPC instead.
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -16,10 +18,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinSet};
 use tower::util::BoxCloneService;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 use tracing::{debug, info, warn};
 
+use crate::alive::Liveness;
 use crate::ready::Readiness;
 use crate::shutdown::Shutdown;
 
@@ -34,14 +38,65 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Reply = Response<Full<Bytes>>;
 
-/// The admin port could not be opened.
+/// Setting with the address of the admin port.
+const ADMIN_SETTING: &str = "MARGAY_ADMIN_LISTEN";
+
+/// A port could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "admin address {address}: {source}; choose a free address and port with MARGAY_ADMIN_LISTEN"
-)]
+#[error("address {address}: {source}; choose a free address and port with {setting}")]
 pub struct ListenError {
     address: SocketAddr,
     source: io::Error,
+    setting: &'static str,
+}
+
+/// The open port for Prometheus; dropping it closes the port and its connections.
+#[derive(Debug)]
+pub struct MetricsPort {
+    /// Its address.
+    pub address: SocketAddr,
+    accepting: AbortHandle,
+}
+
+impl Drop for MetricsPort {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Opens the port for Prometheus; `setting` is what users choose the address with.
+pub async fn serve_metrics(
+    address: SocketAddr,
+    registry: Arc<Registry>,
+    setting: &'static str,
+) -> Result<MetricsPort, ListenError> {
+    let listener = bind(address).await.map_err(|source| ListenError {
+        address,
+        source,
+        setting,
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    info!(%address, "port for Prometheus open");
+    let state = Arc::new(State {
+        registry,
+        readiness: None,
+    });
+    let accepting = tokio::spawn(accept(listener, state)).abort_handle();
+    Ok(MetricsPort { address, accepting })
+}
+
+/// Binds to an address. All addresses are those of IPv4 where the host has no IPv6.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
 }
 
 /// Opens the admin port, serves it until `shutdown`, and returns its address (port 0 picks any).
@@ -51,13 +106,17 @@ pub async fn serve(
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> Result<SocketAddr, ListenError> {
-    let failed = |source| ListenError { address, source };
+    let failed = |source| ListenError {
+        address,
+        source,
+        setting: ADMIN_SETTING,
+    };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     info!(address = %bound, "admin port open");
     let state = Arc::new(State {
         registry,
-        readiness,
+        readiness: Some(readiness),
     });
     tokio::spawn(async move {
         tokio::select! {
@@ -70,7 +129,8 @@ pub async fn serve(
 
 struct State {
     registry: Arc<Registry>,
-    readiness: Readiness,
+    /// None where there are metrics alone.
+    readiness: Option<Readiness>,
 }
 
 // Not `axum::serve`, which limits neither the number of connections nor the time that a request's
@@ -82,7 +142,10 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let answer = bounded.clone().oneshot(request);
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(shed)) }
     });
+    // Dropped with the port, and with it all connections.
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let slot = slots
             .clone()
             .acquire_owned()
@@ -100,7 +163,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
             .serve_connection(TokioIo::new(stream), service.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             if let Err(error) = served.await {
                 debug!(%error, "admin connection ended early");
             }
@@ -124,9 +187,22 @@ fn service(state: Arc<State>) -> BoxCloneService<Request<Incoming>, Reply, BoxEr
 fn answer(state: &State, request: &Request<Incoming>) -> Reply {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => metrics(&state.registry),
-        (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
-        (&Method::GET, "/readyz") => readyz(&state.readiness),
-        (_, "/metrics" | "/healthz" | "/readyz") => refuse_method("GET"),
+        (_, "/metrics") => refuse_method("GET"),
+        (method, path) => match &state.readiness {
+            Some(readiness) => answer_probe(readiness, method, path),
+            None => text(
+                StatusCode::NOT_FOUND,
+                format!("no {path} here; use GET /metrics\n"),
+            ),
+        },
+    }
+}
+
+fn answer_probe(readiness: &Readiness, method: &Method, path: &str) -> Reply {
+    match (method, path) {
+        (&Method::GET, "/healthz") => healthz(readiness.liveness()),
+        (&Method::GET, "/readyz") => readyz(readiness),
+        (_, "/healthz" | "/readyz") => refuse_method("GET"),
         (_, path) => text(
             StatusCode::NOT_FOUND,
             format!("no {path} here; use GET /metrics, /healthz or /readyz\n"),
@@ -150,6 +226,18 @@ fn metrics(registry: &Registry) -> Reply {
         ),
     );
     reply
+}
+
+fn healthz(liveness: &Liveness) -> Reply {
+    let stuck = liveness.stuck(Instant::now());
+    if stuck.is_empty() {
+        return text(StatusCode::OK, "ok\n");
+    }
+    let lines: String = stuck
+        .iter()
+        .map(|(name, silence)| format!("{name}: no sign of life for {} s\n", silence.as_secs()))
+        .collect();
+    text(StatusCode::SERVICE_UNAVAILABLE, lines)
 }
 
 fn readyz(readiness: &Readiness) -> Reply {
@@ -268,6 +356,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn healthz_names_the_loop_that_hangs() {
+        let port = open().await;
+        let liveness = port.readiness.liveness();
+        let pulse = liveness.part("owner", Duration::ZERO);
+        let reply = get(port.address, "/healthz").await;
+        assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
+        assert!(reply.contains("owner: no sign of life"), "{reply}");
+        drop(pulse);
+        let reply = get(port.address, "/healthz").await;
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    }
+
+    #[tokio::test]
     async fn wrong_requests_are_answered_with_the_valid_ones() {
         let port = open().await;
         let reply = get(port.address, "/nothing").await;
@@ -300,6 +401,37 @@ mod tests {
                 assert!(reply.starts_with("HTTP/1.1 40"), "{method} {path}: {reply}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn the_port_for_prometheus_has_metrics_alone_and_closes_with_its_connections() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let port = serve_metrics(any, Arc::new(Registry::default()), "a setting").await;
+        let port = port.expect("a free port");
+        let taken = serve_metrics(port.address, Arc::new(Registry::default()), "a setting").await;
+        assert!(
+            taken
+                .expect_err("taken")
+                .to_string()
+                .ends_with("with a setting")
+        );
+        let reply = get(port.address, "/metrics").await;
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        for path in ["/healthz", "/readyz", "/"] {
+            let reply = get(port.address, path).await;
+            assert!(
+                reply.starts_with("HTTP/1.1 404") && reply.contains("/metrics"),
+                "{reply}"
+            );
+        }
+        let mut open = TcpStream::connect(port.address).await.expect("connect");
+        open.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .expect("write");
+        open.read_exact(&mut [0; 15]).await.expect("an answer");
+        drop(port);
+        // It ends instead of waiting for a further request.
+        open.read_to_end(&mut Vec::new()).await.expect("the end");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Process lifecycle: telemetry, admin port, readiness, shutdown, TLS reload, backoff.
+//! Process lifecycle: telemetry, admin port, readiness, liveness, shutdown, TLS reload, backoff.
 //!
 //! Every daemon starts the same way, in this order:
 //!
@@ -12,10 +12,12 @@
 //! Nothing here knows a policy, a pod or a node.
 
 pub mod admin;
+pub mod alive;
 pub mod backoff;
 pub mod clock;
 pub mod executor;
 pub mod grpc;
+pub mod process;
 pub mod ready;
 pub mod shutdown;
 pub mod tasks;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::alive::Liveness;
+
 /// Key of a gate: its name, and a number so that two gates may share a name.
 type Key = (&'static str, u64);
 
@@ -19,15 +21,21 @@ struct State {
 /// A process without gates is ready: a part that must be waited for adds its gate before the admin
 /// port opens.
 #[derive(Debug, Clone)]
-pub struct Readiness(Arc<watch::Sender<State>>);
+pub struct Readiness(Arc<watch::Sender<State>>, Liveness);
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(State::default())))
+        let state = Arc::new(watch::Sender::new(State::default()));
+        Self(state, Liveness::default())
     }
 }
 
 impl Readiness {
+    /// Loops that must give signs of life.
+    pub fn liveness(&self) -> &Liveness {
+        &self.1
+    }
+
     /// Adds a closed gate. `reason` names what is missing; `/readyz` prints it.
     pub fn gate(&self, name: &'static str, reason: impl Into<String>) -> Gate {
         let mut key = (name, 0);
@@ -59,9 +67,15 @@ impl Readiness {
 
     /// Returns when every gate is open.
     pub async fn wait(&self) {
+        self.wait_for(true).await;
+    }
+
+    /// Returns when every gate is open, or when one is closed.
+    pub async fn wait_for(&self, is_ready: bool) {
         let mut states = self.0.subscribe();
+        let wanted = |state: &State| state.closed.is_empty() == is_ready;
         // The sender is `self`, so the channel cannot close meanwhile.
-        let _ = states.wait_for(|state| state.closed.is_empty()).await;
+        let _ = states.wait_for(wanted).await;
     }
 }
 

@@ -148,7 +148,9 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
     (
         "calc/src",
         &[
-            &["interner", "model", "postings", "quota", "store", "update"],
+            &[
+                "interner", "item_set", "model", "postings", "quota", "store", "update",
+            ],
             &[
                 "blocks",
                 "digest",
@@ -180,14 +182,30 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
         "typha/src",
         &[
             &[
-                "cause", "codec", "config", "delivery", "feed", "hello", "metrics", "object",
-                "overlay", "pace", "packed", "registry", "services", "session",
+                "calico_metrics",
+                "cause",
+                "codec",
+                "config",
+                "delivery",
+                "feed",
+                "freshness",
+                "hello",
+                "metrics",
+                "object",
+                "overlay",
+                "pace",
+                "packed",
+                "placement",
+                "registry",
+                "services",
+                "session",
             ],
             &["body", "cache", "event", "hub"],
             &[
                 "debug",
                 "kinds",
                 "object_events",
+                "replicas",
                 "reporter",
                 "server",
                 "watch",

@@ -33,12 +33,16 @@ use crate::event::Event;
 use crate::kinds;
 use crate::metrics::Counters;
 use crate::object_events;
+use crate::placement::Placement;
 use crate::registry::Registry;
+use crate::replicas;
 use crate::reporter::Reporter;
 use crate::server::SyncService;
 
 /// Maximal duration of shutdown; Kubernetes allows 30 seconds by default.
 const SHUTDOWN: Duration = Duration::from_secs(20);
+/// Time without a sign of life from which on the owner task counts as hung, as in Calico.
+const HUNG: Duration = Duration::from_secs(20);
 /// Time between attempts to detect where Calico's data is stored.
 const DETECT_INTERVAL: Duration = Duration::from_secs(2);
 /// Streams per connection: an agent needs one, a person a few.
@@ -81,9 +85,16 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut metrics = Metrics::default();
     let registry = Registry::default();
     let counters = Counters::register(&mut metrics, registry.clone());
+    let metrics = Arc::new(metrics);
+    let _metrics_port = match args.metrics_listen {
+        Some(address) => {
+            Some(admin::serve_metrics(address, metrics.clone(), "MARGAY_METRICS_LISTEN").await?)
+        }
+        None => None,
+    };
     admin::serve(
         args.admin_listen,
-        Arc::new(metrics),
+        metrics,
         readiness.clone(),
         shutdown.clone(),
     )
@@ -105,11 +116,15 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 
     let (events, inbox) = mpsc::channel(EVENT_QUEUE);
     let cache = Cache::new(kinds::KINDS.iter().map(|kind| kind.name));
-    let owner = GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync);
+    let mut owner = GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync);
+    owner.hub.placement = Placement::new(&args.pod_name);
+    owner.pulse = Some(readiness.liveness().part("owner", HUNG));
     let mut tasks = Tasks::default();
     if !args.pod_name.is_empty() {
         let (client, registry, events) = (client.clone(), registry.clone(), events.clone());
         let (instance, namespace) = (args.pod_name, args.pod_namespace);
+        let watching = replicas::run(client.clone(), namespace.clone(), events.clone());
+        tasks.spawn("watch of replicas", watching);
         tasks.spawn(
             "events",
             object_events::run(
@@ -271,24 +286,25 @@ fn reflection<'a>() -> anyhow::Result<tonic_reflection::server::Builder<'a>> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET))
 }
 
-/// Mirrors readiness in the health service; the empty name is the whole server.
+/// Mirrors readiness in the health service until shutdown; the empty name is the whole server.
 async fn mirror_readiness(reporter: HealthReporter, readiness: Readiness, shutdown: Shutdown) {
     let names = ["", "margay.sync.v1.Sync", "margay.debug.v1.Debug"];
-    for name in names {
-        reporter
-            .set_service_status(name, ServingStatus::NotServing)
-            .await;
+    let report = async |status| {
+        for name in names {
+            reporter.set_service_status(name, status).await;
+        }
+    };
+    let mut is_ready = false;
+    loop {
+        report(match is_ready {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        })
+        .await;
+        tokio::select! {
+            () = shutdown.wait() => break,
+            () = readiness.wait_for(!is_ready) => is_ready = !is_ready,
+        }
     }
-    readiness.wait().await;
-    for name in names {
-        reporter
-            .set_service_status(name, ServingStatus::Serving)
-            .await;
-    }
-    shutdown.wait().await;
-    for name in names {
-        reporter
-            .set_service_status(name, ServingStatus::NotServing)
-            .await;
-    }
+    report(ServingStatus::NotServing).await;
 }

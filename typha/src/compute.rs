@@ -9,13 +9,13 @@ use std::time::Duration;
 use margay_calc::conflict::Conflict;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
+use margay_runtime::alive::Pulse;
 use margay_runtime::clock::unix_ns;
 use margay_runtime::ready::Gate;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::telemetry::{self, Traceparent};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tonic::Status;
 use tracing::{debug, info, info_span, warn};
 
 use crate::cache::Cache;
@@ -27,6 +27,9 @@ use crate::metrics::{Counters, Kind};
 use crate::object::{ObjectKey, Observed, POD};
 use crate::object_events::{ObjectWarning, WarningQueue};
 use crate::registry::Registry;
+use admit::Admissions;
+
+mod admit;
 
 /// Delay from a change to the check for conflicts, so that objects applied together have all
 /// arrived.
@@ -43,6 +46,8 @@ const GRACE: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Maximal pause between two of them.
 const DRAIN_STEP: Duration = Duration::from_millis(100);
+/// Reason that nodes get then.
+const SHUTS_DOWN: &str = "this replica shuts down; connect to another one";
 
 /// GraphOwner of cache, graph and sessions.
 pub struct GraphOwner {
@@ -52,11 +57,9 @@ pub struct GraphOwner {
     pub hub: Hub,
     counters: Counters,
     registry: Registry,
-    gate: Gate,
     /// Queue of Events on objects.
     pub warnings: WarningQueue,
-    /// Hellos that arrived before this replica was in sync.
-    early: Vec<Hello>,
+    admissions: Admissions,
     in_sync: bool,
     /// There are changes to flush, or a slot became free.
     dirty: bool,
@@ -72,6 +75,10 @@ pub struct GraphOwner {
     disconnected: BTreeMap<String, Instant>,
     /// Time at which the reports of the first of them expire.
     expiry_due: Option<Instant>,
+    /// Signs of life, for the liveness probe.
+    pub pulse: Option<Pulse>,
+    /// Kinds with updates since their last known version.
+    unversioned: BTreeSet<&'static str>,
 }
 
 impl GraphOwner {
@@ -82,9 +89,8 @@ impl GraphOwner {
             hub: Hub::new(registry.clone(), counters.clone()),
             counters,
             registry,
-            gate,
             warnings: WarningQueue::default(),
-            early: Vec::new(),
+            admissions: Admissions::new(gate),
             in_sync: false,
             dirty: false,
             conflicts: BTreeSet::new(),
@@ -94,6 +100,8 @@ impl GraphOwner {
             grace: GRACE,
             disconnected: BTreeMap::new(),
             expiry_due: None,
+            pulse: None,
+            unversioned: BTreeSet::new(),
         };
         owner.check_sync();
         owner
@@ -105,6 +113,11 @@ impl GraphOwner {
         let mut last = Instant::now() - self.hub.tick();
         loop {
             let due = last + self.hub.tick();
+            let duty = self.admissions.next(Instant::now());
+            if let Some(pulse) = &self.pulse {
+                pulse.beat();
+            }
+            let beat = self.pulse.as_ref().map(|pulse| pulse.interval());
             // In this order, not at random: what is done depends on the events and the clock alone.
             tokio::select! {
                 biased;
@@ -120,6 +133,12 @@ impl GraphOwner {
                 ), if self.check_at.is_some() && self.in_sync => {
                     self.report_conflicts();
                 }
+                () = tokio::time::sleep_until(
+                    duty.unwrap_or(due),
+                ), if duty.is_some() => {
+                    self.run_admissions(Instant::now());
+                }
+                () = tokio::time::sleep(beat.unwrap_or_default()), if beat.is_some() => {}
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     self.handle(event);
@@ -160,7 +179,7 @@ impl GraphOwner {
                 // The receiver may have been dropped at shutdown.
                 let _ = reply.send(self.cache.missing(kind, limit));
             }
-            Event::Sweep(kind) => {
+            Event::Sweep { kind, version } => {
                 let updates = self.cache.sweep(kind);
                 if !updates.is_empty() {
                     info!(
@@ -169,25 +188,26 @@ impl GraphOwner {
                         "removed objects that were deleted while the watch was interrupted"
                     );
                 }
-                self.apply(kind, updates, Cause::default());
+                let cause = Cause {
+                    version,
+                    ..Cause::default()
+                };
+                self.apply(kind, updates, cause);
                 self.registry.notify_problems();
                 self.check_sync();
             }
-            Event::Hello(hello) if !self.in_sync => {
-                // A node has one stream: dropping the former hello ends the former stream.
-                self.early.retain(|early| early.node != hello.node);
-                self.early.push(hello);
+            Event::Answered { kind, version } => self.record_answer(kind, version),
+            Event::Unanswered { kind, reason } => {
+                let now = Instant::now();
+                self.admissions.freshness.record_failure(kind, reason, now);
             }
-            Event::Hello(hello) => {
-                // The digests of the view must be those of the current state.
-                self.flush();
-                info!(node = %hello.node, version = %hello.agent_version, "node connected");
-                self.hub.open_session(hello);
-            }
+            Event::Replicas(replicas) => self.set_replicas(replicas),
+            Event::Hello(hello) => self.receive(hello),
             Event::SlotFree { node, session } => self.dirty |= self.hub.is_waiting(&node, session),
             Event::LocalEndpoint { node, report } => self.apply_local(&node, report),
             Event::Disconnected { node, session } => {
-                self.early.retain(|hello| hello.session != session);
+                let waiting = &mut self.admissions.waiting;
+                waiting.retain(|(hello, _)| hello.session != session);
                 self.hub.close_session(&node, session);
                 info!(%node, "node disconnected");
                 let now = Instant::now();
@@ -288,6 +308,7 @@ impl GraphOwner {
         cause: Cause,
     ) {
         for update in updates {
+            self.unversioned.insert(kind);
             self.counters.updates.get_or_create(&Kind { kind }).inc();
             if self.in_sync {
                 self.first_cause.get_or_insert_with(Instant::now);
@@ -304,6 +325,20 @@ impl GraphOwner {
             self.hub.graph.apply(update);
             self.dirty = true;
         }
+        if cause.version > 0 {
+            self.record_answer(kind, cause.version);
+        }
+    }
+
+    /// Records an answer of the API server; views take the version into account if it has changed
+    /// anything.
+    fn record_answer(&mut self, kind: &'static str, version: u64) {
+        let now = Instant::now();
+        self.admissions.freshness.record_answer(kind, version, now);
+        if version > 0 && self.unversioned.remove(kind) {
+            self.hub.set_version(kind, version);
+        }
+        self.update_cut_off(now);
     }
 
     fn apply_local(&mut self, node: &str, report: LocalEndpoint) {
@@ -315,10 +350,9 @@ impl GraphOwner {
         );
         match self.cache.apply_local(node, report) {
             Ok(updates) => {
-                let seen_unix_ns = unix_ns();
                 let cause = Cause {
-                    seen_unix_ns,
-                    trace: None,
+                    seen_unix_ns: unix_ns(),
+                    ..Cause::default()
                 };
                 self.apply(POD, updates, cause);
             }
@@ -336,8 +370,8 @@ impl GraphOwner {
         self.expiry_due = self.disconnected.values().min().map(|since| *since + grace);
         for node in over {
             // A node that has reconnected meanwhile keeps its reports.
-            let is_early = self.early.iter().any(|hello| hello.node == node);
-            if !is_early && !self.hub.has_session(&node) {
+            let mut waiting = self.admissions.waiting.iter();
+            if !waiting.any(|(hello, _)| hello.node == node) && !self.hub.has_session(&node) {
                 let updates = self.cache.expire_reports(&node);
                 self.apply(POD, updates, Cause::default());
             }
@@ -350,26 +384,27 @@ impl GraphOwner {
         }
         if !self.cache.is_synced() {
             let unsynced = self.cache.unsynced().join(", ");
-            self.gate.close(format!("not listed yet: {unsynced}"));
+            self.admissions
+                .gate
+                .close(format!("not listed yet: {unsynced}"));
             return;
         }
         self.in_sync = true;
         self.dirty = true;
         self.flush();
         self.registry.set_in_sync();
-        self.gate.open();
+        self.admissions.gate.open();
         let objects: usize = self.cache.counts().map(|(_, count, _)| count).sum();
         info!(objects, "in sync with the API");
-        for hello in std::mem::take(&mut self.early) {
-            self.handle(Event::Hello(hello));
+        for (hello, _) in std::mem::take(&mut self.admissions.waiting) {
+            self.receive(hello);
         }
     }
 
     async fn drain(mut self, mut events: mpsc::Receiver<Event>) {
-        self.gate.close("shutting down");
-        let away = || Status::unavailable("this replica shuts down; connect to another one");
-        for hello in self.early.drain(..) {
-            let _ = hello.slot.try_send(Err(away()));
+        self.admissions.gate.close("shutting down");
+        for (hello, _) in std::mem::take(&mut self.admissions.waiting) {
+            self.send_away(&hello);
         }
         let count = self.hub.sessions();
         if count == 0 {
@@ -381,16 +416,20 @@ impl GraphOwner {
         loop {
             tokio::select! {
                 biased;
-                _ = steps.tick() => if !self.hub.close_next(away()) { return },
+                _ = steps.tick() => if !self.hub.close_next(SHUTS_DOWN) { return },
                 event = events.recv() => match event {
                     None => return,
-                    Some(Event::Hello(hello)) => {
-                        let _ = hello.slot.try_send(Err(away()));
-                    }
+                    Some(Event::Hello(hello)) => self.send_away(&hello),
                     Some(event) => self.handle(event),
                 },
             }
         }
+    }
+
+    fn send_away(&self, hello: &Hello) {
+        let status = self.hub.away(&hello.node, SHUTS_DOWN);
+        // The slot is new, so it can only be closed: the node has disconnected.
+        let _ = hello.slot.try_send(Err(status));
     }
 }
 

@@ -22,6 +22,10 @@ pub struct Args {
     /// Address of metrics and probes: plain HTTP, so loopback.
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9098")]
     pub admin_listen: SocketAddr,
+    /// Address at which Prometheus gets the metrics, over plain HTTP. Unset: only at the address
+    /// above.
+    #[arg(long, env = "MARGAY_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Directory with this replica's `tls.crt` and `tls.key`.
     #[arg(long, env = "MARGAY_TLS_DIR", default_value = "/etc/margay/tls")]
     pub tls_dir: PathBuf,

@@ -33,6 +33,13 @@ impl Delivery {
         self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Mean time until streams took their frames; `None` before the first one has.
+    pub fn mean(&self) -> Option<Duration> {
+        let waited = self.waited_us.load(Ordering::Relaxed);
+        let taken = self.taken.load(Ordering::Relaxed);
+        waited.checked_div(taken).map(Duration::from_micros)
+    }
+
     /// Time that the delivery of `sent` frames took. Streams take them one after the other, so that
     /// is twice the mean; a few that take none, or late, change little. While most frames wait, it
     /// is the time since the flush.

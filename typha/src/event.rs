@@ -12,6 +12,7 @@ use crate::cause::Cause;
 use crate::hello::Hello;
 use crate::hub::Hub;
 use crate::object::{Missing, ObjectKey, Observed, subject};
+use crate::placement::Replica;
 
 /// State of the owner task as a query sees it.
 #[derive(Clone, Copy)]
@@ -75,8 +76,30 @@ pub enum Event {
         /// Receives the reply.
         reply: oneshot::Sender<Missing>,
     },
-    /// Removes what the latest list of the kind lacks.
-    Sweep(&'static str),
+    /// Removes what the latest list of the kind lacks, which is then complete.
+    Sweep {
+        /// The kind.
+        kind: &'static str,
+        /// Version of the list; 0 if it is not a number.
+        version: u64,
+    },
+    /// The API server answers the watch of the kind: it has begun, or nothing has changed up to a
+    /// version.
+    Answered {
+        /// The kind.
+        kind: &'static str,
+        /// Version of the kind; 0 if it is not a number.
+        version: u64,
+    },
+    /// The API server does not answer the watch of the kind.
+    Unanswered {
+        /// The kind.
+        kind: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// These replicas are ready.
+    Replicas(Vec<Replica>),
     /// A node opens a session.
     Hello(Hello),
     /// A node's slot, which was full when a frame was due, is free.

@@ -101,6 +101,21 @@ impl WatchError {
         )
     }
 
+    /// Returns true if the API server does not give the kind's state: it does not answer, has
+    /// no answer itself, or one that cannot be used. A refusal for other reasons is an answer.
+    pub fn is_unanswered(&self) -> bool {
+        let is_fault = |code: u16| code >= 500;
+        match self {
+            Self::Api(error) => match &**error {
+                kube::Error::Api(status) => is_fault(status.code),
+                _ => true,
+            },
+            Self::Status { code, .. } => is_fault(*code),
+            Self::Broken(_) | Self::Silent(_) | Self::Line(_) | Self::Unfinished => true,
+            Self::Older { .. } | Self::Empty | Self::Lacking { .. } => true,
+        }
+    }
+
     /// Returns true if the watch cannot resume, so that a new list is needed.
     pub fn needs_list(&self) -> bool {
         match self {
@@ -159,6 +174,11 @@ impl<K: DeserializeOwned> Feed<K> {
     /// Resource version to resume from; `None`: a list is needed.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
+    }
+
+    /// Latest version ever received, as a number; 0 if versions are not numbers.
+    pub fn version_number(&self) -> u64 {
+        self.seen
     }
 
     /// Starts a new list; an incomplete one is dropped.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use margay_proto::sync::Versions;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -10,6 +11,9 @@ use crate::codec::FrameBytes;
 
 /// Sender for a session's next item: a frame, or the reason why the stream ends.
 pub type Slot = mpsc::Sender<Result<FrameBytes, Status>>;
+
+/// The same, without keeping the stream open.
+pub type WeakSlot = mpsc::WeakSender<Result<FrameBytes, Status>>;
 
 /// A node that requests its view.
 #[derive(Debug)]
@@ -22,6 +26,10 @@ pub struct Hello {
     pub agent_version: String,
     /// Digests of what it holds.
     pub buckets: Vec<u64>,
+    /// Versions of the API that its view takes into account.
+    pub versions: Versions,
+    /// It has other replicas to try.
+    pub has_alternatives: bool,
     /// What the agent supports.
     pub capabilities: Capabilities,
     /// Takes its frames; of capacity one.

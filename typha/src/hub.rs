@@ -14,7 +14,9 @@ use margay_calc::digest;
 use margay_calc::flush::{Audience, Change, MemberDelta, RecordChange};
 use margay_calc::graph::Graph;
 use margay_calc::model::{RecordId, SetKind};
-use margay_proto::sync::{ChangeRef, Trailer, encode_change, encode_compact, encode_trailer};
+use margay_proto::sync::{
+    ChangeRef, SERVERS_METADATA, Trailer, Versions, encode_change, encode_compact, encode_trailer,
+};
 use margay_runtime::telemetry;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
@@ -24,20 +26,33 @@ use tracing::info_span;
 use crate::cause::Cause;
 use crate::codec::FrameBytes;
 use crate::delivery::{Delivery, FlushPace};
-use crate::hello::{Capabilities, Hello, Slot};
+use crate::hello::{Capabilities, Hello, Slot, WeakSlot};
 use crate::metrics::Counters;
+use crate::placement::Placement;
 use crate::registry::{NodeSession, Registry, SentFrame};
 use crate::session::{RecordSource, Session, SharedDelta, differing_buckets};
 
 /// Maximal size of encoded values cached for other sessions, in bytes; beyond that the cache is
 /// cleared.
 const MAX_CACHED_BYTES: usize = 8 << 20;
+/// Time after which a node that has not taken its view no longer delays others.
+const STALLED: Duration = Duration::from_secs(1);
+/// Label of a node with its zone, from Kubernetes.
+const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Owner of graph and sessions.
 #[derive(Debug)]
 pub struct Hub {
     /// Graph with the view of every node.
     pub graph: Graph,
+    /// Which replica serves which node.
+    pub placement: Placement,
+    /// Versions of the API that the graph takes into account, by kind, each with the value of
+    /// `version_changes` since which it is known.
+    versions: BTreeMap<&'static str, (u64, u64)>,
+    version_changes: u64,
+    /// Slots of sessions that were opened lately, and when: their views may be under way.
+    opening: Vec<(WeakSlot, Instant)>,
     revision: u64,
     live: BTreeMap<String, LiveSession>,
     encoded: EncodeCache,
@@ -60,6 +75,21 @@ struct LiveSession {
     cause: Cause,
     /// The registry knows that records are pending here.
     is_waiting: bool,
+    /// Value of `version_changes` as of the last frame.
+    versions_sent: u64,
+    /// Generation of the placement as of the last frame.
+    placement_sent: u64,
+}
+
+/// What a frame says besides its changes.
+struct FrameContext<'a> {
+    revision: u64,
+    versions: &'a BTreeMap<&'static str, (u64, u64)>,
+    version_changes: u64,
+    placement: &'a Placement,
+    counters: &'a Counters,
+    delivery: &'a Arc<Delivery>,
+    traced: bool,
 }
 
 impl Hub {
@@ -67,6 +97,10 @@ impl Hub {
     pub fn new(registry: Registry, counters: Counters) -> Self {
         Self {
             graph: Graph::default(),
+            placement: Placement::default(),
+            versions: BTreeMap::new(),
+            version_changes: 0,
+            opening: Vec::new(),
             revision: 0,
             live: BTreeMap::new(),
             encoded: EncodeCache::default(),
@@ -89,6 +123,8 @@ impl Hub {
             self.revision += 1;
             self.registry.set_revision(self.revision);
             self.counters.flushes.inc();
+            let records = flush.records.len() as f64;
+            self.counters.flush_records.observe(records);
         }
         let span = info_span!(
             "calc.flush",
@@ -113,8 +149,21 @@ impl Hub {
         let (former, sent) = (&self.delivery.0, self.delivery.1);
         if sent > 0 {
             self.pace.record(former.duration(sent, Instant::now()));
+            if let Some(mean) = former.mean() {
+                self.counters.delivery_seconds.observe(mean.as_secs_f64());
+            }
         }
         self.delivery = (Arc::new(Delivery::new(Instant::now())), 0);
+        let context = FrameContext {
+            revision: self.revision,
+            versions: &self.versions,
+            version_changes: self.version_changes,
+            placement: &self.placement,
+            counters: &self.counters,
+            delivery: &self.delivery.0,
+            traced,
+        };
+        let mut frames = 0;
         for (name, live) in &mut self.live {
             let compact = live.capabilities.compact;
             let mut source = ValueEncoder {
@@ -123,21 +172,17 @@ impl Hub {
                 encoded: &mut self.encoded,
                 compact,
             };
-            if live.session.pending() == 0 {
+            let is_placed = live.placement_sent == context.placement.generation();
+            if live.session.pending() == 0 && is_placed {
                 record_pending(&live.node, &mut live.is_waiting, 0);
                 continue;
             }
-            match live.send(
-                &mut source,
-                self.revision,
-                &self.counters,
-                &self.delivery.0,
-                traced,
-            ) {
-                Ok(sent) => self.delivery.1 += u64::from(sent),
+            match live.send(&mut source, &context) {
+                Ok(sent) => frames += u64::from(sent),
                 Err(SessionClosed) => closed.push((name.clone(), live.id)),
             }
         }
+        self.delivery.1 = frames;
         for (name, id) in closed {
             self.close_session(&name, id);
         }
@@ -155,9 +200,10 @@ impl Hub {
 
     /// Returns true if a session has pending changes that could not be sent when they were due.
     pub fn is_waiting(&self, node: &str, session: u64) -> bool {
-        self.live
-            .get(node)
-            .is_some_and(|live| live.id == session && live.session.pending() > 0)
+        self.live.get(node).is_some_and(|live| {
+            let is_placed = live.placement_sent == self.placement.generation();
+            live.id == session && (live.session.pending() > 0 || !is_placed)
+        })
     }
 
     /// Answers a hello with the difference between the node's records and its view. The graph must
@@ -190,10 +236,13 @@ impl Hub {
         // A node at revision 0 would never count as current.
         self.revision = self.revision.max(1);
         self.registry.set_revision(self.revision);
+        let zone = zone_of(&self.graph, &hello.node);
         chunks.push(encode_trailer(&Trailer {
             revision: self.revision,
             restated_buckets: differing,
             in_sync: true,
+            versions: newer_than(&self.versions, 0),
+            servers: self.placement.servers(&hello.node, zone),
             ..Trailer::default()
         }));
         let frame = FrameBytes::new(chunks, compact);
@@ -209,6 +258,7 @@ impl Hub {
         // The slot is new, so it can only be closed: the node has disconnected, and its reader
         // sends an event.
         let _ = hello.slot.try_send(Ok(frame));
+        self.opening.push((hello.slot.downgrade(), Instant::now()));
         let live = LiveSession {
             session: Session::default(),
             id: hello.session,
@@ -218,6 +268,8 @@ impl Hub {
             capabilities: hello.capabilities,
             cause: Cause::default(),
             is_waiting: false,
+            versions_sent: self.version_changes,
+            placement_sent: self.placement.generation(),
         };
         if let Some(former) = self.live.insert(hello.node, live) {
             // If its slot is full, the stream ends after the frame in it.
@@ -234,15 +286,69 @@ impl Hub {
         self.registry.remove(node, session);
     }
 
-    /// Closes one session with this status; returns true if there are more.
-    pub fn close_next(&mut self, status: Status) -> bool {
-        if let Some((node, live)) = self.live.pop_first() {
-            // If the slot holds a frame, the stream ends after it, because its sender is dropped
-            // here.
-            let _ = live.slot.try_send(Err(status));
-            self.registry.remove(&node, live.id);
+    /// Closes one session for this reason; returns true if there are more.
+    pub fn close_next(&mut self, reason: &str) -> bool {
+        if let Some(node) = self.live.keys().next().cloned() {
+            let status = self.away(&node, reason);
+            self.close_with(&node, status);
         }
         !self.live.is_empty()
+    }
+
+    /// Closes the session of a node with this status; returns false if it has none.
+    pub fn close_with(&mut self, node: &str, status: Status) -> bool {
+        let Some(live) = self.live.remove(node) else {
+            return false;
+        };
+        // If the slot holds a frame, the stream ends after it, because its sender is dropped here.
+        let _ = live.slot.try_send(Err(status));
+        self.registry.remove(node, live.id);
+        true
+    }
+
+    /// Status that sends a node to another replica, with those that it is to try.
+    pub fn away(&self, node: &str, reason: &str) -> Status {
+        let servers = self.placement.others(node, zone_of(&self.graph, node));
+        let mut status = Status::unavailable(reason);
+        if let (false, Ok(servers)) = (servers.is_empty(), servers.join(",").parse()) {
+            status.metadata_mut().insert(SERVERS_METADATA, servers);
+        }
+        status
+    }
+
+    /// Records the version of a kind that the graph takes into account.
+    pub fn set_version(&mut self, kind: &'static str, version: u64) {
+        self.version_changes += 1;
+        self.versions.insert(kind, (version, self.version_changes));
+    }
+
+    /// Number of sessions whose view is under way, except those that do not take it.
+    pub fn count_opening(&mut self, now: Instant) -> usize {
+        self.opening.retain(|(slot, since)| {
+            let is_full = || slot.upgrade().is_some_and(|slot| slot.capacity() == 0);
+            now < *since + STALLED && is_full()
+        });
+        self.opening.len()
+    }
+
+    /// Nodes with a session.
+    pub fn nodes(&self) -> Vec<String> {
+        self.live.keys().cloned().collect()
+    }
+
+    /// Nodes with a session whose first choice is another replica.
+    pub fn misplaced(&self) -> Vec<String> {
+        let nodes = self.live.keys();
+        nodes
+            .filter(|node| self.is_misplaced(node))
+            .cloned()
+            .collect()
+    }
+
+    /// Returns true if another replica is the first choice of the node.
+    pub fn is_misplaced(&self, node: &str) -> bool {
+        self.placement
+            .is_misplaced(node, zone_of(&self.graph, node))
     }
 
     /// Number of sessions.
@@ -324,11 +430,9 @@ impl LiveSession {
     fn send(
         &mut self,
         source: &mut ValueEncoder<'_>,
-        revision: u64,
-        counters: &Counters,
-        delivery: &Arc<Delivery>,
-        traced: bool,
+        context: &FrameContext<'_>,
     ) -> Result<bool, SessionClosed> {
+        let (revision, counters) = (context.revision, context.counters);
         let permit = match self.slot.try_reserve() {
             Err(TrySendError::Full(())) => {
                 // The receiver checks the flag after emptying the slot, and this checks the slot
@@ -347,19 +451,34 @@ impl LiveSession {
             Err(TrySendError::Closed(())) => return Err(SessionClosed),
         };
         let mut chunks = self.session.drain(source);
-        if chunks.is_empty() {
+        let is_placed = self.placement_sent == context.placement.generation();
+        if chunks.is_empty() && is_placed {
             record_pending(&self.node, &mut self.is_waiting, 0);
             return Ok(false);
         }
-        let span = traced.then(|| info_span!("session.send", node = %self.node.name, revision));
+        counters.frame_changes.observe(chunks.len() as f64);
+        let span = context
+            .traced
+            .then(|| info_span!("session.send", node = %self.node.name, revision));
         let trace = span.as_ref().and_then(telemetry::of).or(self.cause.trace);
         chunks.push(encode_trailer(&Trailer {
             revision,
             traceparent: trace.map(|trace| trace.to_string()).unwrap_or_default(),
             event_unix_ns: self.cause.seen_unix_ns,
+            versions: newer_than(context.versions, self.versions_sent),
+            servers: match is_placed {
+                true => Vec::new(),
+                false => {
+                    let zone = zone_of(source.graph, &self.node.name);
+                    context.placement.servers(&self.node.name, zone)
+                }
+            },
             ..Trailer::default()
         }));
-        let frame = FrameBytes::new(chunks, self.capabilities.compact).of_flush(delivery.clone());
+        self.versions_sent = context.version_changes;
+        self.placement_sent = context.placement.generation();
+        let frame =
+            FrameBytes::new(chunks, self.capabilities.compact).of_flush(context.delivery.clone());
         counters.frames.inc();
         counters.bytes.inc_by(frame.len() as u64);
         let sent = SentFrame {
@@ -373,6 +492,22 @@ impl LiveSession {
         permit.send(Ok(frame));
         Ok(true)
     }
+}
+
+/// Zone of a node; empty if it is not known.
+fn zone_of<'a>(graph: &'a Graph, node: &str) -> &'a str {
+    graph
+        .node(node)
+        .and_then(|node| node.labels.get(LABEL_ZONE))
+        .map_or("", String::as_str)
+}
+
+/// Versions that have changed since the value `since` of `version_changes`.
+fn newer_than(versions: &BTreeMap<&'static str, (u64, u64)>, since: u64) -> Versions {
+    let newer = versions.iter().filter(|(_, (_, changed))| *changed > since);
+    newer
+        .map(|(kind, (version, _))| ((*kind).to_owned(), *version))
+        .collect()
 }
 
 /// Records the number of pending records in the registry; zero only if it recorded more before, as

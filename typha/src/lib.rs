@@ -7,6 +7,8 @@
 //!    pod addresses that nodes report ahead of the API; `services`: EndpointSlices merged per
 //!    Service;
 //! 3. [`compute`]: the owner task, which applies changes to the graph and flushes once per tick;
+//!    [`freshness`]: whether it knows what a node holds already; [`placement`] of nodes on replicas
+//!    (`replicas`);
 //! 4. [`hub`]: from a flush to the sessions that it concerns; [`session`]: pending changes of a
 //!    node;
 //! 5. [`server`], [`codec`], [`body`]: the stream to a node; [`delivery`]: how often frames are
@@ -19,6 +21,7 @@
 pub mod app;
 pub mod body;
 pub mod cache;
+mod calico_metrics;
 pub mod cause;
 pub mod codec;
 pub mod compute;
@@ -27,6 +30,7 @@ pub mod debug;
 pub mod delivery;
 pub mod event;
 pub mod feed;
+pub mod freshness;
 pub mod hello;
 pub mod hub;
 pub mod kinds;
@@ -36,7 +40,9 @@ pub mod object_events;
 pub mod overlay;
 pub mod pace;
 pub mod packed;
+pub mod placement;
 pub mod registry;
+mod replicas;
 pub mod reporter;
 pub mod server;
 mod services;

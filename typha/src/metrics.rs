@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry as Metrics;
 
+use crate::calico_metrics::CalicoMetrics;
 use crate::registry::Registry;
 
 /// A watched kind.
@@ -34,6 +35,16 @@ pub struct Counters {
     pub refused: Family<Kind, Gauge>,
     /// Flushes of the graph that changed something.
     pub flushes: Counter,
+    /// Records of a flush that changed something.
+    pub flush_records: Histogram,
+    /// Mean seconds until the streams took the frames of a flush.
+    pub delivery_seconds: Histogram,
+    /// Changes of a frame.
+    pub frame_changes: Histogram,
+    /// Streams that nodes have opened.
+    pub streams: Counter,
+    /// Streams that are open.
+    pub open_streams: Gauge,
     /// Seconds from the first update of a flush to its frames.
     pub flush_seconds: Histogram,
     /// Frames sent.
@@ -42,6 +53,10 @@ pub struct Counters {
     pub bytes: Counter,
     /// Sessions opened.
     pub sessions_opened: Counter,
+    /// Hellos that were refused in favour of other replicas.
+    pub refused_hellos: Counter,
+    /// Nodes that were sent to the replica that is to serve them.
+    pub moved_nodes: Counter,
     /// Buckets resent when sessions opened.
     pub resent_buckets: Counter,
     /// Streams ended because of an error of the node.
@@ -63,10 +78,17 @@ impl Counters {
             objects: Family::default(),
             refused: Family::default(),
             flushes: Counter::default(),
+            flush_records: sizes(),
+            delivery_seconds: latencies(),
+            frame_changes: sizes(),
+            streams: Counter::default(),
+            open_streams: Gauge::default(),
             flush_seconds: latencies(),
             frames: Counter::default(),
             bytes: Counter::default(),
             sessions_opened: Counter::default(),
+            refused_hellos: Counter::default(),
+            moved_nodes: Counter::default(),
             resent_buckets: Counter::default(),
             stream_errors: Counter::default(),
             enforcement_seconds: latencies(),
@@ -74,7 +96,9 @@ impl Counters {
         };
         counters.register_api(metrics);
         counters.register_stream(metrics);
+        counters.register_calico(metrics, &nodes);
         metrics.register_collector(Box::new(Nodes(nodes)));
+        margay_runtime::process::register(metrics);
         counters
     }
 
@@ -111,6 +135,31 @@ impl Counters {
         );
     }
 
+    /// Registers what Calico's Typha has a name for under that name too, so that its dashboards
+    /// work.
+    fn register_calico(&self, metrics: &mut Metrics, nodes: &Registry) {
+        let felix = metrics.sub_registry_with_label(("syncer".into(), "felix".into()));
+        felix.register(
+            "typha_breadcrumb_size",
+            "As margay_typha_flush_records",
+            self.flush_records.clone(),
+        );
+        felix.register(
+            "typha_client_latency_secs",
+            "As margay_typha_delivery_seconds",
+            self.delivery_seconds.clone(),
+        );
+        felix.register(
+            "typha_kvs_per_msg",
+            "As margay_typha_frame_changes",
+            self.frame_changes.clone(),
+        );
+        metrics.register_collector(Box::new(CalicoMetrics {
+            counters: self.clone(),
+            nodes: nodes.clone(),
+        }));
+    }
+
     fn register_stream(&self, metrics: &mut Metrics) {
         metrics.register(
             "margay_typha_flushes",
@@ -121,6 +170,31 @@ impl Counters {
             "margay_typha_flush_seconds",
             "From the first update of a flush to its frames",
             self.flush_seconds.clone(),
+        );
+        metrics.register(
+            "margay_typha_flush_records",
+            "Records that a flush changed",
+            self.flush_records.clone(),
+        );
+        metrics.register(
+            "margay_typha_delivery_seconds",
+            "From a flush until streams took its frames, mean of the streams",
+            self.delivery_seconds.clone(),
+        );
+        metrics.register(
+            "margay_typha_frame_changes",
+            "Changes in a frame",
+            self.frame_changes.clone(),
+        );
+        metrics.register(
+            "margay_typha_streams",
+            "Streams that nodes have opened",
+            self.streams.clone(),
+        );
+        metrics.register(
+            "margay_typha_streams_open",
+            "Streams that are open",
+            self.open_streams.clone(),
         );
         metrics.register(
             "margay_typha_frames",
@@ -136,6 +210,16 @@ impl Counters {
             "margay_typha_sessions_opened",
             "Sessions opened",
             self.sessions_opened.clone(),
+        );
+        metrics.register(
+            "margay_typha_hellos_refused",
+            "Nodes that asked to be served and were refused in favour of other replicas",
+            self.refused_hellos.clone(),
+        );
+        metrics.register(
+            "margay_typha_nodes_moved",
+            "Nodes that were sent to the replica that is to serve them",
+            self.moved_nodes.clone(),
         );
         metrics.register(
             "margay_typha_resent_buckets",
@@ -158,6 +242,11 @@ impl Counters {
             self.ack_seconds.clone(),
         );
     }
+}
+
+/// Buckets from 1 to 32,768, doubling twice.
+fn sizes() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 4.0, 8))
 }
 
 /// Buckets from 0.25 ms to 8 s, doubling.
@@ -183,6 +272,11 @@ impl Collector for Nodes {
                 "margay_typha_in_sync",
                 "1 if this replica is in sync with the API",
                 usize::from(self.0.in_sync()),
+            ),
+            (
+                "margay_typha_cut_off",
+                "1 if the API server has not answered this replica for 30 seconds",
+                usize::from(self.0.is_cut_off()),
             ),
         ];
         for (name, help, value) in gauges {

@@ -35,6 +35,7 @@ struct Inner {
     problems: DashMap<String, (u64, Vec<NodeProblem>)>,
     revision: AtomicU64,
     in_sync: AtomicBool,
+    cut_off: AtomicBool,
     /// Notified when a problem appears or disappears.
     problems_changed: watch::Sender<()>,
 }
@@ -221,6 +222,16 @@ impl Registry {
     /// Marks this replica as in sync with the API.
     pub fn set_in_sync(&self) {
         self.0.in_sync.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns true if the API server has not answered this replica for a while.
+    pub fn is_cut_off(&self) -> bool {
+        self.0.cut_off.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether the API server answers.
+    pub fn set_cut_off(&self, is_cut_off: bool) {
+        self.0.cut_off.store(is_cut_off, Ordering::Relaxed);
     }
 
     /// Number of nodes with a session, and of those that enforce the latest revision.

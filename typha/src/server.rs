@@ -13,7 +13,8 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
 use margay_proto::sync::{
-    Ack, MAX_UP, NodeProblem, decode_ack, decode_local_endpoint, decode_problems, wire,
+    Ack, MAX_UP, NodeProblem, Versions, decode_ack, decode_local_endpoint, decode_problems,
+    decode_versions, wire,
 };
 use margay_runtime::clock::unix_ns;
 use margay_runtime::telemetry::{self, Traceparent};
@@ -99,6 +100,8 @@ impl SyncService {
             node: node.clone(),
             session,
         };
+        self.0.counters.streams.inc();
+        self.0.counters.open_streams.inc();
         // A task of its own, so that acks are read while the connection takes no frames.
         tokio::spawn(reader.run(up, slot, blocked.clone()));
         FrameBody::new(frames, blocked, self.0.events.clone(), node, session)
@@ -120,7 +123,7 @@ impl Reader {
         blocked: Arc<AtomicBool>,
     ) {
         match self.read_hello(&mut up).await {
-            Ok(hello) => {
+            Ok((hello, versions)) => {
                 // The owner task holds the only strong sender from here on: dropping it ends the
                 // stream.
                 let end = slot.downgrade();
@@ -129,6 +132,8 @@ impl Reader {
                     session: self.session,
                     agent_version: hello.agent_version.chars().take(MAX_VERSION).collect(),
                     buckets: hello.buckets,
+                    versions,
+                    has_alternatives: hello.has_alternatives,
                     capabilities: Capabilities {
                         host_endpoints: hello.host_endpoints,
                         compact: hello.compact,
@@ -143,6 +148,7 @@ impl Reader {
             Err(Some(status)) => self.end_with(status, Some(slot)),
             Err(None) => {}
         }
+        self.inner.counters.open_streams.dec();
         let gone = Event::Disconnected {
             node: self.node,
             session: self.session,
@@ -167,7 +173,7 @@ impl Reader {
     async fn read_hello(
         &self,
         up: &mut Streaming<wire::Up>,
-    ) -> Result<wire::Hello, Option<Status>> {
+    ) -> Result<(wire::Hello, Versions), Option<Status>> {
         let first = tokio::time::timeout(self.inner.hello, up.message()).await;
         let first = first.map_err(|_| {
             let timeout = self.inner.hello;
@@ -175,7 +181,11 @@ impl Reader {
         })?;
         let first = first.map_err(|status| connection_end(status).err())?;
         match first.and_then(|up| up.message) {
-            Some(wire::up::Message::Hello(hello)) => self.wait_for_turn().await.map(|()| hello),
+            Some(wire::up::Message::Hello(mut hello)) => {
+                let versions = decode_versions(std::mem::take(&mut hello.versions));
+                let versions = versions.map_err(|error| Some(invalid(error)))?;
+                self.wait_for_turn().await.map(|()| (hello, versions))
+            }
             _ => Err(Some(Status::invalid_argument(
                 "the first message must be hello",
             ))),

@@ -118,6 +118,12 @@ impl Watch {
             if error.is_refusal() {
                 self.counters.lists_refused.get_or_create(&label).inc();
             }
+            if error.is_unanswered() {
+                let (kind, reason) = (self.kind, error.to_string());
+                if self.send(Event::Unanswered { kind, reason }).await.is_err() {
+                    return;
+                }
+            }
             if error.needs_list() || feed.version().is_none() {
                 feed.restart();
             }
@@ -151,7 +157,7 @@ impl Watch {
             match with_timeout(self.client.request(request)).await {
                 Ok(definition) => definition,
                 Err(error) if error.is_not_found() => {
-                    self.send_list(PackedList::default()).await?;
+                    self.send_list(PackedList::default(), 0).await?;
                     retry.record_absence(&name);
                     return Ok(Availability::Unserved);
                 }
@@ -208,7 +214,9 @@ impl Watch {
             *streamed = false;
             return Ok(());
         }
-        let outcome = self.read(feed, retry, Box::pin(opened?)).await;
+        let opened = opened?;
+        self.report_answer(feed).await?;
+        let outcome = self.read(feed, retry, Box::pin(opened)).await;
         if matches!(outcome, Err(CycleEnd::Error(WatchError::Unfinished))) {
             *streamed = false;
         }
@@ -235,11 +243,12 @@ impl Watch {
             let event = feed.decode_line(&line)?;
             let seen_unix_ns = unix_ns();
             match event {
-                WatchEvent::Bookmark => {}
+                WatchEvent::Bookmark => self.report_answer(feed).await?,
                 WatchEvent::Applied(object, trace) => {
                     let cause = Cause {
                         seen_unix_ns,
                         trace,
+                        version: feed.version_number(),
                     };
                     self.send_observed(vec![*object], cause).await?;
                 }
@@ -247,6 +256,7 @@ impl Watch {
                     let cause = Cause {
                         seen_unix_ns,
                         trace: None,
+                        version: feed.version_number(),
                     };
                     let kind = self.kind;
                     self.send(Event::Deleted { kind, key, cause }).await?;
@@ -283,20 +293,30 @@ impl Watch {
         feed: &mut Feed<K>,
         objects: PackedList,
     ) -> Result<(), CycleEnd> {
-        let used = self.send_list(objects).await;
+        let used = self.send_list(objects, feed.version_number()).await;
         if used.is_err() {
             feed.restart();
         }
         used
     }
 
+    /// Reports that the API server answers, and the version that is known, unless there is none
+    /// because a list is in progress.
+    async fn report_answer<K: DeserializeOwned>(&self, feed: &Feed<K>) -> Result<(), Stopped> {
+        if feed.version().is_none() {
+            return Ok(());
+        }
+        let (kind, version) = (self.kind, feed.version_number());
+        self.send(Event::Answered { kind, version }).await
+    }
+
     /// Sends the objects of a list, and removes what it lacks after confirming that by name.
-    async fn send_list(&self, objects: PackedList) -> Result<(), CycleEnd> {
+    async fn send_list(&self, objects: PackedList, version: u64) -> Result<(), CycleEnd> {
         let count = objects.len();
         self.send(Event::ListStarted(self.kind)).await?;
         let cause = Cause {
             seen_unix_ns: unix_ns(),
-            trace: None,
+            ..Cause::default()
         };
         let mut objects = objects.into_iter();
         loop {
@@ -314,7 +334,8 @@ impl Watch {
             }
         }
         debug!(kind = self.kind, count, gone = missing.total, "listed");
-        self.send(Event::Sweep(self.kind)).await?;
+        let kind = self.kind;
+        self.send(Event::Sweep { kind, version }).await?;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use margay_api::rule::Action;
 use margay_api::{k8s, v3};
 use margay_calc::model::{Record, RecordId};
 use margay_calc::update::Update;
-use margay_proto::sync::{Change, Frame, Joiner, PART_SIZE, wire};
+use margay_proto::sync::{Change, Frame, Joiner, PART_SIZE, Versions, wire};
 use margay_runtime::ready::Readiness;
 use margay_typha::cache::Cache;
 use margay_typha::cause::Cause;
@@ -75,6 +75,8 @@ impl Typha {
                 session: number,
                 agent_version: String::new(),
                 buckets: Vec::new(),
+                versions: Versions::new(),
+                has_alternatives: false,
                 capabilities: Capabilities {
                     host_endpoints: true,
                     compact: true,

@@ -57,6 +57,13 @@ macro_rules! felix_settings {
                 /// pools for its pods, so nobody has to read a pod's Namespace to assign its
                 /// address. False if it is not known, as from a server of an older version.
                 no_namespace_names_pools: bool = false;
+                /// `prometheusMetricsEnabled`: metrics are served at an address that Prometheus
+                /// reaches.
+                metrics_enabled: bool = false;
+                /// `prometheusMetricsHost`: address to listen on; empty: all.
+                metrics_host: String = String::new();
+                /// `prometheusMetricsPort`.
+                metrics_port: u16 = 9091;
             }
         }
     };

@@ -64,6 +64,16 @@ pub struct FelixConfigurationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 9999))]
     pub log_action_rate_limit_burst: Option<i64>,
+    /// Serve metrics at an address that Prometheus reaches, over plain HTTP. Default false; on the
+    /// loopback of the node they are always served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus_metrics_enabled: Option<bool>,
+    /// IP address to serve metrics on. Default: all addresses of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus_metrics_host: Option<String>,
+    /// TCP port of metrics. Default 9091.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus_metrics_port: Option<i64>,
     /// Nodes that the settings apply to, by their labels. Not for the names default and node.NAME.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

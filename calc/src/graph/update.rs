@@ -49,7 +49,7 @@ impl Graph {
 
     /// Removes an item whose object was deleted.
     pub(crate) fn delete_item(&mut self, item: u32) {
-        let removed = self.index.selectors_of(item).to_vec();
+        let removed = self.index.selectors_of(item);
         self.update_matches(
             item,
             MatchDelta {
@@ -225,7 +225,7 @@ impl Graph {
         };
         let now = self.items.get(item).expect("inserted above");
         for selector in self.index.selectors_of(item) {
-            for set in &self.selectors.users(*selector).sets {
+            for set in &self.selectors.users(selector).sets {
                 let spec = self.sets.spec(*set);
                 // Adds before it removes, as above.
                 now.members(spec, &self.port_names, |member| self.sets.add(*set, member));
@@ -235,7 +235,7 @@ impl Graph {
             }
         }
         if before.node() != node {
-            for selector in self.index.selectors_of(item).to_vec() {
+            for selector in self.index.selectors_of(item) {
                 for policy in self.policies_for(selector, subject) {
                     self.count_endpoint(policy, node);
                     self.uncount_endpoint(policy, before.node());
@@ -338,7 +338,7 @@ impl Graph {
             SetSpec::Selected(selector) | SetSpec::NamedPorts(selector, ..) => {
                 self.index.activate(selector, &self.interner);
                 self.selectors.users_mut(selector).sets.push(set);
-                self.members_of(spec, self.index.items_of(selector).iter().copied())
+                self.members_of(spec, self.index.items_of(selector).iter())
             }
             SetSpec::Nodes(selector) => {
                 self.node_sets.activate(set, self.interner.get(selector));
@@ -353,7 +353,7 @@ impl Graph {
                 self.members_of(spec, [])
             }
         };
-        self.sets.activate(set, members, &self.interner);
+        self.sets.activate(set, members);
     }
 
     /// Computes the record of a set that is not live.
@@ -442,8 +442,8 @@ impl Graph {
 
     fn mark_endpoints_dirty(&mut self, policy: u32) {
         let subject = self.policies.get(policy).binding.subject;
-        for item in self.index.items_of(subject) {
-            self.items.mark_dirty(*item);
+        for item in self.index.items_of(subject).iter() {
+            self.items.mark_dirty(item);
         }
     }
 
@@ -452,10 +452,10 @@ impl Graph {
         let policy = self.policies.get(policy);
         let items = self.index.items_of(policy.binding.subject).iter();
         let endpoints = items.filter_map(|item| {
-            let payload = self.items.get(*item)?;
+            let payload = self.items.get(item)?;
             policy
                 .applies_to(payload.subject()?)
-                .then(|| (*item, payload.node()))
+                .then(|| (item, payload.node()))
         });
         endpoints.collect()
     }

@@ -111,7 +111,7 @@ impl<'a> View<'a> {
             }
         }
         for set in sets.into_iter().map(|set| graph.sets.id(set)) {
-            if let Some(digest) = graph.sets.digest(set) {
+            if let Some(digest) = graph.sets.digest(set, &graph.interner) {
                 own.push((
                     RecordId::IpSet(SetId(graph.interner.get(set).to_owned())),
                     digest,

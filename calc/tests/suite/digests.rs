@@ -34,6 +34,9 @@ fn settings_keep_their_digest() {
         no_namespace_names_pools: false,
         failsafe_inbound: vec![ssh],
         failsafe_outbound: Vec::new(),
+        metrics_enabled: false,
+        metrics_host: String::new(),
+        metrics_port: 9091,
     };
     let digest = |settings| digest::digest(&RecordId::Settings, &Record::Settings(settings));
     assert_eq!(digest(FelixSettings::default()), 0x0005_3078_af78_3ab5);

@@ -196,6 +196,7 @@ impl StateOwner {
                 fault,
                 server,
             } => {
+                self.metrics.streams.inc();
                 self.state.disconnect();
                 // Revisions belong to one stream: this server must not get one of the last
                 // server's.
@@ -208,7 +209,7 @@ impl StateOwner {
                 self.status
                     .send_modify(|status| (status.in_sync, status.server) = (false, server));
                 // The stream may have ended while this event was queued.
-                let _ = hello.send(self.state.buckets());
+                let _ = hello.send(self.state.held());
             }
             AgentEvent::Frame { stream, frame } => self.apply_frame(stream, *frame),
             AgentEvent::Disconnected { stream } => {

@@ -463,3 +463,50 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
         .expect("the agent lives");
     assert_eq!(repaired.as_ref().map(|ack| ack.revision), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_served_where_the_settings_have_them() {
+    let mut rig = Rig::new(Model::new(), Records::new());
+    let problems = crate::problems::Problems::default();
+    tokio::spawn(crate::metrics_port::run(
+        None,
+        Arc::new(Registry::default()),
+        rig.agent.clone(),
+        problems.clone(),
+    ));
+    rig.connect(1).await;
+    let any = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let taken = any.expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    let frame = |revision, metrics_enabled| {
+        let settings = margay_api::settings::FelixSettings {
+            metrics_enabled,
+            metrics_host: "127.0.0.1".to_owned(),
+            metrics_port: port,
+            ..Default::default()
+        };
+        let records = [(RecordId::Settings, Record::Settings(settings))];
+        mk_frame(revision, &records.into(), revision == 1)
+    };
+    let until = async |is_reached: &dyn Fn() -> bool| {
+        let wait = async {
+            while !is_reached() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("in time");
+    };
+    let is_open = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    // Somebody else has the port: the node has a problem until it is free.
+    rig.send(1, frame(1, true)).await;
+    until(&|| {
+        let list = problems.list();
+        list.iter().any(|problem| problem.code == "metrics-port")
+    })
+    .await;
+    drop(taken);
+    until(&is_open).await;
+    until(&|| problems.list().is_empty()).await;
+    rig.send(1, frame(2, false)).await;
+    until(&|| !is_open()).await;
+}

@@ -1,16 +1,17 @@
 //! The stream to typha: sends a hello with the digests held, hands frames to the agent, and sends
 //! acknowledgements, problems and the addresses of pods.
 //!
-//! A stream that ends is reopened, to whichever replica answers. Records stay, and the new server
-//! sends only what differs.
+//! A stream that ends is reopened, to the replica that is to serve this node or else to whichever
+//! answers (`servers`). Records stay, and the new server sends only what differs.
 
 pub mod acks;
 pub mod notices;
+mod servers;
 
 use std::time::Duration;
 
 use margay_proto::sync::wire::{self, sync_client::SyncClient};
-use margay_proto::sync::{self, Joiner, MAX_FRAME};
+use margay_proto::sync::{self, Joiner, MAX_FRAME, SERVERS_METADATA};
 use margay_runtime::backoff::Backoff;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::Connector;
@@ -23,9 +24,10 @@ use tonic::codegen::StdError;
 
 use crate::agent::{AgentEvent, AgentHandle};
 use crate::problems::Problems;
-use crate::state::ViewError;
+use crate::state::{Held, ViewError};
 use acks::send_acks;
 use notices::Notices;
+use servers::{Attempt, Servers};
 
 /// DNS name in typha's certificate, whatever its address.
 pub const SERVER_NAME: &str = "margay-typha";
@@ -58,24 +60,40 @@ enum StreamEnd {
     Agent,
 }
 
+impl StreamEnd {
+    /// Servers that the one that ended the stream recommends.
+    fn servers(&self) -> Vec<String> {
+        let Self::Status(status) = self else {
+            return Vec::new();
+        };
+        let list = status.metadata().get(SERVERS_METADATA);
+        let list = list.and_then(|list| list.to_str().ok());
+        list.into_iter()
+            .flat_map(|list| list.split(','))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
 /// Opens connections to typha.
 pub trait Connect: Send + Sync {
     /// A connection.
     type Channel: GrpcService<Body, ResponseBody = Body, Future: Send> + Send;
-    /// Connects to a replica.
-    fn connect(&self) -> impl Future<Output = Result<Self::Channel, StdError>> + Send;
+    /// Connects to a replica at this address, or to any of them at that of the Service.
+    fn connect(&self, server: &str)
+    -> impl Future<Output = Result<Self::Channel, StdError>> + Send;
 }
 
 impl Connect for Connector {
     type Channel = tonic::transport::Channel;
 
-    async fn connect(&self) -> Result<Self::Channel, StdError> {
+    async fn connect(&self, server: &str) -> Result<Self::Channel, StdError> {
         let endpoint = self.endpoint();
         let endpoint = endpoint
             .http2_keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
             .keep_alive_while_idle(true);
-        Ok(endpoint.connect_with_connector(self.clone()).await?)
+        Ok(endpoint.connect_with_connector(self.at(server)).await?)
     }
 }
 
@@ -83,7 +101,7 @@ impl Connect for Connector {
 pub struct Upstream<C = Connector> {
     /// Connector to typha.
     pub connector: C,
-    /// Address of typha, as shown to users.
+    /// Address of typha's Service.
     pub server: String,
     /// The agent.
     pub agent: AgentHandle,
@@ -99,13 +117,17 @@ impl<C: Connect> Upstream<C> {
     /// Keeps a stream open until shutdown, or until the agent ends.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut servers = Servers::new(&self.server);
         for stream in 1.. {
             let started = Instant::now();
+            let attempt = servers.next();
             let ended = tokio::select! {
                 biased;
-                ended = self.stream_until_end(stream) => ended,
+                ended = self.stream_until_end(stream, &attempt, &mut servers) => ended,
                 () = shutdown.wait() => return,
             };
+            servers.record_end(&attempt.server);
+            servers.set(ended.servers());
             let known = self.agent.send(AgentEvent::Disconnected { stream }).await;
             if matches!(ended, StreamEnd::Agent) || !known {
                 return;
@@ -115,7 +137,7 @@ impl<C: Connect> Upstream<C> {
             }
             let delay = backoff.next((self.jitter)());
             tracing::warn!(
-                server = self.server,
+                server = attempt.server,
                 reason = with_sources(&ended),
                 ?delay,
                 "the stream to typha ended; enforcement continues with the view held"
@@ -129,15 +151,27 @@ impl<C: Connect> Upstream<C> {
     }
 
     /// Runs one stream from connection to end.
-    async fn stream_until_end(&self, stream: u64) -> StreamEnd {
-        match self.run_stream(stream).await {
+    async fn stream_until_end(
+        &self,
+        stream: u64,
+        attempt: &Attempt,
+        servers: &mut Servers,
+    ) -> StreamEnd {
+        match self.run_stream(stream, attempt, servers).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
     }
 
-    async fn run_stream(&self, stream: u64) -> Result<std::convert::Infallible, StreamEnd> {
-        let channel = self.connector.connect().await.map_err(StreamEnd::Connect)?;
+    async fn run_stream(
+        &self,
+        stream: u64,
+        attempt: &Attempt,
+        servers: &mut Servers,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
+        let server = attempt.server.as_str();
+        let channel = self.connector.connect(server).await;
+        let channel = channel.map_err(StreamEnd::Connect)?;
         let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
 
         let (hello, held) = oneshot::channel();
@@ -146,12 +180,12 @@ impl<C: Connect> Upstream<C> {
             stream,
             hello,
             fault,
-            server: self.server.clone(),
+            server: server.to_owned(),
         };
         if !self.agent.send(opened).await {
             return Err(StreamEnd::Agent);
         }
-        let buckets = held.await.map_err(|_| StreamEnd::Agent)?;
+        let Held { buckets, versions } = held.await.map_err(|_| StreamEnd::Agent)?;
         // Acknowledgements up to here belong to former streams.
         let mut acks = self.agent.acks();
         acks.mark_unchanged();
@@ -163,6 +197,8 @@ impl<C: Connect> Upstream<C> {
             buckets,
             host_endpoints: true,
             compact: true,
+            versions: sync::encode_versions(&versions),
+            has_alternatives: attempt.has_alternatives,
         };
         // The channel is empty and its receiver exists, so this neither waits nor fails.
         let _ = up
@@ -175,7 +211,7 @@ impl<C: Connect> Upstream<C> {
             .await
             .map_err(Box::new)?
             .into_inner();
-        tracing::info!(server = self.server, "stream to typha is open");
+        tracing::info!(server, "stream to typha is open");
         // In this order, not at random: frames may come without end, so they are last.
         tokio::select! {
             biased;
@@ -183,13 +219,18 @@ impl<C: Connect> Upstream<C> {
             () = send_acks(acks, up.clone()) => Err(StreamEnd::Closed),
             () = self.problems.send_changes(up.clone()) => Err(StreamEnd::Closed),
             () = self.notices.send_all(up, &self.agent) => Err(StreamEnd::Closed),
-            ended = self.receive(stream, frames) => Err(ended),
+            ended = self.receive(stream, frames, servers) => Err(ended),
         }
     }
 
     /// Hands frames to the agent. While the agent's queue is full none is read, and the server
     /// coalesces changes instead of queueing them.
-    async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> StreamEnd {
+    async fn receive(
+        &self,
+        stream: u64,
+        mut frames: tonic::Streaming<wire::Frame>,
+        servers: &mut Servers,
+    ) -> StreamEnd {
         let mut parts = Joiner::default();
         loop {
             let part = match frames.message().await {
@@ -197,11 +238,15 @@ impl<C: Connect> Upstream<C> {
                 Ok(None) => return StreamEnd::Closed,
                 Err(status) => return Box::new(status).into(),
             };
-            let frame = match parts.push(part) {
+            let mut frame = match parts.push(part) {
                 Ok(Some(frame)) => Box::new(frame),
                 Ok(None) => continue,
                 Err(error) => return error.into(),
             };
+            servers.set(std::mem::take(&mut frame.trailer.servers));
+            if frame.trailer.in_sync {
+                servers.record_served();
+            }
             if !self.agent.send(AgentEvent::Frame { stream, frame }).await {
                 return StreamEnd::Agent;
             }
@@ -222,3 +267,6 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

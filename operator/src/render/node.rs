@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
 use super::{
-    CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels, probe,
+    CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels,
+    metrics_env, metrics_port, metrics_service, probe,
 };
 use crate::manifest::{Key, Object, kind};
 use crate::names::CA_NAME;
@@ -39,6 +40,8 @@ pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
     let reason = match &context.inputs.typha_address {
         Some(address) if !is_ahead_of_typha(context) => {
             plan.objects.push(daemon_set(context, address));
+            let port = context.spec.node_metrics_port;
+            plan.objects.extend(metrics_service(context, NODE, port));
             return;
         }
         Some(_) => format!(
@@ -188,6 +191,14 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         field_env("NODE_NAME", "spec.nodeName"),
         field_env("NODE_IP", "status.hostIPs"),
     ];
+    environment.extend(metrics_env(context.spec.node_metrics_port));
+    let mut ports = vec![json!({
+        "name": "debug",
+        "containerPort": DEBUG_PORT,
+        "hostPort": DEBUG_PORT,
+        "protocol": "TCP",
+    })];
+    ports.extend(metrics_port(context.spec.node_metrics_port));
     environment.extend(context.environment(&[
         ("MARGAY_TYPHA", authority(typha)),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
@@ -209,12 +220,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         "imagePullPolicy": context.pull_policy(),
         "command": ["/margay", "node"],
         "env": environment,
-        "ports": [{
-            "name": "debug",
-            "containerPort": DEBUG_PORT,
-            "hostPort": DEBUG_PORT,
-            "protocol": "TCP",
-        }],
+        "ports": ports,
         "livenessProbe": probe("/healthz", ADMIN_PORT, 10, 6),
         "readinessProbe": probe("/readyz", ADMIN_PORT, 2, 3),
         "securityContext": { "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0 },

@@ -151,6 +151,8 @@ fn every_override_lands_in_its_place() {
         "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "20%" } },
         "componentResources": [{ "componentName": "Typha", "resourceRequirements": resources }],
         "typhaReplicas": { "minimum": 3 },
+        "nodeMetricsPort": 9091,
+        "typhaMetricsPort": 9093,
         "typhaDeployment": {
             "spec": { "template": { "spec": { "tolerations": [{ "key": "only" }] } } },
         },

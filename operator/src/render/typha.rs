@@ -1,10 +1,11 @@
-//! Typha: Service, PodDisruptionBudget, Deployment.
+//! Typha: Services, PodDisruptionBudget, Deployment.
 
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
 use super::{
-    CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, probe,
+    CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, metrics_env,
+    metrics_port, metrics_service, probe,
 };
 use crate::manifest::Object;
 use crate::names::{CA_NAME, TYPHA_SECRET};
@@ -16,12 +17,15 @@ const ADMIN_PORT: u16 = 9098;
 const USER: u32 = 65532;
 
 /// Returns typha's objects except its account.
-pub(super) fn objects(context: &Context<'_>) -> [Object; 3] {
-    [
+pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
+    let mut objects = vec![
         context.object("Service", service()),
         context.object("PodDisruptionBudget", budget()),
         deployment(context),
-    ]
+    ];
+    let port = context.spec.typha_metrics_port;
+    objects.extend(metrics_service(context, TYPHA, port));
+    objects
 }
 
 fn selector() -> Value {
@@ -153,6 +157,7 @@ fn container(context: &Context<'_>) -> Value {
         field_env("POD_NAME", "metadata.name"),
         field_env("POD_NAMESPACE", "metadata.namespace"),
     ];
+    environment.extend(metrics_env(context.spec.typha_metrics_port));
     environment.extend(context.environment(&[
         ("MARGAY_LISTEN", format!("0.0.0.0:{TYPHA_PORT}")),
         ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),
@@ -161,18 +166,20 @@ fn container(context: &Context<'_>) -> Value {
         context.storage(),
         heap(),
     ]));
+    let mut ports = vec![json!({
+        "name": "sync",
+        "containerPort": TYPHA_PORT,
+        "hostPort": TYPHA_PORT,
+        "protocol": "TCP",
+    })];
+    ports.extend(metrics_port(context.spec.typha_metrics_port));
     json!({
         "name": TYPHA,
         "image": context.image,
         "imagePullPolicy": context.pull_policy(),
         "command": ["/margay", "typha"],
         "env": environment,
-        "ports": [{
-            "name": "sync",
-            "containerPort": TYPHA_PORT,
-            "hostPort": TYPHA_PORT,
-            "protocol": "TCP",
-        }],
+        "ports": ports,
         "livenessProbe": probe("/healthz", ADMIN_PORT, 10, 6),
         "readinessProbe": probe("/readyz", ADMIN_PORT, 2, 3),
         "securityContext": {

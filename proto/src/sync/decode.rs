@@ -21,8 +21,8 @@ use super::fields::{
 use super::members::unpack;
 use super::settings::decode_settings;
 use super::{
-    Ack, Change, Error, Frame, LocalEndpoint, MAX_ADDRESSES, MAX_ERRORS, MAX_NAME, MAX_REASON,
-    NodeProblem, Trailer, wire,
+    Ack, Change, Error, Frame, LocalEndpoint, MAX_ADDRESSES, MAX_ERRORS, MAX_KINDS, MAX_NAME,
+    MAX_REASON, NodeProblem, Trailer, Versions, wire,
 };
 
 /// Decodes a frame. One change that cannot be decoded refuses all of it, because others may refer
@@ -37,8 +37,32 @@ pub fn decode_frame(frame: wire::Frame) -> Result<Frame, Error> {
             in_sync: frame.in_sync,
             traceparent: frame.traceparent,
             event_unix_ns: frame.event_unix_ns,
+            versions: decode_versions(frame.versions)?,
+            servers: frame.servers,
         },
     })
+}
+
+/// Decodes versions of the API.
+pub fn decode_versions(versions: Vec<wire::KindVersion>) -> Result<Versions, Error> {
+    if versions.len() > MAX_KINDS {
+        return Err(Error::Number {
+            field: "versions",
+            value: versions.len() as u64,
+            rule: "0..=128 kinds",
+        });
+    }
+    let named = |wire::KindVersion { kind, version }: wire::KindVersion| {
+        if kind.is_empty() || kind.len() > MAX_NAME {
+            return Err(Error::Text {
+                field: "versions.kind",
+                value: truncate(&kind),
+                rule: "a name of 1 to 253 bytes",
+            });
+        }
+        Ok((kind, version))
+    };
+    versions.into_iter().map(named).collect()
 }
 
 /// Decodes one change of a frame.

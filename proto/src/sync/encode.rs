@@ -18,7 +18,9 @@ use prost::Message;
 
 use super::members::{pack, pack_chunks};
 use super::settings::encode_settings;
-use super::{Ack, ChangeRef, LocalEndpoint, MAX_ERRORS, MAX_REASON, NodeProblem, Trailer, wire};
+use super::{
+    Ack, ChangeRef, LocalEndpoint, MAX_ERRORS, MAX_REASON, NodeProblem, Trailer, Versions, wire,
+};
 
 /// Maximal number of members in one change of a frame for agents that accept several changes per
 /// set: far less than [`super::PART_SIZE`].
@@ -118,6 +120,8 @@ pub fn encode_trailer(trailer: &Trailer) -> Bytes {
         in_sync,
         traceparent,
         event_unix_ns,
+        versions,
+        servers,
     } = trailer;
     let frame = wire::Frame {
         changes: Vec::new(),
@@ -127,8 +131,21 @@ pub fn encode_trailer(trailer: &Trailer) -> Bytes {
         traceparent: traceparent.clone(),
         event_unix_ns: *event_unix_ns,
         more: false,
+        versions: encode_versions(versions),
+        servers: servers.clone(),
     };
     frame.encode_to_vec().into()
+}
+
+/// Encodes versions of the API.
+pub fn encode_versions(versions: &Versions) -> Vec<wire::KindVersion> {
+    versions
+        .iter()
+        .map(|(kind, version)| wire::KindVersion {
+            kind: kind.clone(),
+            version: *version,
+        })
+        .collect()
 }
 
 /// Encodes an ack.

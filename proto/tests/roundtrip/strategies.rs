@@ -405,14 +405,28 @@ pub fn trailer() -> impl Strategy<Value = Trailer> {
         any::<bool>(),
         "[0-9a-f-]{0,8}",
         any::<u64>(),
+        btree_map("[A-Z][a-z]{1,8}", any::<u64>(), 0..4),
+        vec("[0-9.]{7}:[0-9]{4}", 0..3),
     )
         .prop_map(
-            |(revision, restated_buckets, in_sync, traceparent, event_unix_ns)| Trailer {
+            |(
                 revision,
                 restated_buckets,
                 in_sync,
                 traceparent,
                 event_unix_ns,
+                versions,
+                servers,
+            )| {
+                Trailer {
+                    revision,
+                    restated_buckets,
+                    in_sync,
+                    traceparent,
+                    event_unix_ns,
+                    versions,
+                    servers,
+                }
             },
         )
 }

@@ -73,6 +73,14 @@ impl Connector {
         })
     }
 
+    /// The same to another address.
+    pub fn at(&self, address: &str) -> Self {
+        Self {
+            address: Arc::from(address),
+            ..self.clone()
+        }
+    }
+
     /// An endpoint to give this connector to, as in `endpoint.connect_with_connector(connector)`.
     /// Its URI only becomes the request's authority; its scheme is plain because TLS is made here.
     pub fn endpoint(&self) -> Endpoint {

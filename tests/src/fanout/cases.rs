@@ -19,6 +19,8 @@ const PROBES: usize = 8;
 const LEAD: Duration = Duration::from_millis(300);
 /// Time in which the last event of a window must arrive, or the server counts as overrun.
 const DRAINED: Duration = Duration::from_secs(20);
+/// Time in which a server that is sent SIGTERM must end.
+const ENDED: Duration = Duration::from_secs(60);
 /// Certificates beyond those of the nodes, for hostile peers.
 const SPARE: usize = 1000;
 /// Hostile peers: manner and number.
@@ -418,7 +420,12 @@ impl FanoutBench {
             nodes.ask(&json!({"ports": ports}))?;
             old.worker.signal(Signal::SIGTERM)?;
             // It ends once its last node has gone.
+            let deadline = now_ns() + u64::try_from(ENDED.as_nanos())?;
             while Usage::of(old.worker.pid()).is_ok_and(|usage| usage.rss > 0) {
+                ensure!(
+                    now_ns() < deadline,
+                    "a server does not end within {ENDED:?}"
+                );
                 std::thread::sleep(Duration::from_millis(20));
             }
             // Until its nodes have noticed.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use margay_proto::sync::Versions;
 use margay_proto::sync::wire::{Up, up};
 use margay_runtime::tls::Connector;
 use serde_json::json;
@@ -118,7 +119,7 @@ async fn behave(
         Manner::ZeroWindow => {
             let endpoint = connector.endpoint().initial_stream_window_size(0);
             let channel = endpoint.connect_with_connector(connector).await?;
-            let stream = open(channel, Vec::new()).await?;
+            let stream = open(channel, Vec::new(), &Versions::new()).await?;
             let _ = ready.send(());
             std::future::pending::<()>().await;
             drop(stream);
@@ -157,7 +158,7 @@ async fn breach(connector: &Connector) -> Result<()> {
         .endpoint()
         .connect_with_connector(connector.clone())
         .await?;
-    let (up, mut frames) = open(channel, Vec::new()).await?;
+    let (up, mut frames) = open(channel, Vec::new(), &Versions::new()).await?;
     let hello = up::Message::Hello(margay_proto::sync::wire::Hello::default());
     up.send(Up {
         message: Some(hello),
@@ -183,7 +184,7 @@ async fn stall(connector: Connector, ready: tokio::sync::oneshot::Sender<()>) ->
         }
     });
     let channel = endpoint.connect_with_connector(connect).await?;
-    let (_up, mut frames) = open(channel, Vec::new()).await?;
+    let (_up, mut frames) = open(channel, Vec::new(), &Versions::new()).await?;
     frames.message().await?;
     frozen.store(true, Ordering::Relaxed);
     let _ = ready.send(());

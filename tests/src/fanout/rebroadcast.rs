@@ -94,7 +94,7 @@ pub async fn serve(
                 }
             }
             Event::ListCompleted { reply, .. } => drop(reply.send(Missing::default())),
-            Event::Sweep(_) => {
+            Event::Sweep { .. } => {
                 synced += 1;
                 if synced == KINDS.len() {
                     gate.open();

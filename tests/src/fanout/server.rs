@@ -171,6 +171,7 @@ async fn watch<K: DeserializeOwned>(
         let cause = Cause {
             seen_unix_ns: unix_ns(),
             trace: None,
+            version: feed.version_number(),
         };
         match event {
             WatchEvent::Bookmark => {}
@@ -186,7 +187,9 @@ async fn watch<K: DeserializeOwned>(
                 .await?;
             }
             WatchEvent::Deleted(key) => send(&events, Event::Deleted { kind, key, cause }).await?,
-            WatchEvent::ListComplete(objects) => send_list(kind, objects, &events).await?,
+            WatchEvent::ListComplete(objects) => {
+                send_list(kind, objects, cause.version, &events).await?;
+            }
         }
     }
 }
@@ -195,6 +198,7 @@ async fn watch<K: DeserializeOwned>(
 async fn send_list(
     kind: &'static str,
     objects: PackedList,
+    version: u64,
     events: &mpsc::Sender<Event>,
 ) -> Result<()> {
     send(events, Event::ListStarted(kind)).await?;
@@ -225,7 +229,7 @@ async fn send_list(
     )
     .await?;
     missing.await?;
-    send(events, Event::Sweep(kind)).await
+    send(events, Event::Sweep { kind, version }).await
 }
 
 async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<()> {

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use margay_calc::digest;
 use margay_calc::model::{Record, RecordId};
 use margay_node::upstream::acks::send_acks;
-use margay_proto::sync::{Ack, Change, Frame, Joiner, MAX_FRAME, wire};
+use margay_proto::sync::{Ack, Change, Frame, Joiner, MAX_FRAME, Versions, encode_versions, wire};
 use margay_runtime::tls::{Connector, Tls};
 use parking_lot::Mutex;
 use prost::Message;
@@ -113,6 +113,7 @@ pub struct SimulatedNode {
     /// What is measured.
     pub measured: Arc<Measured>,
     held: BTreeMap<RecordId, Record>,
+    versions: Versions,
 }
 
 impl SimulatedNode {
@@ -124,6 +125,7 @@ impl SimulatedNode {
             common,
             measured,
             held: BTreeMap::new(),
+            versions: Versions::new(),
         }
     }
 
@@ -177,7 +179,7 @@ impl SimulatedNode {
             Depth::Hold => digest::buckets(self.held.iter()).to_vec(),
             Depth::Glance | Depth::Decode => Vec::new(),
         };
-        let (up, mut frames) = open(channel, buckets).await?;
+        let (up, mut frames) = open(channel, buckets, &self.versions).await?;
         let (mut bytes, mut parts) = (0, Joiner::default());
         let (acks, published) = watch::channel(None);
         tokio::spawn(send_acks(published, up));
@@ -215,6 +217,7 @@ impl SimulatedNode {
         {
             self.record(events(&frame));
             if self.depth == Depth::Hold {
+                self.versions.extend(frame.trailer.versions.clone());
                 apply(&mut self.held, frame);
             }
         }
@@ -286,7 +289,7 @@ fn rebroadcast_event(object: &ObjectMessage) -> Option<u32> {
 type Opened = (mpsc::Sender<wire::Up>, tonic::Streaming<Bytes>);
 
 /// Opens a stream and sends hello.
-pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Opened> {
+pub async fn open(channel: Channel, buckets: Vec<u64>, versions: &Versions) -> Result<Opened> {
     let (up, outgoing) = mpsc::channel(16);
     let agent_version = env!("CARGO_PKG_VERSION").to_owned();
     let hello = wire::Hello {
@@ -294,6 +297,8 @@ pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Opened> {
         buckets,
         host_endpoints: true,
         compact: true,
+        versions: encode_versions(versions),
+        ..wire::Hello::default()
     };
     up.send(wire::Up {
         message: Some(wire::up::Message::Hello(hello)),

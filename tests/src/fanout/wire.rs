@@ -132,6 +132,8 @@ mod tests {
             in_sync: true,
             traceparent: "x".to_owned(),
             event_unix_ns: 9,
+            versions: [("Pod".to_owned(), 7)].into(),
+            servers: vec!["192.0.2.1:5473".to_owned()],
         };
         let glance = Glance::of(&encode_trailer(&trailer)).expect("a frame");
         assert_eq!(

@@ -14,18 +14,26 @@ use super::{files, metadata, rust_files};
 fn tests_that_are_named_exist() {
     let root = metadata().workspace_root.into_std_path_buf();
     let text = fs::read_to_string(root.join("CONTRIBUTING.md")).expect("the page is there");
-    let table = text
-        .lines()
-        .skip_while(|line| *line != "| Failure | Tests |")
-        .skip(2);
-    let cells = table
-        .take_while(|line| line.starts_with('|'))
-        .filter_map(|line| line.split('|').nth(2));
-    let named: BTreeSet<&str> = cells
-        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
-        .filter(|name| !name.is_empty())
-        .collect();
-    assert!(named.len() > 10, "the table is not where it was: {named:?}");
+    let tables = ["| Failure | Tests |", "| Behaviour | Tests |"].map(|head| {
+        let table = text.lines().skip_while(|line| *line != head).skip(2);
+        let cells = table
+            .take_while(|line| line.starts_with('|'))
+            .filter_map(|line| line.split('|').nth(2));
+        cells
+            .map(|cell| {
+                let names = cell.split('`').skip(1).step_by(2);
+                names.filter(|name| !name.is_empty()).collect()
+            })
+            .collect::<Vec<Vec<&str>>>()
+    });
+    for rows in &tables {
+        assert!(rows.len() > 10, "the table is not where it was: {rows:?}");
+        assert!(
+            rows.iter().all(|row| !row.is_empty()),
+            "a row without a test"
+        );
+    }
+    let named: BTreeSet<&str> = tables.iter().flatten().flatten().copied().collect();
     let sources: Vec<String> = rust_files(&root)
         .into_iter()
         .map(|path| fs::read_to_string(path).expect("a source file"))

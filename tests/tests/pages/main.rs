@@ -6,6 +6,7 @@ mod crds;
 mod licences;
 mod logs;
 mod metrics;
+mod monitoring;
 mod reasons;
 mod settings;
 mod source;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use margay_calc::digest;
 use margay_calc::model::{Record, RecordId, SideMatch};
-use margay_proto::sync::{Change, Frame, Joiner, wire};
+use margay_proto::sync::{Change, Frame, Joiner, Versions, wire};
 use prost::Message;
 
 use crate::oracle::Records;
@@ -18,15 +18,18 @@ pub struct Mirror {
     /// Revision of the last frame of the stream.
     revision: u64,
     is_in_sync: bool,
+    /// Versions of the API in the hello.
+    versions: Versions,
     /// Changes of the first frame of the stream.
     pub resent: usize,
 }
 
 impl Mirror {
     /// A stream of a node that holds these.
-    pub fn of(records: Records) -> Self {
+    pub fn of(records: Records, versions: Versions) -> Self {
         Self {
             records,
+            versions,
             ..Self::default()
         }
     }
@@ -60,6 +63,7 @@ impl Mirror {
         let is_first = trailer.in_sync;
         if is_first {
             self.resent = changes.len();
+            self.check_versions(&trailer.versions)?;
         }
         for change in changes {
             self.change(
@@ -85,6 +89,17 @@ impl Mirror {
             )),
             None => Ok(trailer.revision),
         }
+    }
+
+    /// The server must know at least what the node knew.
+    fn check_versions(&self, known: &Versions) -> Result<(), String> {
+        let older = self.versions.iter().find_map(|(kind, held)| {
+            let version = known.get(kind).filter(|version| *version < held)?;
+            Some(format!(
+                "the view goes back from version {held} of {kind} to {version}"
+            ))
+        });
+        older.map_or(Ok(()), Err)
     }
 
     fn change(

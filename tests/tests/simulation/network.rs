@@ -17,6 +17,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use margay_node::agent::AgentHandle;
 use margay_node::upstream::Connect;
+use margay_proto::sync::decode_versions;
 use margay_proto::sync::wire::{self, up};
 use margay_runtime::tls::Peer;
 use parking_lot::Mutex;
@@ -254,9 +255,11 @@ impl Line {
             if !self.pass(&conn, &conn.up).await {
                 break;
             }
-            if self.look_up(&conn, &message).await
-                && out.send(Ok(Frame::data(framed(&message)))).await.is_err()
-            {
+            if !self.look_up(&conn, &message).await {
+                continue;
+            }
+            let message = self.tamper_up(message);
+            if out.send(Ok(Frame::data(framed(&message)))).await.is_err() {
                 return;
             }
         }
@@ -267,13 +270,14 @@ impl Line {
     /// Looks at a message of the node; returns false if it gets lost.
     async fn look_up(&self, conn: &Conn, message: &[u8]) -> bool {
         match wire::Up::decode(message).ok().and_then(|up| up.message) {
-            Some(up::Message::Hello(_)) => {
+            Some(up::Message::Hello(hello)) => {
                 let agent = self.state.lock().agent.clone();
                 let records = match agent {
                     Some(agent) => agent.inspect(|state, _| state.records().clone()).await,
                     None => None,
                 };
-                self.state.lock().mirror = Mirror::of(records.unwrap_or_default());
+                let versions = decode_versions(hello.versions).unwrap_or_default();
+                self.state.lock().mirror = Mirror::of(records.unwrap_or_default(), versions);
                 let (oracle, since) = (conn.oracle.clone(), conn.oracle.lock().newest());
                 self.kernel.lock().sources.push(Source { oracle, since });
                 true
@@ -293,6 +297,18 @@ impl Line {
         }
     }
 
+    /// The message that comes instead of this one of the node.
+    fn tamper_up(&self, message: Bytes) -> Bytes {
+        match wire::Up::decode(&*message).ok().and_then(|up| up.message) {
+            Some(up::Message::Hello(mut hello)) if self.run.has(Plant::ForgottenVersions) => {
+                hello.versions.clear();
+                let message = Some(up::Message::Hello(hello));
+                wire::Up { message }.encode_to_vec().into()
+            }
+            _ => message,
+        }
+    }
+
     /// Takes frames to the node.
     async fn carry_down(self: Arc<Self>, conn: Arc<Conn>, down: Body, out: mpsc::Sender<Piece>) {
         let mut messages = Messages::new(down);
@@ -309,6 +325,10 @@ impl Line {
             };
             let Some(message) = next else {
                 let trailers = messages.trailers.take().unwrap_or_default();
+                // Behind the Service there are other replicas than the one that refuses.
+                if conn.delivered.load(Ordering::SeqCst) == 0 {
+                    self.choose_next();
+                }
                 let _ = out.send(Ok(Frame::trailers(trailers))).await;
                 return;
             };
@@ -421,7 +441,7 @@ impl Conn {
 impl Connect for LineConnector {
     type Channel = Channel;
 
-    async fn connect(&self) -> Result<Channel, StdError> {
+    async fn connect(&self, _: &str) -> Result<Channel, StdError> {
         let line = self.0.clone();
         sleep(line.delay()).await;
         let replica = line.choose();

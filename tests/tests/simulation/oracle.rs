@@ -118,7 +118,7 @@ impl Oracle {
                     .for_each(|object| self.change(kind, &object.key, object.update.clone()));
             }
             Event::Deleted { kind, key, .. } => self.change(kind, key, None),
-            Event::Sweep(kind) => self.sweep(kind),
+            Event::Sweep { kind, .. } => self.sweep(kind),
             _ => return,
         }
         self.record_flush();
@@ -240,7 +240,8 @@ pub async fn relay(
     if run.has(Plant::EarlyAnswer) {
         for kind in kinds() {
             // The owner ends only with the replica.
-            let _ = owner.send(Event::Sweep(kind.name)).await;
+            let (kind, version) = (kind.name, 0);
+            let _ = owner.send(Event::Sweep { kind, version }).await;
         }
     }
     while let Some(event) = watches.recv().await {

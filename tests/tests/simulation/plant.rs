@@ -20,6 +20,8 @@ pub enum Plant {
     LostDeletion,
     /// Owner: hellos are answered before everything has been listed.
     EarlyAnswer,
+    /// Upstream: a hello does not say how new what the node holds is.
+    ForgottenVersions,
     /// Session: removals are sent before what replaces the removed.
     RemovalsFirst,
     /// Session: a frame loses its last change.
@@ -52,13 +54,14 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BelievedList,
         Self::BelievedOldList,
         Self::IgnoredExpiry,
         Self::LostChange,
         Self::LostDeletion,
         Self::EarlyAnswer,
+        Self::ForgottenVersions,
         Self::RemovalsFirst,
         Self::TornFrame,
         Self::LostFrame,

@@ -155,11 +155,12 @@ fn apply(cache: &mut Cache, event: Event) -> Option<String> {
         Event::ListCompleted { kind, limit, reply } => {
             reply.send(cache.missing(kind, limit)).expect("a receiver");
         }
-        Event::Sweep(kind) => {
+        Event::Sweep { kind, .. } => {
             let removed = cache.sweep(kind).len();
             let held: usize = cache.counts().map(|(_, count, _)| count).sum();
             return Some(format!("in sync with {held}, {removed} removed"));
         }
+        Event::Answered { .. } | Event::Unanswered { .. } => return None,
         _ => panic!("not an event of a watch"),
     }
     None

@@ -17,7 +17,7 @@ use margay_api::settings::{FelixOverrides, SettingsScope};
 use margay_calc::digest;
 use margay_calc::model::RecordId;
 use margay_calc::update::{NamespaceInfo, Update};
-use margay_proto::sync::{Change, Frame};
+use margay_proto::sync::{Change, Frame, Versions};
 use margay_typha::cause::Cause;
 use margay_typha::codec::FrameBytes;
 use margay_typha::hello::{Capabilities, Hello};
@@ -304,6 +304,8 @@ impl World {
             session,
             agent_version: String::new(),
             buckets: buckets.clone(),
+            versions: Versions::new(),
+            has_alternatives: false,
             capabilities: Capabilities {
                 host_endpoints: node != OLDER,
                 compact: node != OLDER,

@@ -108,6 +108,23 @@ pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
     }
 }
 
+/// Gives the pod this address.
+pub fn set_address(pod: &mut Observed, address: u32) {
+    if let Some(Update::Endpoint(_, Some(endpoint))) = &mut pod.update {
+        endpoint.addresses = vec![Ipv4Addr::from(address).into()];
+    }
+}
+
+/// Value of a metric with its labels in a text of metrics.
+pub fn value(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| {
+        let value = line.strip_prefix(name)?;
+        value.strip_prefix(' ')
+    });
+    let value = line.and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("{name} is not in {text}"))
+}
+
 /// The pod as it is before it has an address.
 pub fn clear_addresses(pod: &mut Observed) {
     if let Some(Update::Endpoint(_, Some(endpoint))) = &mut pod.update {
@@ -170,12 +187,6 @@ impl Authority {
         write("tls.key", key.serialize_pem());
         write("ca.crt", self.pem.clone());
     }
-
-    fn tls(&self, name: &str, organization: &str) -> Tls {
-        let folder = TempDir::new().expect("folder");
-        self.write(folder.path(), name, organization);
-        Tls::load(Files::in_dirs(folder.path(), folder.path())).expect("certificates")
-    }
 }
 
 // ---- typha
@@ -187,6 +198,8 @@ pub struct Typha {
     pub registry: Registry,
     pub readiness: Readiness,
     pub shutdown: Shutdown,
+    metrics: Metrics,
+    folder: TempDir,
     events: mpsc::Sender<Event>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -210,7 +223,8 @@ impl Typha {
     async fn start_as(timeouts: Timeouts, kinds: &[&'static str], grace: Option<Duration>) -> Self {
         let authority = Authority::new();
         let registry = Registry::default();
-        let counters = Counters::register(&mut Metrics::default(), registry.clone());
+        let mut metrics = Metrics::default();
+        let counters = Counters::register(&mut metrics, registry.clone());
         let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
         let (events, inbox) = mpsc::channel(EVENT_QUEUE);
         let cache = Cache::new(kinds.iter().copied());
@@ -228,7 +242,10 @@ impl Typha {
             shutdown: shutdown.clone(),
             timeouts,
         };
-        let tls = authority.tls(SERVER, "");
+        let folder = TempDir::new().expect("a folder");
+        authority.write(folder.path(), SERVER, "");
+        let files = Files::in_dirs(folder.path(), folder.path());
+        let tls = Tls::load(files).expect("certificates");
         let server = tokio::spawn(async move {
             services.serve(listener, tls).await.expect("server");
         });
@@ -238,9 +255,23 @@ impl Typha {
             registry,
             readiness,
             shutdown,
+            metrics,
+            folder,
             events,
             tasks: vec![owner, server],
         }
+    }
+
+    /// Replaces its certificate and key.
+    pub fn renew_certificate(&self) {
+        self.authority.write(self.folder.path(), SERVER, "");
+    }
+
+    /// Its metrics as Prometheus gets them.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.metrics).expect("a text");
+        text
     }
 
     /// Current problems.
@@ -377,6 +408,7 @@ impl Agent {
             buckets,
             host_endpoints: true,
             compact: true,
+            ..wire::Hello::default()
         };
         let message = Some(wire::up::Message::Hello(hello));
         Self::open_raw(channel, vec![wire::Up { message }]).await

@@ -337,7 +337,8 @@ async fn nothing_is_sent_before_the_api_is_in_sync() {
     let answered = tokio::time::timeout(Duration::from_millis(50), early.frame()).await;
     assert!(answered.is_err(), "no view from half of the API");
     assert!(!typha.readiness.is_ready());
-    typha.send(Event::Sweep("Pod")).await;
+    let kind = "Pod";
+    typha.send(Event::Sweep { kind, version: 0 }).await;
     let first = early.frame().await;
     assert!(first.trailer.in_sync);
     assert_eq!(peers::addresses(&early.held, "a"), [address_of(1)]);

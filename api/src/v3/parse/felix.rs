@@ -1,5 +1,7 @@
 //! Parses FelixConfigurations.
 
+use std::net::IpAddr;
+
 use crate::network::parse_net;
 use crate::problem::{Problems, Refusal};
 use crate::rule::Protocol;
@@ -56,6 +58,14 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
             &mut problems,
             "spec.failsafeOutboundHostPorts",
             spec.failsafe_outbound_host_ports.as_deref(),
+        ),
+        metrics_enabled: spec.prometheus_metrics_enabled,
+        metrics_host: metrics_host(&mut problems, spec),
+        metrics_port: number(
+            &mut problems,
+            "spec.prometheusMetricsPort",
+            spec.prometheus_metrics_port,
+            1..=65535,
         ),
     };
     problems
@@ -120,6 +130,21 @@ fn endpoint_to_host(
             None
         }
     }
+}
+
+/// Address on which metrics are served; empty: all.
+fn metrics_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<String> {
+    let host = spec.prometheus_metrics_host.as_deref()?;
+    if host.is_empty() || host.parse::<IpAddr>().is_ok() {
+        return Some(host.to_owned());
+    }
+    problems.add(
+        "spec.prometheusMetricsHost",
+        host,
+        "not an IP address",
+        "write an address of the node, or remove the field to listen on all of them",
+    );
+    None
 }
 
 /// Value of ChecksumOffloadBroken in the list of overridden features; `None`: to be detected, also
