@@ -62,6 +62,8 @@ pub struct GraphOwner {
     dirty: bool,
     /// Conflicts as of the last check.
     conflicts: BTreeSet<Conflict>,
+    /// Resource version up to which each kind has been received.
+    received: BTreeMap<&'static str, u64>,
     /// Time of the next check for conflicts; set when a change may affect them.
     check_at: Option<Instant>,
     cause: Cause,
@@ -88,6 +90,7 @@ impl GraphOwner {
             in_sync: false,
             dirty: false,
             conflicts: BTreeSet::new(),
+            received: BTreeMap::new(),
             check_at: None,
             cause: Cause::default(),
             first_cause: None,
@@ -149,6 +152,7 @@ impl GraphOwner {
             } => self.apply_observed(kind, objects, cause),
             Event::Deleted { kind, key, cause } => {
                 self.counters.events.get_or_create(&Kind { kind }).inc();
+                self.record_received(kind, cause);
                 // Before the deletion, which forgets the problems.
                 if !self.cache.problems_of(kind, &key).is_empty() {
                     self.registry.notify_problems();
@@ -200,6 +204,7 @@ impl GraphOwner {
                     cache: &self.cache,
                     hub: &self.hub,
                     conflicts: &self.conflicts,
+                    received: &self.received,
                 });
             }
         }
@@ -233,6 +238,7 @@ impl GraphOwner {
     fn apply_observed(&mut self, kind: &'static str, objects: Vec<Observed>, cause: Cause) {
         let events = self.counters.events.get_or_create(&Kind { kind }).clone();
         events.inc_by(objects.len() as u64);
+        self.record_received(kind, cause);
         for observed in objects {
             let key = observed.key.clone();
             let known = self.cache.problems_of(kind, &key).to_vec();
@@ -240,6 +246,11 @@ impl GraphOwner {
             self.report(kind, &key, &known);
             self.apply(kind, updates, cause);
         }
+    }
+
+    fn record_received(&mut self, kind: &'static str, cause: Cause) {
+        let received = self.received.entry(kind).or_default();
+        *received = cause.version.max(*received);
     }
 
     fn report(&self, kind: &'static str, key: &ObjectKey, known: &[String]) {
@@ -318,7 +329,7 @@ impl GraphOwner {
                 let seen_unix_ns = unix_ns();
                 let cause = Cause {
                     seen_unix_ns,
-                    trace: None,
+                    ..Cause::default()
                 };
                 self.apply(POD, updates, cause);
             }

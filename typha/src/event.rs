@@ -1,6 +1,6 @@
 //! Messages to the owner task.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::report::{Entry, Listing};
 use margay_calc::conflict::Conflict;
@@ -22,6 +22,8 @@ pub struct Snapshot<'a> {
     pub hub: &'a Hub,
     /// Conflicts as of the last check.
     pub conflicts: &'a BTreeSet<Conflict>,
+    /// Resource version up to which each kind has been received.
+    pub received: &'a BTreeMap<&'static str, u64>,
 }
 
 impl Snapshot<'_> {

@@ -161,6 +161,11 @@ impl<K: DeserializeOwned> Feed<K> {
         self.version.as_deref()
     }
 
+    /// Latest version ever received; 0 if none was, or none that is a number.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
     /// Starts a new list; an incomplete one is dropped.
     pub fn restart(&mut self) {
         self.version = None;

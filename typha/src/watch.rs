@@ -151,7 +151,7 @@ impl Watch {
             match with_timeout(self.client.request(request)).await {
                 Ok(definition) => definition,
                 Err(error) if error.is_not_found() => {
-                    self.send_list(PackedList::default()).await?;
+                    self.send_list(PackedList::default(), 0).await?;
                     retry.record_absence(&name);
                     return Ok(Availability::Unserved);
                 }
@@ -239,6 +239,7 @@ impl Watch {
                 WatchEvent::Applied(object, trace) => {
                     let cause = Cause {
                         seen_unix_ns,
+                        version: feed.seen(),
                         trace,
                     };
                     self.send_observed(vec![*object], cause).await?;
@@ -246,6 +247,7 @@ impl Watch {
                 WatchEvent::Deleted(key) => {
                     let cause = Cause {
                         seen_unix_ns,
+                        version: feed.seen(),
                         trace: None,
                     };
                     let kind = self.kind;
@@ -283,7 +285,7 @@ impl Watch {
         feed: &mut Feed<K>,
         objects: PackedList,
     ) -> Result<(), CycleEnd> {
-        let used = self.send_list(objects).await;
+        let used = self.send_list(objects, feed.seen()).await;
         if used.is_err() {
             feed.restart();
         }
@@ -291,11 +293,12 @@ impl Watch {
     }
 
     /// Sends the objects of a list, and removes what it lacks after confirming that by name.
-    async fn send_list(&self, objects: PackedList) -> Result<(), CycleEnd> {
+    async fn send_list(&self, objects: PackedList, version: u64) -> Result<(), CycleEnd> {
         let count = objects.len();
         self.send(Event::ListStarted(self.kind)).await?;
         let cause = Cause {
             seen_unix_ns: unix_ns(),
+            version,
             trace: None,
         };
         let mut objects = objects.into_iter();

@@ -170,7 +170,7 @@ async fn watch<K: DeserializeOwned>(
         let event = feed.decode_line(&line)?;
         let cause = Cause {
             seen_unix_ns: unix_ns(),
-            trace: None,
+            ..Cause::default()
         };
         match event {
             WatchEvent::Bookmark => {}

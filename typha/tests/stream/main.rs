@@ -4,4 +4,5 @@ mod convergence;
 mod debug;
 mod held;
 mod peers;
+mod reached;
 mod server;
