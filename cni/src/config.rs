@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use margay_proto::cni::{MAX_MESSAGE, SOCKET, ValidAttachment};
+use margay_proto::cni::{MAX_MESSAGE, REMOVED, SOCKET, ValidAttachment};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -67,6 +67,8 @@ pub struct Config {
     pub name: String,
     /// `margay.socket`, where the agent listens.
     pub socket: PathBuf,
+    /// `margay.removed`, the file that is there when Margay has been removed from the node.
+    pub removed: PathBuf,
     /// Time limit of a call, from `policy_setup_timeout_seconds`.
     pub timeout: Duration,
     /// `prevResult` as JSON; empty if there is none.
@@ -113,7 +115,8 @@ pub fn parse(bytes: &[u8]) -> Result<Config, Error> {
     Ok(Config {
         version,
         name: name(&fields)?,
-        socket: socket(&fields)?,
+        socket: path(&fields, "socket", "margay.socket", SOCKET)?,
+        removed: path(&fields, "removed", "margay.removed", REMOVED)?,
         timeout: timeout(&fields)?,
         prev_result: match fields.get("prevResult") {
             None | Some(Value::Null) => Vec::new(),
@@ -158,19 +161,25 @@ pub(crate) fn is_identifier(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-fn socket(fields: &Map<String, Value>) -> Result<PathBuf, Error> {
+/// Parses a path of our own part of the configuration.
+fn path(
+    fields: &Map<String, Value>,
+    name: &str,
+    field: &'static str,
+    default: &str,
+) -> Result<PathBuf, Error> {
     let rule = "must be an absolute path shorter than 108 bytes";
     let ours = match fields.get("margay") {
-        None | Some(Value::Null) => return Ok(PathBuf::from(SOCKET)),
+        None | Some(Value::Null) => return Ok(PathBuf::from(default)),
         Some(Value::Object(ours)) => ours,
         Some(other) => return Err(invalid("margay", other, "must be an object")),
     };
-    match ours.get("socket") {
-        None | Some(Value::Null) => Ok(PathBuf::from(SOCKET)),
+    match ours.get(name) {
+        None | Some(Value::Null) => Ok(PathBuf::from(default)),
         Some(Value::String(path)) if path.starts_with('/') && path.len() < 108 => {
             Ok(PathBuf::from(path))
         }
-        Some(other) => Err(invalid("margay.socket", other, rule)),
+        Some(other) => Err(invalid(field, other, rule)),
     }
 }
 

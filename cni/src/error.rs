@@ -94,6 +94,16 @@ pub enum Error {
         /// Error of the system call.
         source: std::io::Error,
     },
+    /// Margay has been removed from the node.
+    #[error(
+        "Margay has been removed from this node (there is {marker}); install it again, or another \
+         network",
+        marker = marker.display()
+    )]
+    Removed {
+        /// The file that says so.
+        marker: PathBuf,
+    },
     /// The process may not open the socket.
     #[error(
         "agent socket {socket}: {source}; the plugin must run as root",
@@ -160,9 +170,10 @@ impl Error {
             Self::Stdin(_) | Self::Forbidden { .. } => code::IO,
             Self::Decode(_) => code::DECODE,
             Self::Config { .. } => code::INVALID_CONFIG,
-            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => {
-                code::TRY_AGAIN
-            }
+            Self::AgentAway { .. }
+            | Self::AgentGone { .. }
+            | Self::AgentSilent { .. }
+            | Self::Removed { .. } => code::TRY_AGAIN,
             Self::UnexpectedAnswer(_) => code::MISUNDERSTOOD,
             Self::Refused { code, .. } => *code,
             Self::NotAvailable(_) => code::NOT_AVAILABLE,
@@ -183,7 +194,10 @@ impl Error {
     /// them.
     pub(crate) fn for_command(self, command: Command) -> Self {
         match self {
-            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. }
+            Self::AgentAway { .. }
+            | Self::AgentGone { .. }
+            | Self::AgentSilent { .. }
+            | Self::Removed { .. }
                 if command == Command::Status =>
             {
                 Self::NotAvailable(Box::new(self))

@@ -368,6 +368,32 @@ fn a_configuration_without_end_is_refused() {
 }
 
 #[test]
+fn what_is_deleted_after_the_agent_was_removed_does_not_hang() {
+    let folder = TempDir::new().expect("folder");
+    let removed = folder.path().join("removed");
+    let mut config = config("1.1.0", &folder.path().join("cni.sock"));
+    config["margay"]["removed"] = json!(removed);
+    let text = config.to_string();
+    assert_eq!(code(&call(&env("DEL"), &text)), 11, "it may come back");
+    std::fs::write(&removed, "").expect("a file");
+    for command in ["DEL", "GC"] {
+        let reply = call(&env(command), &text);
+        assert!(
+            reply.success && reply.stdout.is_empty(),
+            "{command}: {reply:?}"
+        );
+    }
+    for (command, wanted) in [("ADD", 11), ("CHECK", 11), ("STATUS", 50)] {
+        let reply = call(&env(command), &text);
+        assert_eq!(code(&reply), wanted, "{command}");
+        assert!(
+            reply.stdout.contains("has been removed from this node"),
+            "{command}"
+        );
+    }
+}
+
+#[test]
 fn an_absent_agent_is_a_reason_to_try_again() {
     let folder = TempDir::new().expect("folder");
     let socket = folder.path().join("cni.sock");

@@ -10,7 +10,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::calico::{datastore, get, ipam, version, write};
 use crate::output::Finding;
 use crate::pages::{self, CompletionArgs, ManArgs};
-use crate::{diff, explain, status, sysdump, validate};
+use crate::remote::{node, trace, wait};
+use crate::{connectivity, diff, explain, status, sysdump, uninstall, validate};
 
 /// Name under which the program is Calico's own command line.
 const CALICOCTL: &str = "calicoctl";
@@ -40,6 +41,16 @@ pub enum Command {
     Validate(validate::Args),
     /// Shows components, conditions and problems of the installation.
     Status(status::Args),
+    /// Waits until every node enforces an object.
+    Wait(wait::Args),
+    /// Makes a change and shows its way to every node, with the times of its stages.
+    Trace(trace::Args),
+    /// Shows agents and what kernels lack.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Tries connections.
+    #[command(subcommand)]
+    Connectivity(connectivity::Command),
     /// Shows Calico's objects.
     Get(get::Args),
     /// Creates objects out of files.
@@ -60,6 +71,8 @@ pub enum Command {
     /// Locks and unlocks Calico's data.
     #[command(subcommand)]
     Datastore(datastore::Command),
+    /// Takes Margay out of the cluster, and cleans the nodes.
+    Uninstall(uninstall::Args),
     /// Collects what helps others to see what is wrong, as `cluster diags` does.
     Sysdump(sysdump::Args),
     /// Collects what helps others to see what is wrong.
@@ -125,6 +138,10 @@ fn execute(command: Command, cli: clap::Command) -> anyhow::Result<Finding> {
         Command::Diff(args) => diff::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Wait(args) => wait::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Node(command) => node::run(&command),
+        Command::Connectivity(command) => connectivity::run(&command),
         Command::Get(args) => get::run(&args),
         Command::Create(args) => write::run(write::Verb::Create, &args),
         Command::Apply(args) => write::run(write::Verb::Apply, &args),
@@ -137,6 +154,7 @@ fn execute(command: Command, cli: clap::Command) -> anyhow::Result<Finding> {
         Command::Sysdump(args) | Command::Cluster(ClusterCommand::Diags(args)) => {
             sysdump::run(&args)
         }
+        Command::Uninstall(args) => uninstall::run(&args),
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => pages::completion(cli, &args),
         Command::Man(args) => pages::man(cli, &args),

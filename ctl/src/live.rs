@@ -148,6 +148,18 @@ impl Connection {
             .collect()
     }
 
+    /// Reads an object as it is served; none if it or its kind is not there.
+    pub async fn read(
+        &self,
+        resource: &ApiResource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let found = self.api(resource, namespace).get_opt(name).await;
+        let found = found.map_err(explained)?;
+        Ok(found.map(serde_json::to_value).transpose()?)
+    }
+
     /// Reads an object of one of Calico's kinds by the name that users know it by.
     pub async fn find(
         &self,
@@ -293,7 +305,7 @@ async fn evidence(client: &Client) -> Result<Evidence, kube::Error> {
 }
 
 /// Names under which an object may be stored, the usual one first.
-fn stored_names(mode: Mode, kind: &Kind, name: &str) -> Vec<String> {
+pub fn stored_names(mode: Mode, kind: &Kind, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     if mode == Mode::V1 && kind.class == Class::Policy {
         names.push(storage::name::other_stored_name(name, name));
@@ -354,7 +366,7 @@ fn to_storage(
 }
 
 /// What the API server says, with what helps.
-fn explained(error: kube::Error) -> anyhow::Error {
+pub fn explained(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) if status.code == 403 => {
             anyhow!("{}; ask for this right in RBAC", status.message)

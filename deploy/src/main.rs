@@ -1,4 +1,5 @@
-//! The multi-call binary of the image: `margay operator`, `margay typha`, `margay node`.
+//! The multi-call binary of the image: `margay operator`, `margay typha`, `margay node`,
+//! `margay clean`.
 
 use clap::{Parser, Subcommand};
 use margay_runtime::executor;
@@ -19,13 +20,15 @@ enum Component {
     Typha(margay_typha::Args),
     /// Programs routes, addresses and policy into the kernel of a node, and serves the CNI plugin.
     Node(margay_node::Args),
+    /// Removes from a node what an agent has left there that is not to come back.
+    Clean(margay_node::clean::Args),
 }
 
 impl Component {
     /// Threads, at most: typha serves many nodes, the others wait for one server each.
     const fn workers(&self) -> usize {
         match self {
-            Self::Operator(_) | Self::Node(_) => 2,
+            Self::Operator(_) | Self::Node(_) | Self::Clean(_) => 2,
             Self::Typha(_) => 8,
         }
     }
@@ -35,6 +38,7 @@ impl Component {
             Self::Operator(args) => margay_operator::run(args).await,
             Self::Typha(args) => margay_typha::run(args).await,
             Self::Node(args) => margay_node::run(args).await,
+            Self::Clean(args) => margay_node::clean::run(args).await,
         }
     }
 }

@@ -26,6 +26,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
+use crate::clean;
 use crate::cni::attachment::Attachments;
 use crate::cni::plugin::PluginFile;
 use crate::cni::{conf, host_file};
@@ -83,6 +84,7 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     )
     .await?;
 
+    clean::forget_removal(&args.state_dir).context("the mark of a removal")?;
     let folder = args.state_dir.join("attachments");
     let attachments = Attachments::load(&folder)
         .with_context(|| format!("attachments in {}", folder.display()))?;

@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod app;
 mod calico_metrics;
+pub mod clean;
 pub mod cni;
 pub mod config;
 pub mod debug;

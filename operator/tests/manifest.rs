@@ -1,6 +1,7 @@
 //! `deploy/operator.yaml` has every CRD, then the operator's own objects;
 //! `deploy/operator-v1.yaml`, for clusters with the older storage, has the CRDs of neither storage.
-//! `UPDATE_EXPECT=1` rewrites them.
+//! The Helm chart's template has the operator's objects with places for values.
+//! `UPDATE_EXPECT=1` rewrites all of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,92 @@ fn the_manifests_are_the_crds_and_the_operator() {
             file.display()
         );
     }
+}
+
+/// Values of the chart that take the place of a field: a word that stands for it, and the value. The
+/// field is left out if the value is empty.
+const VALUES: [(&str, &str); 4] = [
+    ("PULL_SECRETS", ".Values.imagePullSecrets"),
+    ("RESOURCES", ".Values.operator.resources"),
+    ("NODE_SELECTOR", ".Values.operator.nodeSelector"),
+    ("TOLERATIONS", ".Values.operator.tolerations"),
+];
+
+/// The operator's objects as a template. Helm makes the namespace.
+fn template() -> String {
+    let mut objects = install::objects(VERSION, Mode::V3);
+    objects.retain(|object| object.key.kind.kind != "Namespace");
+    for object in &mut objects {
+        let pod = &mut object.body["spec"]["template"]["spec"];
+        if pod.is_null() {
+            continue;
+        }
+        pod["imagePullSecrets"] = "PULL_SECRETS".into();
+        pod["nodeSelector"] = "NODE_SELECTOR".into();
+        pod["tolerations"] = "TOLERATIONS".into();
+        let container = &mut pod["containers"][0];
+        container["image"] = "IMAGE".into();
+        container["imagePullPolicy"] = "PULL_POLICY".into();
+        container["resources"] = "RESOURCES".into();
+        container["env"]
+            .as_array_mut()
+            .expect("variables")
+            .push("ENV".into());
+    }
+    let documents: Vec<String> = objects
+        .iter()
+        .map(|object| serde_yaml_ng::to_string(&object.body).unwrap())
+        .collect();
+    let lines = documents.join("---\n");
+    let head = "# Generated from the operator by `make bless`.\n";
+    head.to_owned() + &lines.lines().map(with_values).collect::<String>()
+}
+
+/// A line of the template, or several.
+fn with_values(line: &str) -> String {
+    let text = line.trim_start();
+    let indent = line.len() - text.len();
+    let space = " ".repeat(indent);
+    let block = |value: &str, head: &str, depth: usize| {
+        format!(
+            "{space}{{{{- with {value} }}}}\n{head}{space}{{{{- toYaml . | nindent {depth} }}}}\n\
+             {space}{{{{- end }}}}\n"
+        )
+    };
+    if text == "- ENV" {
+        return block(".Values.operator.env", "", indent);
+    }
+    let (field, value) = text.split_once(": ").unwrap_or((text, ""));
+    if let Some((_, value)) = VALUES.iter().find(|(word, _)| *word == value) {
+        return block(value, &format!("{space}{field}:\n"), indent + 2);
+    }
+    let value = match (field, value) {
+        (_, "IMAGE") => "{{ include \"margay.image\" . }}",
+        (_, "PULL_POLICY") => "{{ .Values.image.pullPolicy }}",
+        ("namespace", _) => "{{ .Release.Namespace }}",
+        _ => return format!("{line}\n"),
+    };
+    format!("{space}{field}: {value}\n")
+}
+
+#[test]
+fn the_chart_is_the_operator_with_places_for_values() {
+    let wanted = template();
+    let file = deploy().join("helm/margay/templates/operator.yaml");
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(&file, &wanted).expect("a writable template");
+    }
+    let found = fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        found == wanted,
+        "{} differs from the operator; rewrite it with `make bless`",
+        file.display()
+    );
+    let chart = fs::read_to_string(deploy().join("helm/margay/Chart.yaml")).expect("a chart");
+    assert!(
+        chart.contains(&format!("appVersion: {VERSION}\n")),
+        "{chart}"
+    );
 }
 
 #[test]

@@ -22,6 +22,9 @@ mod v1 {
 
 /// Default path of the agent's socket.
 pub const SOCKET: &str = "/var/run/margay/cni.sock";
+/// Default path of the file that says that Margay has been removed from the node. It outlives a
+/// reboot, after which the runtime still deletes what it knew before.
+pub const REMOVED: &str = "/var/lib/margay/removed";
 /// Bytes before each message.
 pub const HEADER: usize = 4;
 /// Maximal length of a message: far above any configuration, and small enough to allocate for a

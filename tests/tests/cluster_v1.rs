@@ -19,7 +19,7 @@ use margay_tests::demo::{self, Stage};
 use margay_tests::install;
 use margay_tests::matrix::Matrix;
 use margay_tests::probe::Verdict;
-use margay_tests::scenarios::{Environment, hosts, policy};
+use margay_tests::scenarios::{Environment, ctl, hosts, policy};
 use margay_tests::suite::Suite;
 use margay_tests::world::{self, PODS, World};
 use serde_json::{Value, json};
@@ -74,6 +74,7 @@ fn main() -> ExitCode {
     suite.case("while_the_data_is_locked_no_pod_starts", || locked(cluster));
     policy::run(&mut suite, &environment);
     hosts::run(&mut suite, &environment);
+    ctl::run(&mut suite, &environment);
     suite.case("the_configuration_that_calico_left_is_set_aside", || {
         aside(cluster)
     });

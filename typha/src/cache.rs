@@ -345,6 +345,11 @@ impl Cache {
         })
     }
 
+    /// The kind of that name.
+    pub fn kind(&self, name: &str) -> Option<&'static str> {
+        self.kinds.get_key_value(name).map(|(kind, _)| *kind)
+    }
+
     /// Uid of the object; empty if it does not exist.
     pub fn uid_of(&self, kind: &'static str, key: &ObjectKey) -> &str {
         let entry = self

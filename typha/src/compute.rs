@@ -220,6 +220,7 @@ impl GraphOwner {
                     cache: &self.cache,
                     hub: &self.hub,
                     conflicts: &self.conflicts,
+                    freshness: &self.admissions.freshness,
                 });
             }
         }

@@ -12,8 +12,9 @@ use margay_calc::text;
 use margay_proto::debug::debug_server::Debug;
 use margay_proto::debug::{
     self as wire_debug, ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest,
-    ListNodesResponse, ListRecordsRequest, ListRecordsResponse, NodeStatus, Problem, RecordEntry,
-    SetLogRequest, SetLogResponse, ViewRequest, ViewResponse,
+    ListNodesResponse, ListRecordsRequest, ListRecordsResponse, NodeStatus, Problem,
+    ReachedRequest, ReachedResponse, RecordEntry, SetLogRequest, SetLogResponse, ViewRequest,
+    ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
 use margay_runtime::grpc;
@@ -21,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 use crate::event::{Event, Snapshot};
-use crate::object::subject;
-use crate::registry::{NodeSession, Registry};
+use crate::object::{ObjectKey, subject};
+use crate::registry::{FrameStages, NodeSession, Registry};
 
 /// Records that the owner task formats at once.
 const CHUNK: usize = 64;
@@ -171,6 +172,39 @@ impl Debug for DebugService {
         view.await.map(Response::new)
     }
 
+    async fn reached(&self, request: Request<ReachedRequest>) -> RpcResult<ReachedResponse> {
+        let ReachedRequest {
+            kind,
+            namespace,
+            name,
+            resource_version,
+        } = request.into_inner();
+        let key = ObjectKey::new(namespace, name);
+        let unknown = Status::invalid_argument(format!(
+            "kind: {kind:?}: not one that typha watches, such as NetworkPolicy or Pod"
+        ));
+        let found = self.query(move |state| {
+            let kind = state.cache.kind(&kind)?;
+            let reached = match resource_version {
+                0 => state.cache.uid_of(kind, &key).is_empty(),
+                version => state.freshness.version(kind) >= version,
+            };
+            let problems = state.cache.problems_of(kind, &key).to_vec();
+            Some((reached, state.hub.revision(), problems))
+        });
+        let (reached, revision, problems) = found.await?.ok_or(unknown)?;
+        let sessions = self.registry.sessions();
+        Ok(Response::new(ReachedResponse {
+            reached: reached && self.registry.in_sync(),
+            revision,
+            nodes: sessions
+                .iter()
+                .map(|node| node_status(&self.registry, node))
+                .collect(),
+            problems,
+        }))
+    }
+
     async fn explain(&self, request: Request<ExplainRequest>) -> RpcResult<ExplainResponse> {
         let ExplainRequest {
             from,
@@ -250,11 +284,23 @@ fn node_status(registry: &Registry, node: &NodeSession) -> NodeStatus {
         commit_us: progress.commit_us,
         errors: progress.errors.iter().map(error).collect(),
         sent_bytes: progress.bytes,
+        acked: progress.done.iter().map(stages_to_wire).collect(),
         problems: registry
             .problems_of(&node.name)
             .into_iter()
             .map(NodeProblem::into_wire)
             .collect(),
+    }
+}
+
+fn stages_to_wire(stages: &FrameStages) -> wire_debug::FrameStages {
+    wire_debug::FrameStages {
+        revision: stages.revision,
+        received_unix_ns: stages.event_unix_ns,
+        sent_us: stages.sent_us,
+        acked_us: stages.acked_us,
+        plan_us: stages.plan_us,
+        commit_us: stages.commit_us,
     }
 }
 

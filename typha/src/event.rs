@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::cache::Cache;
 use crate::cause::Cause;
+use crate::freshness::Freshness;
 use crate::hello::Hello;
 use crate::hub::Hub;
 use crate::object::{Missing, ObjectKey, Observed, subject};
@@ -23,6 +24,8 @@ pub struct Snapshot<'a> {
     pub hub: &'a Hub,
     /// Conflicts as of the last check.
     pub conflicts: &'a BTreeSet<Conflict>,
+    /// Versions of the API that this replica knows.
+    pub freshness: &'a Freshness,
 }
 
 impl Snapshot<'_> {

@@ -74,6 +74,11 @@ impl Freshness {
         state.failing.get_or_insert((now, reason));
     }
 
+    /// Latest version of a kind that is known; 0: none.
+    pub fn version(&self, kind: &str) -> u64 {
+        self.kinds.get(kind).map_or(0, |state| state.version)
+    }
+
     /// Latest versions known.
     pub fn versions(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.kinds

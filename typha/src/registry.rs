@@ -18,6 +18,8 @@ use tokio::sync::watch;
 /// Maximal number of frames without ack that are kept per node, for latencies and traces; the
 /// oldest are dropped.
 const MAX_IN_FLIGHT: usize = 256;
+/// Number of acknowledged frames whose stages are kept per node.
+const MAX_ACKED: usize = 16;
 /// Maximal number of errors kept of one ack.
 const MAX_ERRORS: usize = 256;
 /// Maximal length of the reason of each, in characters.
@@ -68,6 +70,44 @@ pub struct SentFrame {
     pub trace: Option<Traceparent>,
 }
 
+/// What became of a frame that was acknowledged. Times are in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameStages {
+    /// Revision of the node after it.
+    pub revision: u64,
+    /// Time at which the event that caused it was received, in nanoseconds since the epoch; 0 for
+    /// the first frame.
+    pub event_unix_ns: u64,
+    /// From the event to the stream.
+    pub sent_us: u64,
+    /// From the event to the ack, as if that had been sent at once.
+    pub acked_us: u64,
+    /// To compute the wanted kernel state.
+    pub plan_us: u64,
+    /// To commit it to the kernel.
+    pub commit_us: u64,
+}
+
+impl FrameStages {
+    /// Stages of a frame as of its ack, which arrives at this time.
+    fn new(sent: &SentFrame, ack: &Ack, now: Instant, now_unix_ns: u64) -> Self {
+        let since_sent = now.saturating_duration_since(sent.at).as_micros() as u64;
+        // The clock may have been set meanwhile.
+        let since_event = match sent.event_unix_ns {
+            0 => 0,
+            event => now_unix_ns.saturating_sub(event) / 1000,
+        };
+        Self {
+            revision: sent.revision,
+            event_unix_ns: sent.event_unix_ns,
+            sent_us: since_event.saturating_sub(since_sent),
+            acked_us: since_event.saturating_sub(ack.waited_us),
+            plan_us: ack.plan_us,
+            commit_us: ack.commit_us,
+        }
+    }
+}
+
 /// Result of recording an ack.
 #[derive(Debug, Default)]
 pub struct AckOutcome {
@@ -99,6 +139,8 @@ pub struct Progress {
     pub commit_us: u64,
     /// Frames without an ack, oldest first.
     pub in_flight: VecDeque<SentFrame>,
+    /// The latest frames with one, oldest first; limited in number.
+    pub done: VecDeque<FrameStages>,
 }
 
 impl Registry {
@@ -266,8 +308,8 @@ impl NodeSession {
         self.lock().pending = pending;
     }
 
-    /// Records an ack.
-    pub fn record_ack(&self, ack: &Ack) -> AckOutcome {
+    /// Records an ack that arrives at this time.
+    pub fn record_ack(&self, ack: &Ack, now: Instant, now_unix_ns: u64) -> AckOutcome {
         let mut progress = self.lock();
         // Never beyond what was sent, whatever the node reports.
         progress.acked = progress.acked.max(ack.revision).min(progress.sent);
@@ -288,8 +330,15 @@ impl NodeSession {
         let done = progress
             .in_flight
             .partition_point(|sent| sent.revision <= ack.revision);
+        let done: Vec<SentFrame> = progress.in_flight.drain(..done).collect();
+        let stages = done
+            .iter()
+            .map(|sent| FrameStages::new(sent, ack, now, now_unix_ns));
+        progress.done.extend(stages);
+        let excess = progress.done.len().saturating_sub(MAX_ACKED);
+        progress.done.drain(..excess);
         AckOutcome {
-            done: progress.in_flight.drain(..done).collect(),
+            done,
             new_errors,
             is_changed,
         }
@@ -316,6 +365,48 @@ mod tests {
             errors: errors.to_vec(),
             ..Ack::default()
         }
+    }
+
+    fn acked(node: &NodeSession, ack: &Ack) -> AckOutcome {
+        node.record_ack(ack, Instant::now(), 0)
+    }
+
+    #[test]
+    fn stages_of_acknowledged_frames_are_kept_and_add_up() {
+        let node = Registry::default().add("n1", 1, String::new());
+        let at = Instant::now();
+        let event_unix_ns = 5_000_000_000;
+        for revision in 1..=20 {
+            let sent = SentFrame {
+                revision,
+                at,
+                event_unix_ns,
+                trace: None,
+            };
+            node.record_sent(sent, 0);
+        }
+        let ack = Ack {
+            revision: 19,
+            plan_us: 2,
+            commit_us: 3,
+            waited_us: 100,
+            ..Ack::default()
+        };
+        let later = at + std::time::Duration::from_micros(700);
+        node.record_ack(&ack, later, event_unix_ns + 1_000_000);
+        let done = node.progress().done;
+        assert_eq!(done.len(), MAX_ACKED);
+        assert_eq!(
+            done.back(),
+            Some(&FrameStages {
+                revision: 19,
+                event_unix_ns,
+                sent_us: 300,
+                acked_us: 900,
+                plan_us: 2,
+                commit_us: 3,
+            })
+        );
     }
 
     #[test]
@@ -351,23 +442,23 @@ mod tests {
         let error =
             |name: &str, reason: &str| (RecordId::HostEndpoint(name.to_owned()), reason.to_owned());
         let first = [error("a", "x"), error("b", "x")];
-        assert_eq!(node.record_ack(&ack(&first)).new_errors, first);
-        assert_eq!(node.record_ack(&ack(&first)).new_errors, []);
+        assert_eq!(acked(&node, &ack(&first)).new_errors, first);
+        assert_eq!(acked(&node, &ack(&first)).new_errors, []);
         let second = [error("b", "y"), error("a", "x")];
         assert_eq!(
-            node.record_ack(&ack(&second)).new_errors,
+            acked(&node, &ack(&second)).new_errors,
             [error("b", "y")],
             "for another reason"
         );
-        assert_eq!(node.record_ack(&ack(&[])).new_errors, []);
-        assert_eq!(node.record_ack(&ack(&second)).new_errors, second, "again");
+        assert_eq!(acked(&node, &ack(&[])).new_errors, []);
+        assert_eq!(acked(&node, &ack(&second)).new_errors, second, "again");
 
         let long = "ä".repeat(10_000);
         let many: Vec<_> = (0..5000)
             .map(|number| error(&number.to_string(), &long))
             .collect();
-        assert_eq!(node.record_ack(&ack(&many)).new_errors.len(), MAX_ERRORS);
-        assert_eq!(node.record_ack(&ack(&many)).new_errors, []);
+        assert_eq!(acked(&node, &ack(&many)).new_errors.len(), MAX_ERRORS);
+        assert_eq!(acked(&node, &ack(&many)).new_errors, []);
         let kept = node.progress().errors;
         assert_eq!(
             (kept.len(), kept[0].1.chars().count()),

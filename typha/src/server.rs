@@ -258,7 +258,7 @@ impl Reader {
             done,
             new_errors,
             is_changed,
-        } = node.record_ack(ack);
+        } = node.record_ack(ack, Instant::now().into_std(), unix_ns());
         if is_changed {
             self.inner.registry.notify_problems();
         }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::calico::table::framed;
-use crate::calico::usage;
+use crate::calico::{split, usage};
 use crate::live::{self, Connection, ConnectionArgs};
 use crate::manifest;
 use crate::output::Finding;
@@ -48,6 +48,8 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Changes settings of address management.
     Configure(ConfigureArgs),
+    /// Makes several smaller pools of one.
+    Split(split::Args),
 }
 
 /// Where the state is read from.
@@ -317,6 +319,7 @@ pub fn run(command: &Command) -> Result<Finding> {
         Command::Check(args) => run_check(args),
         Command::Release(args) => live::block_on(release(args)),
         Command::Configure(args) => live::block_on(configure(args)),
+        Command::Split(args) => live::block_on(split::run(args)),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod datastore;
 pub mod get;
 pub mod ipam;
 pub mod kind;
+pub mod split;
 pub mod table;
 mod usage;
 pub mod version;

@@ -199,7 +199,7 @@ fn text(cell: Cell, object: &Value) -> String {
 }
 
 /// Rows whose columns begin at the same places.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));

@@ -122,11 +122,15 @@ pub enum Verb {
 
 /// An object of a file.
 #[derive(Clone, Debug, PartialEq)]
-struct Written {
-    kind: &'static Kind,
-    namespace: Option<String>,
-    name: String,
-    object: Value,
+pub struct Written {
+    /// Its kind.
+    pub kind: &'static Kind,
+    /// Its namespace, if its kind is in one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// As it is to be.
+    pub object: Value,
 }
 
 /// Runs `create`, `apply` or `replace`. Nothing is written unless every object is right.
@@ -136,14 +140,22 @@ pub fn run(verb: Verb, args: &FileArgs) -> Result<Finding> {
         let cluster = Connection::open(&args.connection).await?;
         let mut text = String::new();
         for one in written {
-            text += &write(&cluster, verb, one, args.skip_exists).await?;
+            let subject = format!("{} {}", one.kind.kind, one.name);
+            let done = write(&cluster, verb, one, args.skip_exists).await?;
+            text += &format!("{subject}: {done}\n");
         }
         Ok(text)
     })?;
     Ok(Finding { text, holds: true })
 }
 
-async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> Result<String> {
+/// Writes an object; returns what was done.
+pub async fn write(
+    cluster: &Connection,
+    verb: Verb,
+    one: Written,
+    skips: bool,
+) -> Result<&'static str> {
     let Written {
         kind,
         namespace,
@@ -152,7 +164,7 @@ async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> R
     } = one;
     let subject = format!("{} {name}", kind.kind);
     let found = cluster.find(kind, namespace.as_deref(), &name).await?;
-    let done = match (verb, found) {
+    Ok(match (verb, found) {
         (Verb::Create, Some(_)) | (Verb::Replace, None) if skips => "left as it is",
         (Verb::Create, Some(_)) => bail!("{subject} exists already; use apply or replace"),
         (Verb::Replace, None) => return Err(missing(kind, namespace.as_deref(), &name)),
@@ -170,8 +182,7 @@ async fn write(cluster: &Connection, verb: Verb, one: Written, skips: bool) -> R
                 .with_context(|| subject.clone())?;
             "created"
         }
-    };
-    Ok(format!("{subject}: {done}\n"))
+    })
 }
 
 /// Runs `delete`.
@@ -274,7 +285,7 @@ fn change(
 }
 
 /// Reads objects that are to be written: each is one that would be enforced as it is.
-fn read(files: &[String], namespace: &str) -> Result<Vec<Written>> {
+pub fn read(files: &[String], namespace: &str) -> Result<Vec<Written>> {
     let written = objects_of(files, namespace)?;
     ensure!(
         !written.is_empty(),

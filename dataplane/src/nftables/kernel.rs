@@ -40,6 +40,13 @@ impl Netfilter {
         })
     }
 
+    /// Removes our table, if there is one.
+    pub fn remove_table(&mut self) -> Result<(), ExecError> {
+        self.socket
+            .exec(&Transaction::remove(names::table()))
+            .map(drop)
+    }
+
     /// Subscribes to changes of our table by other programs.
     pub fn watch(&mut self) -> io::Result<TableWatch> {
         let monitor = Monitor::open(names::table(), &[self.socket.port()])?;

@@ -130,6 +130,25 @@ const SUITE: Program = command(
     How::Test,
 );
 
+/// Helm, which renders the chart and is no part of a cluster.
+const HELM: Program = command("helm", "helm", "helm.sh/helm/v3/cmd/helm", How::Plain);
+
+/// Returns Helm, after building it if it is missing.
+pub fn helm(progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    let folder = folder_of(&[HELM.module], &[&HELM], "helm")?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let lock = File::create(folder.with_file_name("lock"))?;
+    lock.lock().context("cannot wait for another build")?;
+    let program = folder.join(HELM.name);
+    if !program.exists() {
+        check_go()?;
+        progress(&format!("building Helm into {} (once)", folder.display()));
+        build(&HELM, &folder)?;
+    }
+    Ok(program)
+}
+
 /// Returns the folder that holds every program, after building what is missing. `progress` receives
 /// lines for people.
 pub fn ensure_built(suite: bool, progress: &dyn Fn(&str)) -> Result<PathBuf> {
@@ -269,8 +288,14 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 fn folder() -> Result<PathBuf> {
+    let programs: Vec<&Program> = PROGRAMS.iter().chain([&SUITE]).collect();
+    folder_of(&["kubernetes", "etcd", "containerd"], &programs, "kube")
+}
+
+/// Folder of programs, by what decides their content.
+fn folder_of(modules: &[&str], programs: &[&Program], prefix: &str) -> Result<PathBuf> {
     let mut hash = Sha256::new();
-    for module in ["kubernetes", "etcd", "containerd"] {
+    for module in modules {
         for file in ["go.mod", "go.sum"] {
             let path = Path::new(MODULES).join(module).join(file);
             hash.update(
@@ -278,7 +303,7 @@ fn folder() -> Result<PathBuf> {
             );
         }
     }
-    for program in PROGRAMS.iter().chain([&SUITE]) {
+    for program in programs {
         hash.update(format!(
             "{} {} {:?}\n",
             program.name,
@@ -287,7 +312,7 @@ fn folder() -> Result<PathBuf> {
         ));
     }
     let short = HEXLOWER.encode(&hash.finalize()[..6]);
-    Ok(cache()?.join(format!("kube-{short}")).join("bin"))
+    Ok(cache()?.join(format!("{prefix}-{short}")).join("bin"))
 }
 
 fn check_go() -> Result<()> {
@@ -329,7 +354,7 @@ mod tests {
 
     #[test]
     fn every_program_is_pinned_by_its_module() {
-        for program in PROGRAMS.iter().chain([&SUITE]) {
+        for program in PROGRAMS.iter().chain([&SUITE, &HELM]) {
             let tools = read(&format!("{}/tools.go", program.module));
             let import = format!("_ \"{}\"", program.package);
             assert!(tools.contains(&import), "{} lacks {import}", program.module);

@@ -1,6 +1,7 @@
 //! Scenarios that do not care how Calico's data is stored: every suite of a real cluster runs the
 //! same ones.
 
+pub mod ctl;
 pub mod hosts;
 pub mod policy;
 pub mod pools;

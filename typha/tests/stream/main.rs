@@ -6,4 +6,5 @@ mod debug;
 mod held;
 mod peers;
 mod replicas;
+mod reached;
 mod server;
