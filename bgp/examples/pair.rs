@@ -9,7 +9,7 @@ use margay_bgp::error::ConfigError;
 use margay_bgp::export::ExportPolicy;
 use margay_bgp::rib::{LocalRoute, RouteChange};
 use margay_bgp::session::{ConnectionId, Moment};
-use margay_bgp::speaker::{Action, Speaker};
+use margay_bgp::speaker::{Speaker, SpeakerAction};
 
 const PEER: PeerId = PeerId(0);
 const NAMES: [&str; 2] = ["node", "router"];
@@ -43,7 +43,7 @@ fn main() -> Result<(), ConfigError> {
                 is_idle = false;
                 println!("{now:?} {}: {action:?}", NAMES[this]);
                 match action {
-                    Action::Connect { connection, .. } => {
+                    SpeakerAction::Connect { connection, .. } => {
                         let (from, to) = (addresses[this].into(), addresses[other].into());
                         // What a listener does: one that is not wanted is closed.
                         connections[other] = speakers[other].accept(from, to, moment);
@@ -53,7 +53,7 @@ fn main() -> Result<(), ConfigError> {
                         }
                         connections[this] = Some(connection);
                     }
-                    Action::Route(RouteChange::Set { .. }) => routes += 1,
+                    SpeakerAction::Route(RouteChange::Set { .. }) => routes += 1,
                     _ => {}
                 }
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::attributes::{Attributes, Family};
-use crate::codec::{self, Context};
+use crate::codec::{self, CodecContext};
 use crate::message::RefreshKind;
 
 /// Prefixes that one step takes, at most: what is packed into messages together.
@@ -93,7 +93,7 @@ impl AdjOut {
     pub(crate) fn write(
         &mut self,
         budget: usize,
-        context: &Context,
+        context: &CodecContext,
         export: &mut dyn FnMut(&IpNet) -> Option<Arc<Attributes>>,
         out: &mut Vec<u8>,
     ) {
@@ -118,7 +118,7 @@ impl AdjOut {
 
     fn write_step(
         &mut self,
-        context: &Context,
+        context: &CodecContext,
         export: &mut dyn FnMut(&IpNet) -> Option<Arc<Attributes>>,
         out: &mut Vec<u8>,
     ) {

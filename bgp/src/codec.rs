@@ -27,7 +27,7 @@
 mod decode;
 mod encode;
 
-pub use decode::{Context, DecodeError, decode};
+pub use decode::{CodecContext, DecodeError, decode};
 pub use encode::{Plain, encode, encode_update, end_of_rib, refresh};
 
 /// Longest message, in bytes (RFC 4271 section 4.1).

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use margay_api::bgp::InvalidFilterRule;
+
 /// A value of the configuration that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value}, but it {rule}; {remedy}")]
@@ -23,4 +25,11 @@ pub(crate) fn invalid(
     remedy: &'static str,
 ) -> ConfigError {
     ConfigError { field, value: value.to_string(), rule, remedy }
+}
+
+impl From<InvalidFilterRule> for ConfigError {
+    fn from(error: InvalidFilterRule) -> Self {
+        let InvalidFilterRule { field, value, remedy, .. } = error;
+        Self { field, value, rule: "is within the limits of BGPFilter", remedy }
+    }
 }

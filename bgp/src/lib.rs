@@ -38,13 +38,30 @@
 //! - To restart without losing a packet: [`Speaker::shut_down`](speaker::Speaker::shut_down) with
 //!   `keeps_routes`, or just close the sockets; leave the kernel's routes; start with
 //!   [`is_restarting`](config::SpeakerConfig::is_restarting), and remove what
-//!   [`Action::Synced`](speaker::Action::Synced) says can go.
+//!   [`SpeakerAction::Synced`](speaker::SpeakerAction::Synced) says can go.
 //!
 //! # Bounds
 //!
 //! Of a peer the speaker holds one unfinished message, its routes up to `max_prefixes` and
 //! `max_bytes`, and of what goes out one entry per prefix however often it changes. Bytes are made
 //! when the caller has room for them.
+//!
+//! # Peers it has been tried with
+//!
+//! `tests/tests/bgp.rs` of the workspace, on sockets, over IPv4 and IPv6, both families each:
+//!
+//! | | BIRD 2.0.12 | FRR 8.4.4 | GoBGP 3.10.0 |
+//! |---|---|---|---|
+//! | routes both ways, large communities | yes | yes | yes |
+//! | its restart, our routes and its own kept | yes, started with `-R` | yes, with `preserve-fw-state` | no: no capability 64 by default |
+//! | our restart, our routes kept | yes | yes | no, as above |
+//! | wrong AS, router id of both | NOTIFICATION 2/2, 2/3 | the same | the same |
+//! | TCP MD5, hold time of 3 s | yes | yes | yes |
+//!
+//! What they do that one might not expect: FRR without an IPv6 address announces IPv6 routes with an
+//! IPv4-mapped next hop, by which no kernel routes, so such a path is never chosen. FRR that
+//! is not configured for graceful restart sends End-of-RIB before some of its routes. FRR says at its
+//! first start that it is restarting.
 //!
 //! # Example
 //!
@@ -54,7 +71,7 @@
 //! use std::time::Duration;
 //! use margay_bgp::config::{PeerConfig, PeerId, SpeakerConfig};
 //! use margay_bgp::session::Moment;
-//! use margay_bgp::speaker::{Action, Speaker};
+//! use margay_bgp::speaker::{SpeakerAction, Speaker};
 //!
 //! let moment = |seconds| Moment { now: Duration::from_secs(seconds), jitter: 255 };
 //! let config = SpeakerConfig::new(64512, [10, 0, 0, 1].into());
@@ -66,7 +83,7 @@
 //! let due = speaker.deadline().expect("a peer that is to be connected to");
 //! speaker.tick(Moment { now: due, jitter: 255 });
 //! let actions = speaker.poll();
-//! let Some(Action::Connect { connection, .. }) = actions.first() else { panic!("{actions:?}") };
+//! let Some(SpeakerAction::Connect { connection, .. }) = actions.first() else { panic!("{actions:?}") };
 //!
 //! // Its first message is an OPEN.
 //! speaker.connected(*connection, [10, 0, 0, 1].into(), moment(1));

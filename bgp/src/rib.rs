@@ -60,7 +60,7 @@ pub struct LocalRoute {
 
 /// Who a path is from. Local ones come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Source {
+pub(crate) enum PathSource {
     Local,
     Peer(PeerId),
 }
@@ -70,7 +70,7 @@ pub(crate) type Imported = Option<(Arc<Attributes>, u32)>;
 
 #[derive(Debug)]
 struct Path {
-    source: Source,
+    source: PathSource,
     received: Arc<Attributes>,
     accepted: Option<Arc<Attributes>>,
     priority: u32,
@@ -89,7 +89,7 @@ struct Entry {
 /// The chosen path of a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Best {
-    pub(crate) source: Source,
+    pub(crate) source: PathSource,
     pub(crate) attributes: Arc<Attributes>,
     pub(crate) priority: u32,
 }
@@ -138,7 +138,7 @@ impl Rib {
     pub(crate) fn insert(
         &mut self,
         net: IpNet,
-        source: Source,
+        source: PathSource,
         received: Arc<Attributes>,
         imported: Imported,
     ) -> Usage {
@@ -164,7 +164,7 @@ impl Rib {
         if is_changed {
             self.dirty.insert(net);
         }
-        let Source::Peer(peer) = source else { return Usage::default() };
+        let PathSource::Peer(peer) = source else { return Usage::default() };
         let usage = self.usage.entry(peer).or_default();
         usage.bytes += weight + PATH_WEIGHT;
         match former {
@@ -175,7 +175,7 @@ impl Rib {
     }
 
     /// Removes a route.
-    pub(crate) fn remove(&mut self, net: &IpNet, source: Source) {
+    pub(crate) fn remove(&mut self, net: &IpNet, source: PathSource) {
         let Some(entry) = self.table.get_mut(net) else { return };
         if let Ok(at) = entry.paths.binary_search_by_key(&source, |path| path.source) {
             let path = entry.paths.remove(at);
@@ -185,7 +185,7 @@ impl Rib {
     }
 
     fn forget(usage: &mut BTreeMap<PeerId, Usage>, net: &IpNet, path: &Path) {
-        if let Source::Peer(peer) = path.source
+        if let PathSource::Peer(peer) = path.source
             && let Some(usage) = usage.get_mut(&peer)
         {
             usage.prefixes[Family::of(net) as usize] -= 1;
@@ -199,7 +199,7 @@ impl Rib {
         for (net, entry) in &mut self.table {
             if Family::of(net) == family
                 && let Ok(at) =
-                    entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source)
+                    entry.paths.binary_search_by_key(&PathSource::Peer(peer), |path| path.source)
             {
                 entry.paths[at].is_stale = true;
             }
@@ -220,7 +220,7 @@ impl Rib {
         for (net, entry) in &mut self.table {
             if Family::of(net) == family
                 && let Ok(at) =
-                    entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source)
+                    entry.paths.binary_search_by_key(&PathSource::Peer(peer), |path| path.source)
                 && (entry.paths[at].is_stale || !only_stale)
             {
                 let path = entry.paths.remove(at);
@@ -253,7 +253,7 @@ impl Rib {
         ) -> Imported,
     ) {
         for (net, entry) in &mut self.table {
-            let at = entry.paths.binary_search_by_key(&Source::Peer(peer), |path| path.source);
+            let at = entry.paths.binary_search_by_key(&PathSource::Peer(peer), |path| path.source);
             let Ok(at) = at else { continue };
             let path = &mut entry.paths[at];
             let interface = interface_of(&self.next_hops, &path.received);
@@ -268,7 +268,8 @@ impl Rib {
     }
 
     fn touch_peer(&mut self, peer: PeerId) {
-        let has = |entry: &Entry| entry.paths.iter().any(|path| path.source == Source::Peer(peer));
+        let has =
+            |entry: &Entry| entry.paths.iter().any(|path| path.source == PathSource::Peer(peer));
         let nets = self.table.iter().filter(|(_, entry)| has(entry)).map(|(net, _)| *net);
         self.dirty.extend(nets);
     }
@@ -363,7 +364,7 @@ impl Rib {
             attributes: attributes.clone(),
             priority: first.priority,
         });
-        if first.source == Source::Local || !(selection.installs)(net) {
+        if first.source == PathSource::Local || !(selection.installs)(net) {
             return (best, None);
         }
         let mut next_hops: Vec<NextHop> = Vec::new();
@@ -379,7 +380,7 @@ impl Rib {
 
     fn contender<'a>(&self, path: &'a Path, selection: Selection<'_>) -> Option<Contender<'a>> {
         let attributes: &Attributes = path.accepted.as_deref()?;
-        let Source::Peer(peer) = path.source else {
+        let PathSource::Peer(peer) = path.source else {
             return Some(Contender { attributes, sender: None, metric: 0 });
         };
         let sender = Some(*self.senders.get(&peer)?);
@@ -427,7 +428,7 @@ impl Rib {
     /// Next hops of all routes.
     pub(crate) fn wanted_next_hops(&self) -> BTreeSet<IpAddr> {
         let paths = self.table.values().flat_map(|entry| &entry.paths);
-        let of_peers = paths.filter(|path| path.source != Source::Local);
+        let of_peers = paths.filter(|path| path.source != PathSource::Local);
         of_peers.map(|path| path.received.next_hop.address).collect()
     }
 

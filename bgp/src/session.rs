@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub(crate) use connection::{Connection, Stage, negotiate};
+pub(crate) use connection::{Connection, ConnectionStage, negotiate};
 pub use connection::{ConnectionId, Moment, Negotiated};
 
 use crate::attributes::Family;
@@ -30,7 +30,7 @@ const PREFIX_BACKOFF: Duration = Duration::from_secs(300);
 
 /// State of a session (RFC 4271 section 8.2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum SessionState {
     /// No connection is made or taken: stopped, or waiting after an error.
     Idle,
     /// A connection is being made.
@@ -80,7 +80,7 @@ impl std::fmt::Display for Reason {
 
 /// What the session asks for and tells.
 #[derive(Debug)]
-pub(crate) enum Output {
+pub(crate) enum SessionOutput {
     /// A connection is to be made.
     Connect(ConnectionId),
     /// A connection is to be closed, after these bytes if there is room for them.
@@ -116,7 +116,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) open: &'a Open,
     pub(crate) moment: Moment,
     pub(crate) next_id: &'a mut u64,
-    pub(crate) out: &'a mut Vec<Output>,
+    pub(crate) out: &'a mut Vec<SessionOutput>,
 }
 
 impl Surroundings<'_> {
@@ -139,23 +139,23 @@ impl Session {
         }
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> SessionState {
         match self.connections.iter().map(|each| each.stage).max() {
-            Some(Stage::Established) => State::Established,
-            Some(Stage::OpenConfirm) => State::OpenConfirm,
-            Some(Stage::OpenSent) => State::OpenSent,
-            None if !self.is_running || self.idle_until.is_some() => State::Idle,
-            None if self.attempt.is_some() => State::Connect,
-            None => State::Active,
+            Some(ConnectionStage::Established) => SessionState::Established,
+            Some(ConnectionStage::OpenConfirm) => SessionState::OpenConfirm,
+            Some(ConnectionStage::OpenSent) => SessionState::OpenSent,
+            None if !self.is_running || self.idle_until.is_some() => SessionState::Idle,
+            None if self.attempt.is_some() => SessionState::Connect,
+            None => SessionState::Active,
         }
     }
 
     pub(crate) fn established(&self) -> Option<&Connection> {
-        self.connections.iter().find(|each| each.stage == Stage::Established)
+        self.connections.iter().find(|each| each.stage == ConnectionStage::Established)
     }
 
     fn established_mut(&mut self) -> Option<&mut Connection> {
-        self.connections.iter_mut().find(|each| each.stage == Stage::Established)
+        self.connections.iter_mut().find(|each| each.stage == ConnectionStage::Established)
     }
 
     /// The earliest moment at which [`Self::tick`] has something to do.
@@ -185,11 +185,12 @@ impl Session {
         local: IpAddr,
         around: &mut Surroundings<'_>,
     ) -> Option<ConnectionId> {
-        if self.state() == State::Idle {
+        if self.state() == SessionState::Idle {
             return None;
         }
         // The peer has one connection of its own at a time; it has given the former one up.
-        let is_former = |each: &Connection| !each.is_outgoing && each.stage != Stage::Established;
+        let is_former =
+            |each: &Connection| !each.is_outgoing && each.stage != ConnectionStage::Established;
         while let Some(at) = self.connections.iter().position(is_former) {
             self.close_connection(at, notification::CONNECTION_COLLISION, around);
         }
@@ -217,7 +218,7 @@ impl Session {
         if self.attempt == Some(id) {
             self.attempt = None;
             self.connect_at = Some(around.moment.after(around.config.connect_retry));
-            around.out.push(Output::Ended(Reason::Unreachable));
+            around.out.push(SessionOutput::Ended(Reason::Unreachable));
         } else if let Some(at) = self.connections.iter().position(|each| each.id == id) {
             let connection = self.connections.remove(at);
             self.finish(connection, Reason::Closed, None, around);
@@ -240,7 +241,7 @@ impl Session {
             };
             let context = match &connection.negotiated {
                 Some(negotiated) => negotiated.context(around.is_internal()),
-                None => codec::Context {
+                None => codec::CodecContext {
                     four_octet_as: true,
                     is_internal: around.is_internal(),
                     ipv4: true,
@@ -271,21 +272,23 @@ impl Session {
                 let connection = self.connections.remove(at);
                 self.finish(connection, Reason::Received(notification), None, around);
             }
-            (Stage::OpenSent, Message::Open(open)) => self.take_open(id, &open, around),
-            (Stage::OpenConfirm, Message::Keepalive) => self.establish(id, around),
-            (Stage::Established, message) => {
+            (ConnectionStage::OpenSent, Message::Open(open)) => self.take_open(id, &open, around),
+            (ConnectionStage::OpenConfirm, Message::Keepalive) => self.establish(id, around),
+            (ConnectionStage::Established, message) => {
                 connection.restart_hold(around.moment.now);
                 match message {
                     Message::Keepalive => {}
-                    Message::Update(update) => around.out.push(Output::Update(update)),
-                    Message::RouteRefresh(refresh) => around.out.push(Output::Refresh(refresh)),
+                    Message::Update(update) => around.out.push(SessionOutput::Update(update)),
+                    Message::RouteRefresh(refresh) => {
+                        around.out.push(SessionOutput::Refresh(refresh))
+                    }
                     _ => self.fail_unexpected(id, notification::UNEXPECTED_IN_ESTABLISHED, around),
                 }
             }
-            (Stage::OpenSent, _) => {
+            (ConnectionStage::OpenSent, _) => {
                 self.fail_unexpected(id, notification::UNEXPECTED_IN_OPEN_SENT, around);
             }
-            (Stage::OpenConfirm, _) => {
+            (ConnectionStage::OpenConfirm, _) => {
                 self.fail_unexpected(id, notification::UNEXPECTED_IN_OPEN_CONFIRM, around);
             }
         }
@@ -310,7 +313,7 @@ impl Session {
             return;
         };
         connection.negotiated = Some(negotiated);
-        connection.stage = Stage::OpenConfirm;
+        connection.stage = ConnectionStage::OpenConfirm;
         connection.control.extend(codec::encode(Plain::Keepalive));
         connection.blocked_since.get_or_insert(around.moment.now);
         connection.restart_hold(around.moment.now);
@@ -322,10 +325,11 @@ impl Session {
     fn wins(&mut self, id: ConnectionId, open: &Open, around: &mut Surroundings<'_>) -> bool {
         let Some(this) = self.connections.iter().find(|each| each.id == id) else { return false };
         let (is_outgoing, opened_at) = (this.is_outgoing, this.opened_at);
-        let is_rival = |each: &Connection| each.id != id && each.stage >= Stage::OpenConfirm;
+        let is_rival =
+            |each: &Connection| each.id != id && each.stage >= ConnectionStage::OpenConfirm;
         let Some(at) = self.connections.iter().position(is_rival) else { return true };
         let rival = &self.connections[at];
-        if rival.stage == Stage::Established {
+        if rival.stage == ConnectionStage::Established {
             // A peer that connects again has lost the former connection: it has restarted, which
             // it is believed only if it said that it may (RFC 4724 section 4.2). A connection from
             // before is of the same start.
@@ -336,7 +340,7 @@ impl Session {
                 return false;
             }
             let former = self.connections.remove(at);
-            around.out.push(Output::Close(former.id, Vec::new()));
+            around.out.push(SessionOutput::Close(former.id, Vec::new()));
             self.finish(former, Reason::Restarted, None, around);
             return true;
         }
@@ -356,17 +360,17 @@ impl Session {
             self.close_connection(at, notification::CONNECTION_COLLISION, around);
         }
         if let Some(attempt) = self.attempt.take() {
-            around.out.push(Output::Close(attempt, Vec::new()));
+            around.out.push(SessionOutput::Close(attempt, Vec::new()));
         }
         let Some(connection) = self.connections.iter_mut().find(|each| each.id == id) else {
             return;
         };
-        connection.stage = Stage::Established;
+        connection.stage = ConnectionStage::Established;
         connection.restart_hold(around.moment.now);
         let negotiated = connection.negotiated.clone();
         self.connect_at = None;
         self.established_at = Some(around.moment.now);
-        around.out.extend(negotiated.map(Output::Up));
+        around.out.extend(negotiated.map(SessionOutput::Up));
     }
 
     /// Ends a connection with a NOTIFICATION.
@@ -385,7 +389,9 @@ impl Session {
     /// Closes one of two connections; the session goes on.
     fn close_connection(&mut self, at: usize, codes: Codes, around: &mut Surroundings<'_>) {
         let connection = self.connections.remove(at);
-        around.out.push(Output::Close(connection.id, codec::encode(&Notification::new(codes))));
+        around
+            .out
+            .push(SessionOutput::Close(connection.id, codec::encode(&Notification::new(codes))));
     }
 
     /// What the end of a connection means, which has been taken out of the session. `backoff` is
@@ -402,9 +408,9 @@ impl Session {
             _ => Vec::new(),
         };
         if reason != Reason::Restarted {
-            around.out.push(Output::Close(connection.id, last));
+            around.out.push(SessionOutput::Close(connection.id, last));
         }
-        let was_established = connection.stage == Stage::Established;
+        let was_established = connection.stage == ConnectionStage::Established;
         if was_established {
             self.established_at = None;
             self.failures = 0;
@@ -412,7 +418,7 @@ impl Session {
         }
         let is_error = matches!(reason, Reason::Sent(..) | Reason::Received(_));
         let is_last = self.connections.is_empty() && reason != Reason::Restarted;
-        around.out.push(Output::Ended(reason));
+        around.out.push(SessionOutput::Ended(reason));
         if !is_last || !self.is_running {
             return;
         }
@@ -429,7 +435,9 @@ impl Session {
             Some(wait) => {
                 self.idle_until = Some(around.moment.after(wait));
                 self.connect_at = None;
-                around.out.extend(self.attempt.take().map(|id| Output::Close(id, Vec::new())));
+                around
+                    .out
+                    .extend(self.attempt.take().map(|id| SessionOutput::Close(id, Vec::new())));
             }
             // A peer that closes has something else to do first: to restart, most often.
             None if self.attempt.is_none() && !around.config.is_passive => {
@@ -458,7 +466,7 @@ impl Session {
                 *around.next_id += 1;
                 let id = ConnectionId(*around.next_id);
                 self.attempt = Some(id);
-                around.out.push(Output::Connect(id));
+                around.out.push(SessionOutput::Connect(id));
             }
         }
         let ids: Vec<ConnectionId> = self.connections.iter().map(|each| each.id).collect();
@@ -502,7 +510,7 @@ impl Session {
         self.is_running = backoff.is_some();
         self.idle_until = None;
         self.connect_at = None;
-        around.out.extend(self.attempt.take().map(|id| Output::Close(id, Vec::new())));
+        around.out.extend(self.attempt.take().map(|id| SessionOutput::Close(id, Vec::new())));
         for connection in std::mem::take(&mut self.connections) {
             let reason = match &notification {
                 Some(notification) => Reason::Sent(notification.clone(), String::new()),
@@ -536,7 +544,7 @@ impl Session {
 
 /// Which routes stay after the end of an established session (RFC 4724 section 4.2, RFC 8538
 /// section 3).
-fn down(connection: &Connection, reason: &Reason) -> Output {
+fn down(connection: &Connection, reason: &Reason) -> SessionOutput {
     let negotiated = connection.negotiated.as_ref();
     let restart = negotiated.and_then(|each| each.graceful_restart.as_ref());
     let by_notification = negotiated.is_some_and(|each| each.notification_restart);
@@ -549,7 +557,7 @@ fn down(connection: &Connection, reason: &Reason) -> Output {
     };
     let of_both = |family: &Family| negotiated.is_some_and(|each| each.families.contains(family));
     let families = restart.filter(|_| keeps).map(|restart| restart.families.keys().copied());
-    Output::Down {
+    SessionOutput::Down {
         kept: families.into_iter().flatten().filter(of_both).collect(),
         restart_time: restart.map_or(Duration::ZERO, |restart| restart.time),
     }

@@ -21,13 +21,13 @@ use crate::notification::{self, Notification};
 use crate::rib::{KernelRoute, LocalRoute, NextHopInfo, Rib, RouteChange};
 use crate::route_policy;
 use crate::session::{
-    ConnectionId, Moment, Negotiated, Output, Reason, Session, State, Surroundings,
+    ConnectionId, Moment, Negotiated, Reason, Session, SessionOutput, SessionState, Surroundings,
 };
 use restart::Deferral;
 
 /// What the caller is to do, or wants to know.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Action {
+pub enum SpeakerAction {
     /// Connect to the peer, with its [`crate::config::Transport`]; answer with
     /// [`Speaker::connected`] or [`Speaker::closed`].
     Connect {
@@ -54,7 +54,7 @@ pub enum Action {
         /// The peer.
         peer: PeerId,
         /// The new state.
-        state: State,
+        state: SessionState,
     },
     /// A connection or a session has ended, or could not be.
     Ended {
@@ -82,7 +82,7 @@ struct Peer {
     out: AdjOut,
     open: Open,
     /// Since which state the caller knows.
-    told: State,
+    told: SessionState,
     /// Families whose routes are kept until the peer is back and done, or this moment.
     stale: BTreeMap<Family, Duration>,
     /// Families of which the peer has begun a refresh (RFC 7313).
@@ -96,7 +96,7 @@ struct Peer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// State of the session.
-    pub state: State,
+    pub state: SessionState,
     /// What both sides agreed on, once it is established.
     pub negotiated: Option<Negotiated>,
     /// Prefixes taken from it, of IPv4 and IPv6.
@@ -122,7 +122,7 @@ pub struct Speaker {
     rib: Rib,
     locals: BTreeMap<IpNet, LocalRoute>,
     deferral: Option<Deferral>,
-    actions: Vec<Action>,
+    actions: Vec<SpeakerAction>,
     next_id: u64,
 }
 
@@ -163,7 +163,7 @@ impl Speaker {
         config.validate()?;
         for rules in [&config.import, &config.export] {
             for rule in rules.ipv4.iter().chain(&rules.ipv6) {
-                rule.validate()?;
+                rule.validate().map_err(ConfigError::from)?;
             }
         }
         let twin =
@@ -363,7 +363,7 @@ impl Speaker {
     }
 
     /// What there is to be done since the last call, in order.
-    pub fn poll(&mut self) -> Vec<Action> {
+    pub fn poll(&mut self) -> Vec<SpeakerAction> {
         std::mem::take(&mut self.actions)
     }
 
@@ -457,7 +457,7 @@ impl Speaker {
         work(&mut state.session, &mut around);
         let mut is_cut = false;
         for output in outputs {
-            if let Output::Update(update) = output {
+            if let SessionOutput::Update(update) = output {
                 // What came before the end of the session counts, but not beyond a limit.
                 is_cut = is_cut || !self.take_update(peer, update, moment);
             } else {
@@ -466,23 +466,25 @@ impl Speaker {
         }
     }
 
-    fn take_output(&mut self, peer: PeerId, output: Output, moment: Moment) {
+    fn take_output(&mut self, peer: PeerId, output: SessionOutput, moment: Moment) {
         match output {
-            Output::Connect(connection) => {
+            SessionOutput::Connect(connection) => {
                 self.owners.insert(connection, peer);
-                self.actions.push(Action::Connect { peer, connection });
+                self.actions.push(SpeakerAction::Connect { peer, connection });
             }
-            Output::Close(connection, last) => {
+            SessionOutput::Close(connection, last) => {
                 self.owners.remove(&connection);
-                self.actions.push(Action::Close { connection, last });
+                self.actions.push(SpeakerAction::Close { connection, last });
             }
-            Output::Up(negotiated) => self.session_up(peer, &negotiated, moment),
-            Output::Down { kept, restart_time } => {
+            SessionOutput::Up(negotiated) => self.session_up(peer, &negotiated, moment),
+            SessionOutput::Down { kept, restart_time } => {
                 self.session_down(peer, &kept, restart_time, moment)
             }
-            Output::Update(_) => {}
-            Output::Refresh(refresh) => self.take_refresh(peer, refresh),
-            Output::Ended(reason) => self.actions.push(Action::Ended { peer, reason }),
+            SessionOutput::Update(_) => {}
+            SessionOutput::Refresh(refresh) => self.take_refresh(peer, refresh),
+            SessionOutput::Ended(reason) => {
+                self.actions.push(SpeakerAction::Ended { peer, reason })
+            }
         }
     }
 
@@ -498,7 +500,7 @@ impl Speaker {
             let now = state.session.state();
             if now != state.told {
                 state.told = now;
-                self.actions.push(Action::State { peer: *peer, state: now });
+                self.actions.push(SpeakerAction::State { peer: *peer, state: now });
             }
         }
     }
@@ -569,10 +571,10 @@ impl Speaker {
         }
     }
 
-    fn route_session<'a>(&'a self, state: &'a Peer) -> Option<route_policy::Session<'a>> {
+    fn route_session<'a>(&'a self, state: &'a Peer) -> Option<route_policy::PeerRouting<'a>> {
         let connection = state.session.established()?;
         let negotiated = connection.negotiated.as_ref()?;
-        Some(route_policy::Session {
+        Some(route_policy::PeerRouting {
             speaker: &self.config,
             peer: &state.config,
             local_address: connection.local,

@@ -9,18 +9,18 @@ use margay_bgp::attributes::{
     Aggregator, AsPath, Attributes, Community, Family, LargeCommunity, NextHop, Origin, Segment,
     UnknownAttribute,
 };
-use margay_bgp::codec::{Context, Framer, MAX_MESSAGE, decode, encode_update, end_of_rib};
+use margay_bgp::codec::{CodecContext, Framer, MAX_MESSAGE, decode, encode_update, end_of_rib};
 use margay_bgp::message::{Message, Update};
 use proptest::prelude::*;
 
-const INTERNAL: Context = Context {
+const INTERNAL: CodecContext = CodecContext {
     four_octet_as: true,
     is_internal: true,
     ipv4: true,
     ipv6: true,
     extended_next_hop: false,
 };
-const EXTERNAL: Context = Context { is_internal: false, ..INTERNAL };
+const EXTERNAL: CodecContext = CodecContext { is_internal: false, ..INTERNAL };
 
 fn captured() -> Vec<(&'static str, Vec<u8>)> {
     let lines = include_str!("data/daemons.txt").lines().filter(|line| !line.starts_with('#'));
@@ -36,7 +36,7 @@ fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix")
 }
 
-fn update(message: &[u8], context: &Context) -> Update {
+fn update(message: &[u8], context: &CodecContext) -> Update {
     match decode(message, context) {
         Ok(Message::Update(update)) => update,
         other => panic!("not an UPDATE: {other:?}"),
@@ -190,7 +190,7 @@ fn headers_that_are_none_are_told_by_their_codes() {
 
 #[test]
 fn families_that_were_not_agreed_on_are_left_out() {
-    let only_ipv6 = Context { ipv4: false, ..INTERNAL };
+    let only_ipv6 = CodecContext { ipv4: false, ..INTERNAL };
     let message = raw_update(&format!("{ORIGIN}400200{HOP}"), "18c00002");
     let found = update(&message, &only_ipv6);
     assert!(found.announced.is_empty() && found.withdrawn.is_empty());
@@ -199,7 +199,7 @@ fn families_that_were_not_agreed_on_are_left_out() {
         format!("{ORIGIN}400200 800e19 000101 10 20010db8000000000000000000000001 00 18c00002");
     let found = update(&raw_update(&over, ""), &INTERNAL);
     assert_eq!((found.withdrawn, found.errors.len()), (vec![net("192.0.2.0/24")], 1));
-    let agreed = Context { extended_next_hop: true, ..INTERNAL };
+    let agreed = CodecContext { extended_next_hop: true, ..INTERNAL };
     let found = update(&raw_update(&over, ""), &agreed);
     assert_eq!(found.announced[0].1, [net("192.0.2.0/24")]);
     assert!(found.announced[0].0.next_hop.address.is_ipv6());
@@ -364,7 +364,7 @@ proptest! {
         }
         let length = u16::try_from(bytes.len()).unwrap();
         bytes[16..18].copy_from_slice(&length.to_be_bytes());
-        for context in [INTERNAL, EXTERNAL, Context { four_octet_as: false, ..EXTERNAL }] {
+        for context in [INTERNAL, EXTERNAL, CodecContext { four_octet_as: false, ..EXTERNAL }] {
             if let Err(error) = decode(&bytes, &context) {
                 prop_assert!((1..=7).contains(&error.notification.code), "{}", error);
             }

@@ -10,10 +10,10 @@ use margay_bgp::attributes::{Attributes, Community, Family};
 use margay_bgp::codec;
 use margay_bgp::config::{NextHopMode, PeerConfig};
 use margay_bgp::export::ExportPolicy;
-use margay_bgp::filter::{FilterAction, FilterRule, MatchOperator, Operation, PrefixMatch};
+use margay_bgp::filter::{FilterAction, FilterRule, MatchOperator, PrefixMatch, RouteOperation};
 use margay_bgp::message::{RefreshKind, Role};
 use margay_bgp::rib::{LocalRoute, NextHopInfo};
-use margay_bgp::session::State;
+use margay_bgp::session::SessionState;
 use net::{Net, address, id};
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ fn build(
     }
     for (one, other) in links {
         net.until("sessions", |net| {
-            [net.state(*one, *other), net.state(*other, *one)] == [State::Established; 2]
+            [net.state(*one, *other), net.state(*other, *one)] == [SessionState::Established; 2]
         });
     }
     net
@@ -189,8 +189,10 @@ fn filters_act_at_once_on_what_is_there() {
     let mut config = net.config(1, 65001);
     config.import.ipv4 = vec![within("10.65.1.0/24", FilterAction::Reject)];
     let community = "64512:7:9".parse().unwrap();
-    let operations =
-        vec![Operation::AddCommunity(community), Operation::PrependAsPath(vec![64512, 64512])];
+    let operations = vec![
+        RouteOperation::AddCommunity(community),
+        RouteOperation::PrependAsPath(vec![64512, 64512]),
+    ];
     config.export.ipv4 = vec![within("10.65.0.0/24", FilterAction::Accept(operations))];
     config.communities.insert(Community(0xfc00_0001));
     net.peer(0, 1, config.clone());
@@ -200,7 +202,7 @@ fn filters_act_at_once_on_what_is_there() {
     assert_eq!(out.as_path.to_string(), "64512 64512 64512");
     assert!(out.has_community(community) && out.communities.contains(&Community(0xfc00_0001)));
     assert_eq!(net.kernel(1), [ROUTE]);
-    let set = FilterAction::Accept(vec![Operation::SetPriority(512)]);
+    let set = FilterAction::Accept(vec![RouteOperation::SetPriority(512)]);
     config.import.ipv4 = vec![within("10.65.1.0/24", set)];
     config.export.ipv4 = vec![within("10.65.0.0/24", FilterAction::Reject)];
     net.peer(0, 1, config.clone());
@@ -320,7 +322,7 @@ fn our_own_number_in_a_path_is_taken_as_often_as_is_allowed() {
                 config.allowed_local_asn = allowed;
             }
             if node == 0 {
-                let operations = vec![Operation::PrependAsPath(vec![64512; prepended])];
+                let operations = vec![RouteOperation::PrependAsPath(vec![64512; prepended])];
                 let action =
                     FilterAction::Accept(if prepended > 0 { operations } else { Vec::new() });
                 config.export.ipv4 = vec![FilterRule::new(action)];
@@ -347,7 +349,7 @@ fn a_path_that_begins_with_another_system_is_refused_if_asked_for() {
             attributes.as_path.prepend(&[65009]);
             attributes
         };
-        let context = codec::Context {
+        let context = codec::CodecContext {
             four_octet_as: true,
             is_internal: false,
             ipv4: true,

@@ -9,14 +9,14 @@ use margay_bgp::config::{PeerConfig, SpeakerConfig};
 use margay_bgp::message::Role;
 use margay_bgp::notification::{self, Notification};
 use margay_bgp::rib::LocalRoute;
-use margay_bgp::session::State;
+use margay_bgp::session::SessionState;
 use net::{Net, address, id, pair};
 use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn established(net: &Net) -> bool {
-    net.state(0, 1) == State::Established && net.state(1, 0) == State::Established
+    net.state(0, 1) == SessionState::Established && net.state(1, 0) == SessionState::Established
 }
 
 /// A pair that is up and has a route of each node.
@@ -99,7 +99,7 @@ fn opens_that_do_not_go_together_end_with_their_notification() {
             all.contains(&format!("code: {}, subcode: {}", codes[1], codes[2])),
             "{what}: {all}"
         );
-        assert_ne!(net.state(0, 1), State::Established, "{what}");
+        assert_ne!(net.state(0, 1), SessionState::Established, "{what}");
     }
 }
 
@@ -354,7 +354,7 @@ fn a_restart_does_not_wait_for_ever() {
     net.announce(0, "10.65.0.0/26");
     net.unreachable.insert(2);
     net.run(55 * SECOND);
-    assert_eq!(net.state(0, 1), State::Established);
+    assert_eq!(net.state(0, 1), SessionState::Established);
     assert!(net.kernel(0).is_empty() && net.kernel(1).is_empty());
     // Nobody has IPv6, so that is complete at once.
     assert_eq!(net.nodes[0].synced, 1);
@@ -399,7 +399,7 @@ fn a_peer_that_goes_for_good_takes_its_routes_along() {
     assert!(net.nodes[1].speaker.status(id(0)).is_none());
     // Nobody is configured there any more.
     net.run(60 * SECOND);
-    assert_ne!(net.state(0, 1), State::Established);
+    assert_ne!(net.state(0, 1), SessionState::Established);
 }
 
 #[test]

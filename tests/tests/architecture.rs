@@ -11,7 +11,7 @@ use margay_proto::sync;
 /// Which of our crates each may use.
 const MAY_USE: [(&str, &[&str]); 15] = [
     ("margay-api", &[]),
-    ("margay-bgp", &[]),
+    ("margay-bgp", &["margay-api"]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
     ("margay-runtime", &[]),
@@ -140,7 +140,8 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
 ];
 
 /// Crates whose modules use each other in one direction.
-const ONE_WAY: [&str; 10] = ["api", "bgp", "calc", "dataplane", "netlink", "nft", "operator", "proto", "runtime", "typha"];
+const ONE_WAY: [&str; 10] =
+    ["api", "bgp", "calc", "dataplane", "netlink", "nft", "operator", "proto", "runtime", "typha"];
 
 /// Modules that use each other both ways, because they are one recursive type.
 const RECURSIVE: [(&str, &[&str]); 1] = [("nft/src", &["rule", "ruleset", "set"])];

@@ -10,10 +10,10 @@ use margay_bgp::attributes::Family;
 use margay_bgp::codec::{self, Plain};
 use margay_bgp::config::{Password, PeerConfig, PeerId, SpeakerConfig};
 use margay_bgp::export::ExportPolicy;
-use margay_bgp::filter::{FilterAction, FilterRule, Operation};
+use margay_bgp::filter::{FilterAction, FilterRule, RouteOperation};
 use margay_bgp::message::{Capabilities, Open};
 use margay_bgp::rib::LocalRoute;
-use margay_bgp::session::State;
+use margay_bgp::session::SessionState;
 use margay_tests::bgp::{Daemon, Driver, Kind, PACKAGES, Seen};
 use margay_tests::cluster::preflight;
 use margay_tests::cluster::process::POLL;
@@ -113,7 +113,7 @@ impl Case {
         for (family, own) in Family::ALL.into_iter().zip(OURS) {
             config.own_next_hops.insert(family, own.parse()?);
         }
-        let set = FilterAction::Accept(vec![Operation::SetPriority(PRIORITY)]);
+        let set = FilterAction::Accept(vec![RouteOperation::SetPriority(PRIORITY)]);
         let rule = FilterRule { community: Some("64512:1:2".parse()?), ..FilterRule::new(set) };
         config.import.ipv4.push(rule.clone());
         config.import.ipv6.push(rule);
@@ -149,7 +149,7 @@ fn net(text: &str) -> IpNet {
 }
 
 fn is_up(seen: &Seen) -> bool {
-    seen.peers.get(&PEER).is_some_and(|peer| peer.state == State::Established)
+    seen.peers.get(&PEER).is_some_and(|peer| peer.state == SessionState::Established)
 }
 
 fn has_routes(seen: &Seen) -> bool {

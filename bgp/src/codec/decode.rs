@@ -23,7 +23,7 @@ use crate::notification::{self, Notification};
 
 /// What of a session decides how its messages are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context {
+pub struct CodecContext {
     /// AS numbers in AS_PATH have four octets: both sides sent capability 65.
     pub four_octet_as: bool,
     /// The peer is of our own autonomous system.
@@ -68,7 +68,7 @@ pub(super) fn message_length(bytes: &[u8]) -> Result<Option<usize>, DecodeError>
 /// # Errors
 ///
 /// What RFC 4271 section 6 ends the session for, as far as RFC 7606 leaves that.
-pub fn decode(message: &[u8], context: &Context) -> Result<Message, DecodeError> {
+pub fn decode(message: &[u8], context: &CodecContext) -> Result<Message, DecodeError> {
     const TYPE: usize = 18;
     const ROUTE_REFRESH: u8 = 5;
     if message.get(TYPE) == Some(&ROUTE_REFRESH) && message.len() != HEADER + 4 {
@@ -177,7 +177,7 @@ fn role_of(role: wire::BgpRole) -> Option<Role> {
     })
 }
 
-fn update_of(update: &wire::UpdateMessage, context: &Context) -> Result<Update, DecodeError> {
+fn update_of(update: &wire::UpdateMessage, context: &CodecContext) -> Result<Update, DecodeError> {
     let four = context.four_octet_as;
     let parsed = update.parse_revised(four, context.is_internal, false, &[])?;
     let body = &parsed.update;
@@ -285,7 +285,7 @@ fn announce(
     }
 }
 
-fn retain_families(found: &mut Update, context: &Context) {
+fn retain_families(found: &mut Update, context: &CodecContext) {
     let is_wanted = |net: &IpNet| match net {
         IpNet::V4(_) => context.ipv4,
         IpNet::V6(_) => context.ipv6,
@@ -374,7 +374,7 @@ fn path_of(path: &wire::attribute::AsPath) -> AsPath {
 }
 
 /// Families that a context takes.
-impl Context {
+impl CodecContext {
     /// A context for these families.
     pub fn with_families(mut self, families: &BTreeSet<Family>) -> Self {
         self.ipv4 = families.contains(&Family::Ipv4);

@@ -13,7 +13,7 @@ use wire::{
     UpdateMessage,
 };
 
-use super::{Context, HEADER, MAX_MESSAGE};
+use super::{CodecContext, HEADER, MAX_MESSAGE};
 use crate::attributes::{AsPath, Attributes, Family, Origin, Segment};
 use crate::message::{Capabilities, Open, RefreshKind, Role};
 use crate::notification::Notification;
@@ -163,7 +163,7 @@ fn role_of(role: Role) -> wire::BgpRole {
 pub fn encode_update(
     attributes: Option<&Attributes>,
     nets: &[IpNet],
-    context: &Context,
+    context: &CodecContext,
     out: &mut Vec<u8>,
 ) -> usize {
     let Some(first) = nets.first() else { return 0 };

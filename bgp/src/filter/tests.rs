@@ -101,11 +101,11 @@ fn a_rule_matches_what_has_all_that_it_names() {
         ("both", FilterRule { priority: Some(512), as_path_prefix: vec![65002], ..plain() }, false),
     ];
     for (what, rule, expected) in rows {
-        assert_eq!(rule.matches(&candidate), expected, "{what}: {rule:?}");
+        assert_eq!(matches(&rule, &candidate), expected, "{what}: {rule:?}");
     }
     let unknown = Candidate { is_from_peer: false, interface: None, ..candidate };
-    assert!(!FilterRule { from_peers: true, ..plain() }.matches(&unknown));
-    assert!(!FilterRule { interface: Some("*".into()), ..plain() }.matches(&unknown));
+    assert!(!matches(&FilterRule { from_peers: true, ..plain() }, &unknown));
+    assert!(!matches(&FilterRule { interface: Some("*".into()), ..plain() }, &unknown));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn the_first_rule_that_matches_decides_and_only_for_its_family() {
         prefix: Some(PrefixMatch::new(net(cidr), MatchOperator::In, None, None).unwrap()),
         ..FilterRule::new(action)
     };
-    let accept = FilterAction::Accept(vec![Operation::SetPriority(7)]);
+    let accept = FilterAction::Accept(vec![RouteOperation::SetPriority(7)]);
     let filters = Filters {
         ipv4: vec![
             within("10.1.0.0/16", FilterAction::Reject),
@@ -133,7 +133,7 @@ fn the_first_rule_that_matches_decides_and_only_for_its_family() {
             peer_type: PeerType::Internal,
             priority: 1024,
         };
-        filters.decide(&candidate).cloned()
+        decide(&filters, &candidate).cloned()
     };
     assert_eq!(decide("10.1.2.0/24"), Some(FilterAction::Reject));
     assert_eq!(decide("10.2.0.0/16"), Some(accept));
@@ -144,12 +144,12 @@ fn the_first_rule_that_matches_decides_and_only_for_its_family() {
 #[test]
 fn rules_beyond_the_limits_of_the_kind_are_refused() {
     let accept = |operations| FilterRule::new(FilterAction::Accept(operations));
-    let set = Operation::SetPriority(1);
+    let set = RouteOperation::SetPriority(1);
     assert!(accept(vec![set.clone(); 10]).validate().is_ok());
     let rows = [
         (accept(vec![set; 11]), "operations"),
-        (accept(vec![Operation::PrependAsPath(Vec::new())]), "prependASPath"),
-        (accept(vec![Operation::PrependAsPath(vec![1; 11])]), "prependASPath"),
+        (accept(vec![RouteOperation::PrependAsPath(Vec::new())]), "prependASPath"),
+        (accept(vec![RouteOperation::PrependAsPath(vec![1; 11])]), "prependASPath"),
         (
             FilterRule { interface: Some("a-name-that-is-long".into()), ..accept(Vec::new()) },
             "interface",

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::attributes::Family;
-use crate::codec::{Context, Framer};
+use crate::codec::{CodecContext, Framer};
 use crate::config::{MIN_HOLD_TIME, PeerConfig};
 use crate::message::{GracefulRestart, Open};
 use crate::notification::{self, Notification};
@@ -38,7 +38,7 @@ impl Moment {
 
 /// State of a connection (RFC 4271 section 8.2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
+pub(crate) enum ConnectionStage {
     OpenSent,
     OpenConfirm,
     Established,
@@ -71,8 +71,8 @@ pub struct Negotiated {
 
 impl Negotiated {
     /// How messages of this session are read and written.
-    pub(crate) fn context(&self, is_internal: bool) -> Context {
-        let context = Context {
+    pub(crate) fn context(&self, is_internal: bool) -> CodecContext {
+        let context = CodecContext {
             four_octet_as: self.four_octet_as,
             is_internal,
             ipv4: false,
@@ -90,7 +90,7 @@ pub(crate) struct Connection {
     /// We opened it.
     pub(crate) is_outgoing: bool,
     pub(crate) local: IpAddr,
-    pub(crate) stage: Stage,
+    pub(crate) stage: ConnectionStage,
     pub(crate) framer: Framer,
     /// Messages that have not been taken yet. KEEPALIVEs and the answers to OPEN: a few, as no
     /// second KEEPALIVE is added behind one.
@@ -109,7 +109,7 @@ impl Connection {
             id,
             is_outgoing,
             local,
-            stage: Stage::OpenSent,
+            stage: ConnectionStage::OpenSent,
             framer: Framer::default(),
             control: Vec::new(),
             negotiated: None,

@@ -2,7 +2,7 @@
 //!
 //! After our own restart nothing is selected and nothing announced until every peer that can keep
 //! routes has sent its own, for at most [`crate::config::SpeakerConfig::selection_deferral`].
-//! [`super::Action::Synced`] says that what the kernel still has from before can go.
+//! [`super::SpeakerAction::Synced`] says that what the kernel still has from before can go.
 //!
 //! What daemons do made two rules. A peer without capability 64 is not waited for once it is
 //! established, as it need not send End-of-RIB. One that says that it is restarting itself is
@@ -13,10 +13,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Action, Peer, Speaker};
+use super::{Peer, Speaker, SpeakerAction};
 use crate::attributes::Family;
 use crate::config::PeerId;
-use crate::session::{Moment, Negotiated, State};
+use crate::session::{Moment, Negotiated, SessionState};
 
 /// The time after our restart until peers' routes are complete.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Speaker {
             return;
         }
         self.flush_routes();
-        self.actions.extend(new.into_iter().map(Action::Synced));
+        self.actions.extend(new.into_iter().map(SpeakerAction::Synced));
         if is_over {
             self.deferral = None;
             // Sessions that begin from now on are none of a restart.
@@ -179,10 +179,10 @@ impl Speaker {
         for family in due {
             state.stale.remove(&family);
             let removed = self.rib.remove_routes(peer, family, true);
-            if removed > 0 && state.session.state() != State::Established {
+            if removed > 0 && state.session.state() != SessionState::Established {
                 let text =
                     format!("{removed} {family} routes gone: the peer did not come back in time");
-                self.actions.push(Action::Problem { peer, text });
+                self.actions.push(SpeakerAction::Problem { peer, text });
             }
         }
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Action, MAX_PROBLEMS, Speaker};
+use super::{MAX_PROBLEMS, Speaker, SpeakerAction};
 use crate::attributes::{Attributes, Family};
 use crate::config::{PeerConfig, PeerId};
 use crate::export::ExportPolicy;
-use crate::filter::Operation;
+use crate::filter::RouteOperation;
 use crate::message::{RefreshKind, RouteRefresh, Update};
-use crate::rib::{LocalRoute, Selection, Source};
+use crate::rib::{LocalRoute, PathSource, Selection};
 use crate::session::Moment;
 
 impl Speaker {
@@ -45,7 +45,7 @@ impl Speaker {
         };
         let attributes = self.rib.store.intern(Attributes::local(unspecified));
         self.locals.insert(net, route);
-        self.rib.insert(net, Source::Local, attributes.clone(), Some((attributes, priority)));
+        self.rib.insert(net, PathSource::Local, attributes.clone(), Some((attributes, priority)));
         // Its interface alone may be another one, which filters look at.
         for state in self.peers.values_mut().filter(|state| state.session.established().is_some()) {
             state.out.touch(net);
@@ -57,7 +57,7 @@ impl Speaker {
     pub fn withdraw(&mut self, net: &IpNet, moment: Moment) {
         let net = net.trunc();
         if self.locals.remove(&net).is_some() {
-            self.rib.remove(&net, Source::Local);
+            self.rib.remove(&net, PathSource::Local);
             self.settle(moment);
         }
     }
@@ -72,9 +72,9 @@ impl Speaker {
         let Some(state) = self.peers.get_mut(&peer) else { return false };
         state.updates += 1;
         let problems = update.errors.into_iter().take(MAX_PROBLEMS);
-        self.actions.extend(problems.map(|text| Action::Problem { peer, text }));
+        self.actions.extend(problems.map(|text| SpeakerAction::Problem { peer, text }));
         for net in &update.withdrawn {
-            self.rib.remove(net, Source::Peer(peer));
+            self.rib.remove(net, PathSource::Peer(peer));
         }
         for (attributes, nets) in update.announced {
             if !self.take_announcement(peer, attributes, &nets, moment) {
@@ -96,7 +96,7 @@ impl Speaker {
         moment: Moment,
     ) -> bool {
         let Some(state) = self.peers.get(&peer) else { return false };
-        let session = crate::route_policy::Session {
+        let session = crate::route_policy::PeerRouting {
             speaker: &self.config,
             peer: &state.config,
             local_address: state.config.address.ip(),
@@ -106,9 +106,9 @@ impl Speaker {
             let text =
                 format!("path {} does not begin with AS {}", attributes.as_path, state.config.asn);
             for net in nets {
-                self.rib.remove(net, Source::Peer(peer));
+                self.rib.remove(net, PathSource::Peer(peer));
             }
-            self.actions.push(Action::Problem { peer, text });
+            self.actions.push(SpeakerAction::Problem { peer, text });
             return true;
         }
         let received = self.rib.store.intern(attributes);
@@ -117,7 +117,7 @@ impl Speaker {
         for net in nets {
             let imported =
                 session.import(&mut self.rib.store, net, &received, interface.as_deref());
-            let usage = self.rib.insert(*net, Source::Peer(peer), received.clone(), imported);
+            let usage = self.rib.insert(*net, PathSource::Peer(peer), received.clone(), imported);
             let prefixes = usage.prefixes[Family::of(net) as usize];
             if prefixes > max_prefixes || usage.bytes > max_bytes {
                 let text = format!(
@@ -159,7 +159,7 @@ impl Speaker {
     /// Imports what a peer sent by the configuration that there is now.
     pub(super) fn reimport(&mut self, peer: PeerId) {
         let Some(state) = self.peers.get(&peer) else { return };
-        let session = crate::route_policy::Session {
+        let session = crate::route_policy::PeerRouting {
             speaker: &self.config,
             peer: &state.config,
             local_address: state.config.address.ip(),
@@ -194,7 +194,7 @@ impl Speaker {
             installs: &installs,
         };
         let (changes, announced) = self.rib.flush(selection, &|family| ready.contains(&family));
-        self.actions.extend(changes.into_iter().map(Action::Route));
+        self.actions.extend(changes.into_iter().map(SpeakerAction::Route));
         for state in self.peers.values_mut().filter(|state| state.session.established().is_some()) {
             for net in &announced {
                 state.out.touch(*net);
@@ -225,7 +225,7 @@ impl Speaker {
         }
         if table.left_out() > left_out {
             let text = "attributes fill a message: some routes are not announced".to_owned();
-            self.actions.push(Action::Problem { peer, text });
+            self.actions.push(SpeakerAction::Problem { peer, text });
         }
         if let Some(state) = self.peers.get_mut(&peer) {
             state.out = table;
@@ -237,16 +237,16 @@ impl Speaker {
         &self,
         rib: &crate::rib::Rib,
         peer: PeerId,
-        session: &crate::route_policy::Session<'_>,
+        session: &crate::route_policy::PeerRouting<'_>,
         net: &IpNet,
         known: &mut BTreeMap<OutgoingKey, Option<Arc<Attributes>>>,
     ) -> Option<Arc<Attributes>> {
         let best = rib.best(net)?;
         let (from, interface) = match best.source {
             // A route does not go back to where it came from.
-            Source::Peer(source) if source == peer => return None,
-            Source::Peer(source) => (Some(source), rib.interface(&best.attributes)),
-            Source::Local => {
+            PathSource::Peer(source) if source == peer => return None,
+            PathSource::Peer(source) => (Some(source), rib.interface(&best.attributes)),
+            PathSource::Local => {
                 (None, self.locals.get(net).and_then(|route| route.interface.as_deref()))
             }
         };
@@ -255,8 +255,8 @@ impl Speaker {
             None => None,
         };
         let operations = session.export(&self.policy, net, best, from_config, interface)?;
-        let mut operations: Vec<Operation> = operations.to_vec();
-        operations.extend(self.policy.communities(net).map(Operation::AddCommunity));
+        let mut operations: Vec<RouteOperation> = operations.to_vec();
+        operations.extend(self.policy.communities(net).map(RouteOperation::AddCommunity));
         let key = OutgoingKey {
             attributes: best.attributes.clone(),
             family: Family::of(net),
@@ -280,5 +280,5 @@ struct OutgoingKey {
     attributes: Arc<Attributes>,
     family: Family,
     from: Option<PeerId>,
-    operations: Vec<Operation>,
+    operations: Vec<RouteOperation>,
 }

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use margay_bgp::config::{PORT, PeerConfig, PeerId, SpeakerConfig};
 use margay_bgp::export::ExportPolicy;
 use margay_bgp::rib::{KernelRoute, LocalRoute, RouteChange};
-use margay_bgp::session::{ConnectionId, Moment, State};
-use margay_bgp::speaker::{Action, Speaker};
+use margay_bgp::session::{ConnectionId, Moment, SessionState};
+use margay_bgp::speaker::{Speaker, SpeakerAction};
 
 /// Bytes that one call of `transmit` is asked for.
 const BUDGET: usize = 3000;
@@ -111,7 +111,7 @@ impl Net {
         self.nodes[node].speaker.withdraw(&net(text), moment);
     }
 
-    pub fn state(&self, node: usize, peer: usize) -> State {
+    pub fn state(&self, node: usize, peer: usize) -> SessionState {
         self.nodes[node].speaker.status(id(peer)).expect("a peer").state
     }
 
@@ -165,18 +165,18 @@ impl Net {
         self.write() | self.deliver()
     }
 
-    fn act(&mut self, node: usize, action: Action) {
+    fn act(&mut self, node: usize, action: SpeakerAction) {
         let line = format!("{:?} {action:?}", self.now);
         match action {
-            Action::Connect { peer, connection } => self.connect(node, peer, connection),
-            Action::Close { connection, last } => self.close(node, connection, &last),
-            Action::Route(RouteChange::Set { net, route }) => {
+            SpeakerAction::Connect { peer, connection } => self.connect(node, peer, connection),
+            SpeakerAction::Close { connection, last } => self.close(node, connection, &last),
+            SpeakerAction::Route(RouteChange::Set { net, route }) => {
                 self.nodes[node].kernel.insert(net, route);
             }
-            Action::Route(RouteChange::Remove { net }) => {
+            SpeakerAction::Route(RouteChange::Remove { net }) => {
                 self.nodes[node].kernel.remove(&net).expect("a route that is there");
             }
-            Action::Synced(_) => self.nodes[node].synced += 1,
+            SpeakerAction::Synced(_) => self.nodes[node].synced += 1,
             _ => {}
         }
         self.nodes[node].log.push(line);

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use margay_bgp::config::{PORT, PeerConfig, PeerId, SpeakerConfig};
 use margay_bgp::rib::{KernelRoute, RouteChange};
 use margay_bgp::session::{ConnectionId, Moment};
-use margay_bgp::speaker::{Action, PeerStatus, Speaker};
+use margay_bgp::speaker::{PeerStatus, Speaker, SpeakerAction};
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -200,24 +200,24 @@ impl Loop {
         self.seen.lock().peers = status;
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: SpeakerAction) {
         let text = match &action {
-            Action::Ended { peer, reason } => format!("{peer:?} ended: {reason}"),
+            SpeakerAction::Ended { peer, reason } => format!("{peer:?} ended: {reason}"),
             other => format!("{other:?}"),
         };
         self.seen.lock().log.push(format!("{:?} {text}", self.start.elapsed()));
         match action {
-            Action::Connect { peer, connection } => self.connect(peer, connection),
-            Action::Close { connection, last } => {
+            SpeakerAction::Connect { peer, connection } => self.connect(peer, connection),
+            SpeakerAction::Close { connection, last } => {
                 if let Some(wire) = self.wires.remove(&connection) {
                     wire.reader.abort();
                     let _ = wire.writer.try_send(last);
                 }
             }
-            Action::Route(RouteChange::Set { net, route }) => {
+            SpeakerAction::Route(RouteChange::Set { net, route }) => {
                 self.seen.lock().kernel.insert(net, route);
             }
-            Action::Route(RouteChange::Remove { net }) => {
+            SpeakerAction::Route(RouteChange::Remove { net }) => {
                 self.seen.lock().kernel.remove(&net);
             }
             _ => {}

@@ -12,7 +12,7 @@ use margay_api::rule::{Port, Rule};
 use margay_api::selector::Selector;
 use margay_api::storage::{self, Mode, kind};
 use margay_api::{k8s, v3};
-use margay_bgp::codec::{self, Context, Framer, Plain};
+use margay_bgp::codec::{self, CodecContext, Framer, Plain};
 use margay_bgp::config::{PeerConfig, PeerId, SpeakerConfig};
 use margay_bgp::message::{Capabilities, Message as BgpMessage, Open};
 use margay_bgp::session::Moment;
@@ -310,9 +310,9 @@ fn has_fraction(value: &Value) -> bool {
 /// session with the peer takes all of it.
 pub fn bgp(data: &[u8]) {
     let internal =
-        Context { four_octet_as: true, is_internal: true, ipv4: true, ipv6: true, extended_next_hop: true };
-    let external = Context { is_internal: false, extended_next_hop: false, ..internal };
-    for context in [internal, external, Context { four_octet_as: false, ..external }] {
+        CodecContext { four_octet_as: true, is_internal: true, ipv4: true, ipv6: true, extended_next_hop: true };
+    let external = CodecContext { is_internal: false, extended_next_hop: false, ..internal };
+    for context in [internal, external, CodecContext { four_octet_as: false, ..external }] {
         let mut framer = Framer::default();
         let end = framer.push(data, &mut |message| {
             match codec::decode(message, &context) {
@@ -327,7 +327,7 @@ pub fn bgp(data: &[u8]) {
     feed_speaker(data);
 }
 
-fn check_routes(update: margay_bgp::message::Update, context: &Context) {
+fn check_routes(update: margay_bgp::message::Update, context: &CodecContext) {
     for (mut attributes, nets) in update.announced {
         let mut bytes = Vec::new();
         let left = codec::encode_update(Some(&attributes), &nets, context, &mut bytes);
