@@ -1,9 +1,11 @@
 //! Input of `calc`: the latest state of one object, or its absence.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, HostEndpoint, WorkloadEndpoint};
+use margay_api::bgp::{BgpFilter, BgpPeer, BgpSettings};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, ServiceAddresses, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::{BlockInfo, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Policy, PolicyKey, StagedPolicy, Tier};
@@ -22,6 +24,8 @@ pub struct Backend {
     pub protocol: Protocol,
     /// Port number at the backend.
     pub port: u16,
+    /// Node of the backend, while it is ready to serve.
+    pub ready_on: Option<Arc<str>>,
 }
 
 /// The latest state of one object; `None` means that it does not exist. Applying the same update
@@ -54,4 +58,12 @@ pub enum Update {
     Block(IpNet, Option<BlockInfo>),
     /// A FelixConfiguration by the name of its object.
     Settings(String, Option<FelixOverrides>),
+    /// Addresses of a Service that nodes may announce.
+    ServiceAddresses(NamespacedName, Option<ServiceAddresses>),
+    /// A BGPConfiguration by the name of its object.
+    BgpSettings(String, Option<BgpSettings>),
+    /// A BGPPeer by the name of its object.
+    BgpPeer(String, Option<BgpPeer>),
+    /// A BGPFilter by the name of its object.
+    BgpFilter(String, Option<BgpFilter>),
 }

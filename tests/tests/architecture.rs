@@ -18,7 +18,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 /// Our crates that each crate may use.
 const MAY_USE: [(&str, &[&str]); 16] = [
     ("margay-api", &[]),
-    ("margay-bgp", &[]),
+    ("margay-bgp", &["margay-api"]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
     ("margay-runtime", &[]),

@@ -155,6 +155,10 @@ pub fn removal(update: &Update) -> Update {
         Update::Pool(key, _) => Update::Pool(key.clone(), None),
         Update::Block(key, _) => Update::Block(*key, None),
         Update::Settings(key, _) => Update::Settings(key.clone(), None),
+        Update::ServiceAddresses(key, _) => Update::ServiceAddresses(key.clone(), None),
+        Update::BgpSettings(key, _) => Update::BgpSettings(key.clone(), None),
+        Update::BgpPeer(key, _) => Update::BgpPeer(key.clone(), None),
+        Update::BgpFilter(key, _) => Update::BgpFilter(key.clone(), None),
     }
 }
 

@@ -131,6 +131,7 @@ impl Reader {
                     buckets: hello.buckets,
                     capabilities: Capabilities {
                         host_endpoints: hello.host_endpoints,
+                        bgp: hello.bgp,
                         compact: hello.compact,
                     },
                     slot,

@@ -77,6 +77,7 @@ impl Typha {
                 buckets: Vec::new(),
                 capabilities: Capabilities {
                     host_endpoints: true,
+                    bgp: true,
                     compact: true,
                 },
                 slot,

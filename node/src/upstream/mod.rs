@@ -162,6 +162,7 @@ impl<C: Connect> Upstream<C> {
             agent_version,
             buckets,
             host_endpoints: true,
+            bgp: true,
             compact: true,
         };
         // The channel is empty and its receiver exists, so this neither waits nor fails.

@@ -293,6 +293,7 @@ pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Opened> {
         agent_version,
         buckets,
         host_endpoints: true,
+        bgp: true,
         compact: true,
     };
     up.send(wire::Up {

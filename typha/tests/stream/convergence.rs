@@ -306,6 +306,7 @@ impl World {
             buckets: buckets.clone(),
             capabilities: Capabilities {
                 host_endpoints: node != OLDER,
+                bgp: node != OLDER,
                 compact: node != OLDER,
             },
             slot,

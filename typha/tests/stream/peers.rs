@@ -376,6 +376,7 @@ impl Agent {
             agent_version: "test".to_owned(),
             buckets,
             host_endpoints: true,
+            bgp: true,
             compact: true,
         };
         let message = Some(wire::up::Message::Hello(hello));
