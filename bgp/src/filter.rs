@@ -37,7 +37,11 @@ pub fn apply(operation: &RouteOperation, attributes: &mut Attributes, priority: 
 }
 
 fn matches(rule: &FilterRule, route: &Candidate<'_>) -> bool {
-    let interface = |pattern: &String| route.interface.is_some_and(|name| is_like(pattern, name));
+    let interface = |pattern: &String| {
+        route
+            .interface
+            .is_some_and(|name| is_name_like(pattern, name))
+    };
     rule.prefix
         .as_ref()
         .is_none_or(|prefix| prefix.matches(route.net))
@@ -66,7 +70,7 @@ pub fn decide<'a>(filters: &'a Filters, route: &Candidate<'_>) -> Option<&'a Fil
 }
 
 /// A name is like a pattern with `*` and `?`. Takes time in the product of their lengths at most.
-fn is_like(pattern: &str, name: &str) -> bool {
+pub fn is_name_like(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

@@ -48,6 +48,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
         "margay-node",
         &[
             "margay-api",
+            "margay-bgp",
             "margay-calc",
             "margay-dataplane",
             "margay-ipam",
@@ -219,13 +220,14 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
         "dataplane/src/routes",
         &[
             &["ethtool", "plan"],
-            &["conntrack", "diff", "hint", "message", "sysctl"],
+            &["conntrack", "diff", "hint", "learned", "message", "sysctl"],
             &["parameters", "present"],
             &[
                 "addresses",
                 "driver",
                 "monitor",
                 "netconf",
+                "next_hop",
                 "pod",
                 "removal",
             ],

@@ -69,7 +69,7 @@ fn interfaces_are_compared_with_wildcards() {
         ("", "eth0", false),
     ];
     for (pattern, name, expected) in rows {
-        assert_eq!(is_like(pattern, name), expected, "{pattern} {name}");
+        assert_eq!(is_name_like(pattern, name), expected, "{pattern} {name}");
     }
 }
 

@@ -5,14 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use margay_api::bgp::{BgpNextHopMode, SecretKey};
-use margay_bgp::config::{
-    DEFAULT_RESTART_TIME, NextHopMode, Password, PeerConfig, SpeakerConfig,
-};
+use margay_bgp::config::{DEFAULT_RESTART_TIME, NextHopMode, Password, PeerConfig, SpeakerConfig};
 use margay_bgp::export::ExportPolicy;
 use margay_bgp::rib::LocalRoute;
 use margay_bgp::table::NetMap;
 use margay_calc::bgp::mesh_peers;
-use margay_calc::model::{BgpPeerRecord, BgpRecord, Record, RecordId};
+use margay_calc::model::{BgpPeerRecord, BgpRecord, Record, RecordId, globals};
 use margay_dataplane::routes::plan::LocalPods;
 
 /// What the node's BGP follows from.
@@ -38,10 +36,14 @@ impl BgpInputs {
             Some(Record::Node(info)) => Some(info),
             _ => None,
         };
+        let nodes = globals(records).filter_map(|(id, record)| match (id, record) {
+            (RecordId::Node(name), Record::Node(info)) => Some((name.as_str(), info)),
+            _ => None,
+        });
         let ipv4 = info.and_then(|info| info.ipv4).map(|net| net.addr().into());
         let ipv6 = info.and_then(|info| info.ipv6).map(|net| net.addr().into());
         Self {
-            mesh: mesh_peers(own, records),
+            mesh: mesh_peers(own, record, nodes),
             record: Some((**record).clone()),
             addresses: ipv4.into_iter().chain(ipv6).collect(),
             pods: pods.clone(),
@@ -50,7 +52,9 @@ impl BgpInputs {
 
     /// Secrets that passwords of peers are in.
     pub fn secrets(&self) -> BTreeSet<SecretKey> {
-        self.peers().filter_map(|peer| peer.password.clone()).collect()
+        self.peers()
+            .filter_map(|peer| peer.password.clone())
+            .collect()
     }
 
     /// All peers. One of a BGPPeer comes before one of the mesh with its address.
@@ -168,7 +172,10 @@ fn listen_addresses(record: &BgpRecord, own: &BTreeSet<IpAddr>) -> BTreeSet<Sock
         all.into()
     };
     let port = record.listen_port;
-    addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+    addresses
+        .into_iter()
+        .map(|address| SocketAddr::new(address, port))
+        .collect()
 }
 
 fn export_policy(record: &BgpRecord) -> ExportPolicy {
@@ -201,8 +208,13 @@ fn local_routes(record: &BgpRecord, pods: &LocalPods) -> BTreeMap<IpNet, LocalRo
         (net, route)
     };
     let ranges = record.blocks.keys().chain(&record.services);
-    let pods = pods.iter().map(|(address, link)| route(IpNet::from(*address), Some(link)));
-    ranges.map(|net| route(net.trunc(), None)).chain(pods).collect()
+    let pods = pods
+        .iter()
+        .map(|(address, link)| route(IpNet::from(*address), Some(link)));
+    ranges
+        .map(|net| route(net.trunc(), None))
+        .chain(pods)
+        .collect()
 }
 
 #[cfg(test)]

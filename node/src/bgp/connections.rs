@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// What happens on sockets.
-pub(super) enum Event {
+pub enum Event {
     /// Somebody has connected.
     Accepted(TcpStream, SocketAddr),
     /// An attempt to connect has ended.
@@ -51,14 +51,14 @@ struct Wire {
 }
 
 /// All connections.
-pub(super) struct Connections {
+pub struct Connections {
     wires: BTreeMap<ConnectionId, Wire>,
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
 }
 
 impl Connections {
-    pub(super) fn new() -> (Self, mpsc::Receiver<Event>) {
+    pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (events, inbox) = mpsc::channel(EVENTS);
         let own = Self {
             wires: BTreeMap::new(),
@@ -69,12 +69,12 @@ impl Connections {
     }
 
     /// Where events are sent.
-    pub(super) fn events(&self) -> mpsc::Sender<Event> {
+    pub fn events(&self) -> mpsc::Sender<Event> {
         self.events.clone()
     }
 
     /// Connects to a peer; [`Event::Connected`] tells the result.
-    pub(super) fn connect(&mut self, connection: ConnectionId, config: &PeerConfig) {
+    pub fn connect(&mut self, connection: ConnectionId, config: &PeerConfig) {
         let (address, transport) = (config.address, config.transport.clone());
         let events = self.events.clone();
         self.spawn(async move {
@@ -87,7 +87,7 @@ impl Connections {
     }
 
     /// Reads from and writes to a connection until it is closed.
-    pub(super) fn attach(&mut self, connection: ConnectionId, stream: TcpStream) {
+    pub fn attach(&mut self, connection: ConnectionId, stream: TcpStream) {
         let (reading, writing) = stream.into_split();
         let reader = self.spawn(read(connection, reading, self.events.clone()));
         let (chunks, waiting) = mpsc::channel(2);
@@ -101,28 +101,32 @@ impl Connections {
     }
 
     /// Whether bytes can be sent: all before them are with the kernel.
-    pub(super) fn is_idle(&self, connection: ConnectionId) -> bool {
+    pub fn is_idle(&self, connection: ConnectionId) -> bool {
         self.wires
             .get(&connection)
             .is_some_and(|wire| !wire.is_busy)
     }
 
     /// Sends bytes on a connection that is idle.
-    pub(super) fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
-        if let Some(wire) = self.wires.get_mut(&connection).filter(|_| !bytes.is_empty()) {
+    pub fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
+        if let Some(wire) = self
+            .wires
+            .get_mut(&connection)
+            .filter(|_| !bytes.is_empty())
+        {
             wire.is_busy = wire.chunks.try_send(Chunk::Bytes(bytes)).is_ok();
         }
     }
 
     /// Notes that the bytes of the last [`Self::send`] are with the kernel.
-    pub(super) fn note_sent(&mut self, connection: ConnectionId) {
+    pub fn note_sent(&mut self, connection: ConnectionId) {
         if let Some(wire) = self.wires.get_mut(&connection) {
             wire.is_busy = false;
         }
     }
 
     /// Ends a connection after these bytes, if there is room for them.
-    pub(super) fn close(&mut self, connection: ConnectionId, last: Vec<u8>) {
+    pub fn close(&mut self, connection: ConnectionId, last: Vec<u8>) {
         if let Some(wire) = self.wires.remove(&connection) {
             wire.reader.abort();
             // Without room for it the connection ends by the end of the channel.
@@ -131,12 +135,12 @@ impl Connections {
     }
 
     /// Forgets a connection that has ended.
-    pub(super) fn remove(&mut self, connection: ConnectionId) {
+    pub fn remove(&mut self, connection: ConnectionId) {
         self.wires.remove(&connection);
     }
 
     /// Waits until connections that were closed are done.
-    pub(super) async fn drain(&mut self) {
+    pub async fn drain(&mut self) {
         let tasks = &mut self.tasks;
         let done = async { while tasks.join_next().await.is_some() {} };
         // The rest ends with the thread.

@@ -225,7 +225,10 @@ mod tests {
         let gateways = [(ip("10.8.0.1"), ip("10.0.0.2"))].into();
         let changed = hops.set_rules(&gateways, &["eth1*".to_owned()].into());
         assert_eq!(changed, [ip("10.8.0.1"), ip("10.0.0.3")].into());
-        assert_eq!(vias(&mut hops, &["10.8.0.1"]), Some(vec!["10.0.0.2".to_owned()]));
+        assert_eq!(
+            vias(&mut hops, &["10.8.0.1"]),
+            Some(vec!["10.0.0.2".to_owned()])
+        );
         assert!(hops.is_special(&ip("10.8.0.1")));
         assert_eq!(vias(&mut hops, &["10.0.0.3"]), None);
         hops.retain(&BTreeSet::new());

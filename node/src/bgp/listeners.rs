@@ -50,7 +50,10 @@ impl Listeners {
         passwords: BTreeMap<IpAddr, Password>,
     ) {
         let closed: Vec<SocketAddr> = self.open.keys().copied().collect();
-        for address in closed.into_iter().filter(|address| !wanted.contains(address)) {
+        for address in closed
+            .into_iter()
+            .filter(|address| !wanted.contains(address))
+        {
             if let Some(listener) = self.open.remove(&address) {
                 listener.task.abort();
                 // The port is free when the task has dropped its handle.
@@ -74,7 +77,8 @@ impl Listeners {
     }
 
     fn open_missing(&mut self) {
-        self.failed.retain(|address, _| self.wanted.contains(address));
+        self.failed
+            .retain(|address, _| self.wanted.contains(address));
         for address in self.wanted.clone() {
             if self.open.contains_key(&address) {
                 continue;
@@ -105,15 +109,13 @@ impl Listeners {
 
 impl Drop for Listeners {
     fn drop(&mut self) {
-        self.open.values().for_each(|listener| listener.task.abort());
+        self.open
+            .values()
+            .for_each(|listener| listener.task.abort());
     }
 }
 
-fn note(
-    failed: &mut BTreeMap<SocketAddr, String>,
-    address: SocketAddr,
-    result: io::Result<()>,
-) {
+fn note(failed: &mut BTreeMap<SocketAddr, String>, address: SocketAddr, result: io::Result<()>) {
     match result {
         Ok(()) => drop(failed.remove(&address)),
         Err(error) => drop(failed.insert(address, describe(&error))),

@@ -12,13 +12,13 @@
 //! restarts (RFC 4724), and with a NOTIFICATION when the node has no BGP any more.
 
 pub mod config;
-mod connections;
+pub mod connections;
 mod hops;
 mod listeners;
 pub mod metrics;
 pub mod passwords;
 pub mod report;
-mod sockets;
+pub mod sockets;
 pub mod thread;
 
 use std::collections::BTreeSet;
@@ -134,9 +134,148 @@ struct Owner<S> {
     jitter: fn() -> f64,
     known: BTreeSet<PeerLabels>,
     running: Option<Running>,
-    /// When a thread that has ended by itself is started again.
+    /// When a thread that has ended by itself, or could not be started, is started again.
     restart: Option<Instant>,
     without: WithoutPassword,
     reading_since: Option<Instant>,
     failing_since: Option<Instant>,
+}
+
+impl<S: SecretSource> Owner<S> {
+    /// Makes the thread what follows from the inputs.
+    async fn apply(&mut self, inputs: &BgpInputs) {
+        self.passwords.follow(&inputs.secrets());
+        self.reading_since = self
+            .passwords
+            .is_waiting()
+            .then(|| self.reading_since.unwrap_or_else(Instant::now));
+        let wanted = wanted_speaker(inputs, &|key| self.passwords.find(key));
+        let Some((wanted, without)) = wanted else {
+            return self.end().await;
+        };
+        self.without = without;
+        match self.running.take_if(|running| running.thread.is_finished()) {
+            Some(_) => self.restart = Some(Instant::now() + RESTART),
+            None => self.start(wanted),
+        }
+    }
+
+    fn start(&mut self, wanted: WantedSpeaker) {
+        if let Some(running) = &self.running {
+            running.wanted.send_if_modified(|known| {
+                let is_new = known.as_deref() != Some(&wanted);
+                *known = Some(Arc::new(wanted));
+                is_new
+            });
+            return;
+        }
+        if self.restart.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        let (sender, receiver) = watch::channel(Some(Arc::new(wanted)));
+        let (report, seen) = watch::channel(None);
+        let parts = ThreadParts {
+            wanted: receiver,
+            routes: Box::new(self.routes.clone()),
+            report,
+            is_restarting: self.is_restarting,
+            jitter: self.jitter,
+        };
+        // From now on the kernel has what this process has made of it.
+        self.is_restarting = true;
+        match thread::spawn(parts) {
+            Ok(thread) => {
+                self.restart = None;
+                self.running = Some(Running {
+                    wanted: sender,
+                    report: seen,
+                    thread,
+                });
+            }
+            Err(error) => {
+                tracing::error!(%error, "BGP cannot be started; trying again");
+                self.restart = Some(Instant::now() + RESTART);
+            }
+        }
+    }
+
+    /// The node has no BGP: sessions are closed, and learnt routes removed.
+    async fn end(&mut self) {
+        self.without.clear();
+        self.restart = None;
+        let Some(running) = self.running.take() else {
+            if std::mem::take(&mut self.is_restarting) {
+                self.routes.clear();
+            }
+            return;
+        };
+        running.wanted.send_replace(None);
+        // The port is free when the thread has ended, which takes a second at most.
+        let ended = tokio::task::spawn_blocking(move || running.thread.join()).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::error!("the thread of BGP has failed");
+        }
+        self.routes.clear();
+        self.is_restarting = false;
+    }
+
+    fn report_state(&mut self) {
+        let now = Instant::now();
+        let running = self.running.as_mut();
+        let report = running.and_then(|running| running.report.borrow_and_update().clone());
+        self.metrics.set_sessions(report.as_ref(), &mut self.known);
+        let sessions = report
+            .as_ref()
+            .and_then(|report| report.session_problem(now));
+        self.problems
+            .report("bgp-sessions", false, sessions.as_deref());
+        let listener = report.as_ref().and_then(BgpReport::listen_problem);
+        self.problems
+            .report("bgp-listener", true, listener.as_deref());
+        let is_reading = self
+            .reading_since
+            .is_some_and(|since| now < since + READING);
+        let lines = self.without.iter().filter(|_| !is_reading);
+        let lines = lines.map(|(address, reason)| format!("{address}, {reason}"));
+        let passwords = listed("BGP peers have no session: ", lines);
+        self.problems
+            .report("bgp-passwords", true, passwords.as_deref());
+        self.report_routes(now);
+        self.report.send_if_modified(|known| {
+            let is_new = *known != report;
+            *known = report;
+            is_new
+        });
+    }
+
+    fn report_routes(&mut self, now: Instant) {
+        let progress = self.progress.borrow_and_update().clone();
+        self.metrics.set_routes(&progress);
+        let failure = progress.failure;
+        self.failing_since = failure.is_some().then(|| self.failing_since.unwrap_or(now));
+        let lasts = self.failing_since.is_some_and(|since| now >= since + GRACE);
+        let text = failure.filter(|_| lasts).map(|failure| {
+            format!(
+                "the kernel refuses {} routes of BGP peers, such as {failure}; packets take other \
+                 routes or none",
+                progress.failed
+            )
+        });
+        self.problems.report("bgp-routes", true, text.as_deref());
+    }
+
+    /// When something is due although nothing happens.
+    fn next_due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let report = self.running.as_ref().map(|running| running.report.borrow());
+        let sessions = report
+            .as_ref()
+            .and_then(|report| report.as_ref()?.next_problem(now));
+        let lasting = [
+            self.reading_since.map(|since| since + READING),
+            self.failing_since.map(|since| since + GRACE),
+        ];
+        let due = lasting.into_iter().flatten().filter(|at| *at > now);
+        due.chain(sessions).chain(self.restart).min()
+    }
 }

@@ -118,7 +118,11 @@ impl<S: SecretSource> Passwords<S> {
     /// The password at a key, or what is wrong.
     pub(super) fn find(&self, key: &SecretKey) -> Result<Password, String> {
         let SecretKey { name, key } = key;
-        let refuse = |what: &str| Err(format!("its password is key {key} of Secret {name}: {what}"));
+        let refuse = |what: &str| {
+            Err(format!(
+                "its password is key {key} of Secret {name}: {what}"
+            ))
+        };
         let data = match self.states.get(name) {
             Some(Some(Ok(data))) => data,
             Some(Some(Err(reason))) => {
@@ -133,11 +137,13 @@ impl<S: SecretSource> Passwords<S> {
             return refuse("the Secret has no such key");
         };
         let text = String::from_utf8(value.clone());
-        let password = text.map_err(|_| "it is not UTF-8".to_owned()).and_then(|text| {
-            // A file that the Secret was made from ends with a new line.
-            let text = text.trim_end_matches(['\r', '\n']).to_owned();
-            Password::new(text).map_err(|error| error.to_string())
-        });
+        let password = text
+            .map_err(|_| "it is not UTF-8".to_owned())
+            .and_then(|text| {
+                // A file that the Secret was made from ends with a new line.
+                let text = text.trim_end_matches(['\r', '\n']).to_owned();
+                Password::new(text).map_err(|error| error.to_string())
+            });
         password.or_else(|reason| refuse(&reason))
     }
 }

@@ -80,7 +80,10 @@ impl BgpReport {
     pub fn listen_problem(&self) -> Option<String> {
         let lines = self.not_listening.iter();
         let lines = lines.map(|(address, why)| format!("{address}: {why}"));
-        listed("BGP peers cannot connect to this node, which tries to connect to them: ", lines)
+        listed(
+            "BGP peers cannot connect to this node, which tries to connect to them: ",
+            lines,
+        )
     }
 
     /// When [`Self::session_problem`] may change although nothing happens.
@@ -132,7 +135,10 @@ mod tests {
         };
         let peers = [
             ("10.0.0.1:179", peer("up", State::Established, None)),
-            ("10.0.0.2:179", peer("tor", State::Active, Some("connection refused"))),
+            (
+                "10.0.0.2:179",
+                peer("tor", State::Active, Some("connection refused")),
+            ),
             ("10.0.0.3:179", peer("new", State::Idle, None)),
         ];
         let peers = peers.map(|(address, peer)| (address.parse().expect("an address"), peer));
@@ -161,6 +167,9 @@ mod tests {
         let lines = |count: usize| (0..count).map(|number| number.to_string());
         assert_eq!(listed("", lines(0)), None);
         assert_eq!(listed("x: ", lines(3)).as_deref(), Some("x: 0; 1; 2"));
-        assert_eq!(listed("x: ", lines(5)).as_deref(), Some("x: 0; 1; 2; and 2 more"));
+        assert_eq!(
+            listed("x: ", lines(5)).as_deref(),
+            Some("x: 0; 1; 2; and 2 more")
+        );
     }
 }

@@ -24,7 +24,7 @@ const IPV6_MINHOPCOUNT: i32 = 73;
 /// # Errors
 /// `EADDRINUSE` if somebody else listens there, `EADDRNOTAVAIL` if the node does not have it,
 /// `EAFNOSUPPORT` without that IP version.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -46,7 +46,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// Those of connecting; and if the kernel has no TCP MD5 signatures, but a password is given.
-pub(super) async fn connect(address: SocketAddr, transport: &Transport) -> io::Result<TcpStream> {
+pub async fn connect(address: SocketAddr, transport: &Transport) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -71,7 +71,7 @@ pub(super) async fn connect(address: SocketAddr, transport: &Transport) -> io::R
 ///
 /// # Errors
 /// Those of the kernel.
-pub(super) fn prepare(stream: &TcpStream, peer: IpAddr, transport: &Transport) -> io::Result<()> {
+pub fn prepare(stream: &TcpStream, peer: IpAddr, transport: &Transport) -> io::Result<()> {
     stream.set_nodelay(true)?;
     match transport.ttl_security {
         Some(hops) => set_max_hops(stream, peer, hops),
@@ -84,7 +84,7 @@ pub(super) fn prepare(stream: &TcpStream, peer: IpAddr, transport: &Transport) -
 ///
 /// # Errors
 /// `ENOPROTOOPT` if the kernel has no signatures, `ENOENT` if there is no key to be removed.
-pub(super) fn set_password(
+pub fn set_password(
     socket: &impl AsFd,
     peer: IpAddr,
     password: Option<&Password>,

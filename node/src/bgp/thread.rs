@@ -21,7 +21,7 @@ use margay_bgp::error::ConfigError;
 use margay_bgp::filter::Filters;
 use margay_bgp::rib::{KernelRoute, LocalRoute, RouteChange};
 use margay_bgp::session::{Moment, Reason, State};
-use margay_bgp::speaker::{Speaker, SpeakerAction};
+use margay_bgp::speaker::{Action, Speaker};
 use margay_dataplane::routes::learned::{LearnedChange, LearnedRoute, LearnedRoutes};
 use margay_dataplane::routes::next_hop::NextHopLookup;
 use tokio::net::TcpStream;
@@ -225,7 +225,9 @@ impl SpeakerOwner {
         self.changes.clear();
         self.routes.begin();
         if !is_restarting {
-            IpVersion::ALL.iter().for_each(|version| self.routes.complete(*version));
+            IpVersion::ALL
+                .iter()
+                .for_each(|version| self.routes.complete(*version));
         }
     }
 
@@ -266,7 +268,9 @@ impl SpeakerOwner {
         };
         let owner = self.speaker.owner(connection);
         let config = owner.and_then(|(peer, _)| self.speaker.peer(peer));
-        let transport = config.map(|config| config.transport.clone()).unwrap_or_default();
+        let transport = config
+            .map(|config| config.transport.clone())
+            .unwrap_or_default();
         match sockets::prepare(&stream, remote, &transport) {
             Ok(()) => self.connections.attach(connection, stream),
             Err(error) => {
@@ -304,30 +308,34 @@ impl SpeakerOwner {
         }
     }
 
-    fn act(&mut self, action: SpeakerAction) {
+    fn act(&mut self, action: Action) {
         match action {
-            SpeakerAction::Connect { peer, connection } => {
+            Action::Connect { peer, connection } => {
                 if let Some(config) = self.speaker.peer(peer) {
                     self.connections.connect(connection, config);
                 }
             }
-            SpeakerAction::Close { connection, last } => self.connections.close(connection, last),
-            SpeakerAction::Route(RouteChange::Set { net, route }) => self.install(net, &route),
-            SpeakerAction::Route(RouteChange::Remove { net }) => {
+            Action::Close { connection, last } => self.connections.close(connection, last),
+            Action::Route(RouteChange::Set { net, route }) => self.install(net, &route),
+            Action::Route(RouteChange::Remove { net }) => {
                 if !self.gateways.contains(&net) {
                     self.changes.insert(net, None);
                 }
             }
-            SpeakerAction::Synced(family) => {
+            Action::Synced(family) => {
                 self.flush_changes();
                 tracing::info!(%family, "the routes of BGP peers are complete");
                 self.routes.complete(version_of(family));
             }
-            SpeakerAction::State { peer, state } => self.note_state(peer, state),
-            SpeakerAction::Ended { peer, reason } => self.note_end(peer, &reason),
-            SpeakerAction::Problem { peer, text } => {
+            Action::State { peer, state } => self.note_state(peer, state),
+            Action::Ended { peer, reason } => self.note_end(peer, &reason),
+            Action::Problem { peer, text } => {
                 let address = self.ids.get(&peer);
-                tracing::warn!(?address, problem = text, "a BGP peer sent what cannot be used");
+                tracing::warn!(
+                    ?address,
+                    problem = text,
+                    "a BGP peer sent what cannot be used"
+                );
             }
         }
     }
@@ -335,10 +343,13 @@ impl SpeakerOwner {
     /// Ends all sessions for good: peers remove what leads to this node.
     async fn close(mut self) {
         let moment = self.moment();
-        self.speaker.shut_down(false, "BGP is turned off on this node", moment);
+        self.speaker
+            .shut_down(false, "BGP is turned off on this node", moment);
         self.settle();
         self.routes.begin();
-        IpVersion::ALL.iter().for_each(|version| self.routes.complete(*version));
+        IpVersion::ALL
+            .iter()
+            .for_each(|version| self.routes.complete(*version));
         self.report.send_replace(None);
         self.connections.drain().await;
     }

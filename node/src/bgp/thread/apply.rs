@@ -26,12 +26,17 @@ impl SpeakerOwner {
             let password = peer.config.transport.password.clone()?;
             Some((peer.config.address.ip(), password))
         });
-        self.listeners.set(&wanted.listen, protected.collect()).await;
-        let changed = self.hops.set_rules(&wanted.gateways, &wanted.ignored_interfaces);
+        self.listeners
+            .set(&wanted.listen, protected.collect())
+            .await;
+        let changed = self
+            .hops
+            .set_rules(&wanted.gateways, &wanted.ignored_interfaces);
         self.update_hops(&changed);
         self.set_gateways(&wanted.gateways);
         let moment = self.moment();
-        self.speaker.set_export_policy(wanted.policy.clone(), moment);
+        self.speaker
+            .set_export_policy(wanted.policy.clone(), moment);
         self.apply_local(&wanted.local);
         self.apply_peers(&wanted.peers);
     }
@@ -73,7 +78,10 @@ impl SpeakerOwner {
 
     fn apply_peers(&mut self, wanted: &BTreeMap<SocketAddr, WantedPeer>) {
         let moment = self.moment();
-        let gone = self.sessions.iter().filter(|(address, _)| !wanted.contains_key(address));
+        let gone = self
+            .sessions
+            .iter()
+            .filter(|(address, _)| !wanted.contains_key(address));
         let gone: Vec<(SocketAddr, PeerId)> =
             gone.map(|(address, note)| (*address, note.peer)).collect();
         for (address, peer) in gone {
@@ -93,12 +101,16 @@ impl SpeakerOwner {
             SessionNote::new(PeerId(self.next_id))
         });
         note.name.clone_from(&wanted.name);
+        note.has_password = wanted.config.transport.password.is_some();
         self.ids.insert(note.peer, address);
         if names_interfaces(&wanted.config.import) {
             // Known before the first route is.
             self.hops.learn(address.ip());
         }
-        if let Err(error) = self.speaker.set_peer(note.peer, wanted.config.clone(), moment) {
+        if let Err(error) = self
+            .speaker
+            .set_peer(note.peer, wanted.config.clone(), moment)
+        {
             tracing::warn!(peer = wanted.name, %address, %error, "a BGP peer cannot be configured");
             note.last_end = Some(error.to_string());
         }
@@ -121,7 +133,10 @@ impl SpeakerOwner {
         let is_gone = |net: &IpNet| !wanted.contains_key(&net.addr());
         let gone: Vec<IpNet> = self.gateways.iter().copied().filter(is_gone).collect();
         for net in gone {
-            let known = self.speaker.kernel_routes().find(|(found, _)| *found == net);
+            let known = self
+                .speaker
+                .kernel_routes()
+                .find(|(found, _)| *found == net);
             let known = known.map(|(_, route)| route.clone());
             let learned = known.and_then(|route| self.hops.translate(&route));
             self.changes.insert(net, learned);

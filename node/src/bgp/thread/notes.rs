@@ -13,6 +13,7 @@ use crate::bgp::report::{BgpReport, PeerReport};
 pub(super) struct SessionNote {
     pub(super) peer: PeerId,
     pub(super) name: String,
+    pub(super) has_password: bool,
     is_established: bool,
     /// Since when it is established, or not.
     since: Instant,
@@ -27,6 +28,7 @@ impl SessionNote {
         Self {
             peer,
             name: String::new(),
+            has_password: false,
             is_established: false,
             since: Instant::now(),
             ended: 0,
@@ -60,8 +62,13 @@ impl SpeakerOwner {
         let Some((address, note)) = self.find_note(peer) else {
             return;
         };
+        // The kernel drops what is signed by another password, and says so to nobody.
+        let hint = match note.has_password {
+            true => "; a password that is not the peer's looks like this too",
+            false => "",
+        };
         let text = match (reason, note.connecting.take()) {
-            (Reason::Unreachable, Some(error)) => format!("{reason}: {error}"),
+            (Reason::Unreachable, Some(error)) => format!("{reason}: {error}{hint}"),
             _ => reason.to_string(),
         };
         note.ended += 1;

@@ -47,7 +47,10 @@ impl SpeakerOwner {
             return false;
         }
         let hops = self.speaker.next_hops();
-        let new: Vec<IpAddr> = hops.into_iter().filter(|hop| self.hops.learn(*hop)).collect();
+        let new: Vec<IpAddr> = hops
+            .into_iter()
+            .filter(|hop| self.hops.learn(*hop))
+            .collect();
         for address in &new {
             self.tell_hop(*address, true);
         }
@@ -60,7 +63,12 @@ impl SpeakerOwner {
         self.looks += 1;
         if self.looks.is_multiple_of(FORGET) && !self.hops.is_empty() {
             let gateways = self.wanted.gateways.keys().copied();
-            let used: BTreeSet<IpAddr> = self.speaker.next_hops().into_iter().chain(gateways).collect();
+            let used: BTreeSet<IpAddr> = self
+                .speaker
+                .next_hops()
+                .into_iter()
+                .chain(gateways)
+                .collect();
             self.hops.retain(&used);
         }
         let changed = self.hops.refresh();
@@ -81,9 +89,15 @@ impl SpeakerOwner {
             self.tell_hop(*address, true);
         }
         let leads = |route: &KernelRoute| {
-            route.next_hops.iter().any(|hop| changed.contains(&hop.address))
+            route
+                .next_hops
+                .iter()
+                .any(|hop| changed.contains(&hop.address))
         };
-        let routes = self.speaker.kernel_routes().filter(|(_, route)| leads(route));
+        let routes = self
+            .speaker
+            .kernel_routes()
+            .filter(|(_, route)| leads(route));
         let routes: Vec<(IpNet, Arc<KernelRoute>)> =
             routes.map(|(net, route)| (net, route.clone())).collect();
         for (net, route) in routes {
