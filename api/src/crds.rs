@@ -16,6 +16,9 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         k8s::cnp::ClusterNetworkPolicy::crd(),
         Installation::crd(),
         TigeraStatus::crd(),
+        v3::BGPConfiguration::crd(),
+        v3::BGPFilter::crd(),
+        v3::BGPPeer::crd(),
         v3::BlockAffinity::crd(),
         v3::ClusterInformation::crd(),
         v3::FelixConfiguration::crd(),
@@ -35,30 +38,16 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         v3::StagedNetworkPolicy::crd(),
         v3::Tier::crd(),
     ];
-    all.iter_mut().for_each(normalise_definition);
-    all
-}
-
-/// Returns the definitions of BGP's kinds. They are not among [`all`]: what is served is obeyed,
-/// and nothing peers yet.
-pub fn bgp() -> Vec<CustomResourceDefinition> {
-    let mut definitions = vec![
-        v3::BGPConfiguration::crd(),
-        v3::BGPFilter::crd(),
-        v3::BGPPeer::crd(),
-    ];
-    definitions.iter_mut().for_each(normalise_definition);
-    definitions
-}
-
-fn normalise_definition(definition: &mut CustomResourceDefinition) {
-    for version in &mut definition.spec.versions {
-        let schema = version.schema.as_mut();
-        if let Some(root) = schema.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-            root.description = None;
-            normalise(root);
+    for definition in &mut all {
+        for version in &mut definition.spec.versions {
+            let schema = version.schema.as_mut();
+            if let Some(root) = schema.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+                root.description = None;
+                normalise(root);
+            }
         }
     }
+    all
 }
 
 /// Removes from a derived schema what the API server rejects or misreads: `nullable` on optional

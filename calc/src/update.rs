@@ -67,3 +67,28 @@ pub enum Update {
     /// A BGPFilter by the name of its object.
     BgpFilter(String, Option<BgpFilter>),
 }
+
+impl Update {
+    /// Update that removes the object.
+    pub fn removal(&self) -> Self {
+        match self {
+            Self::Endpoint(key, _) => Self::Endpoint(key.clone(), None),
+            Self::Namespace(key, _) => Self::Namespace(key.clone(), None),
+            Self::ServiceAccount(key, _) => Self::ServiceAccount(key.clone(), None),
+            Self::Policy(key, _) => Self::Policy(key.clone(), None),
+            Self::HostEndpoint(key, _) => Self::HostEndpoint(key.clone(), None),
+            Self::Staged(key, _) => Self::Staged(key.clone(), None),
+            Self::Tier(key, _) => Self::Tier(key.clone(), None),
+            Self::NetworkSet(key, _) => Self::NetworkSet(key.clone(), None),
+            Self::Service(key, _) => Self::Service(key.clone(), None),
+            Self::Node(key, _) => Self::Node(key.clone(), None),
+            Self::Pool(key, _) => Self::Pool(key.clone(), None),
+            Self::Block(key, _) => Self::Block(*key, None),
+            Self::Settings(key, _) => Self::Settings(key.clone(), None),
+            Self::ServiceAddresses(key, _) => Self::ServiceAddresses(key.clone(), None),
+            Self::BgpSettings(key, _) => Self::BgpSettings(key.clone(), None),
+            Self::BgpPeer(key, _) => Self::BgpPeer(key.clone(), None),
+            Self::BgpFilter(key, _) => Self::BgpFilter(key.clone(), None),
+        }
+    }
+}

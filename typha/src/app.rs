@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::cache::Cache;
 use crate::compute::{EVENT_QUEUE, GraphOwner};
-use crate::config::Args;
+use crate::config::{Args, NetworkingBackend};
 use crate::debug::DebugService;
 use crate::event::Event;
 use crate::kinds;
@@ -104,8 +104,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     info!(storage = %mode, reason, "storage of Calico's data");
 
     let (events, inbox) = mpsc::channel(EVENT_QUEUE);
-    let cache = Cache::new(kinds::KINDS.iter().map(|kind| kind.name));
-    let owner = GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync);
+    let bgp = args.networking_backend == NetworkingBackend::Bird;
+    let cache = Cache::new(kinds::watched(bgp).map(|kind| kind.name));
+    let owner = GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync).with_bgp(bgp);
     let mut tasks = Tasks::default();
     if !args.pod_name.is_empty() {
         let (client, registry, events) = (client.clone(), registry.clone(), events.clone());
@@ -132,7 +133,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         );
     }
     tasks.spawn("owner", owner.run(inbox, shutdown.clone()));
-    for kind in kinds::KINDS {
+    for kind in kinds::watched(bgp) {
         let watch = kind.start(
             mode,
             client.clone(),

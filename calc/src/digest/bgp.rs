@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use margay_api::bgp::{
     BgpNextHopMode, CommunityValue, FilterAction, FilterRule, Filters, MatchOperator, PeerType,
     RouteOperation, SecretKey,
