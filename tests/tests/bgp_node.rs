@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use margay_api::bgp::SecretKey;
 use margay_calc::model::BgpPeerRecord;
+use margay_node::bgp::report::PeerReport;
 use margay_tests::bgp::node::{BEHIND, BLOCKS, BgpNode, POD, ROUTES, Router, RouterOptions};
-use margay_tests::bgp::{Flow, PACKAGES};
+use margay_tests::bgp::{Daemon, Flow, Kind, PACKAGES};
 use margay_tests::cluster::preflight;
 use margay_tests::cluster::process::{POLL, wait_for};
+use margay_tests::lab::node::Node;
+use margay_tests::lab::{Lab, Options};
+use serde_json::json;
 
 /// How long a test waits for what is to come.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -329,4 +333,82 @@ fn addresses_within_blocks_are_not_announced() -> Result<()> {
     let borrowed =
         |answer: &str| answer.contains(&format!("{}/32", POD[0])) && !answer.contains(BLOCKS[0]);
     router.daemon.wait_for(&router.namespace, "ipv4", borrowed)
+}
+
+/// BIRD of the router between the subnets of a lab.
+const FABRIC: &str = "router id 172.30.0.254;
+protocol device {}
+protocol kernel { ipv4 { export where source = RTS_BGP; }; }
+template bgp nodes {
+  local as 65001; connect delay time 1; connect retry time 1; error wait time 1, 2;
+  graceful restart on; ipv4 { import all; export none; };
+}
+protocol bgp n1 from nodes { neighbor 172.30.0.1 as 64512; }
+protocol bgp n2 from nodes { neighbor 172.30.0.2 as 64512; }
+protocol bgp n3 from nodes { neighbor 172.30.1.3 as 64512; }
+";
+
+/// Waits for sessions with the router and both other nodes.
+fn wait_sessions(node: &Node, daemon: &Daemon) -> Result<()> {
+    let is_up = || {
+        node.bgp().is_some_and(|report| {
+            report.peers.len() == 3 && report.peers.values().all(PeerReport::is_established)
+        })
+    };
+    let what = || {
+        format!(
+            "sessions of {}: {:#?}\n{}",
+            node.name,
+            node.bgp(),
+            daemon.log()
+        )
+    };
+    wait_for(LIMIT, what, is_up)
+}
+
+/// Three agents with typha, in two subnets with a router between them, and a pool without
+/// encapsulation: nodes learn each other's blocks in their mesh, and the router learns them too.
+#[test]
+fn pods_of_a_mesh_of_nodes_reach_each_other_across_subnets() -> Result<()> {
+    prepare()?;
+    let options = Options {
+        pool: json!({"cidr": "10.65.0.0/16"}),
+        bgp: true,
+        ..Options::default()
+    };
+    let mut lab = Lab::new(&options)?;
+    let daemon = Daemon::start(Kind::Bird, lab.fabric().namespace(), FABRIC)?;
+    for (node, router) in [
+        ("n1", "172.30.0.254"),
+        ("n2", "172.30.0.254"),
+        ("n3", "172.30.1.254"),
+    ] {
+        let problems = lab.apply(&json!({
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "BGPPeer",
+            "metadata": {"name": format!("router-of-{node}")},
+            "spec": {"node": node, "peerIP": router, "asNumber": 65001},
+        }))?;
+        ensure!(problems.is_empty(), "{problems:?}");
+    }
+    lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
+    for (node, name) in [("n1", "a"), ("n3", "c")] {
+        let spec = json!({"containers": [{"name": "c"}]});
+        let metadata = json!({"namespace": "x", "name": name});
+        lab.add_pod(node, &json!({"metadata": metadata, "spec": spec}))?;
+    }
+    lab.wait_enforced()?;
+    lab.nodes()
+        .try_for_each(|node| wait_sessions(node, &daemon))?;
+    let (from, to) = (lab.pod("x/a")?, lab.pod("x/c")?);
+    let flow = Flow::start(&from.namespace, to.addresses[0], &[&to.namespace])?;
+    flow.wait_answers()?;
+    let before = flow.lost();
+    lab.stop_agent("n3")?;
+    flow.wait_answers()?;
+    lab.start_agent("n3")?;
+    lab.wait_enforced()?;
+    wait_sessions(lab.node("n3")?, &daemon)?;
+    flow.wait_answers()?;
+    flow.finish(before)
 }

@@ -102,7 +102,7 @@ impl LearnedRoutes {
     /// Everything of an IP version has been set since [`Self::begin`]: what else the kernel has of
     /// ours goes.
     pub fn complete(&self, version: IpVersion) {
-        self.change(|inbox| drop(inbox.complete.insert(version)));
+        self.change(|inbox| inbox.complete.extend([version]));
     }
 
     /// Removes all routes, also those of an earlier process.

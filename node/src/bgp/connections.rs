@@ -58,6 +58,7 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// No connections yet, and where their events come out.
     pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (events, inbox) = mpsc::channel(EVENTS);
         let own = Self {

@@ -23,11 +23,16 @@ pub struct PeerLabels {
 /// Metrics of BGP. Cheap to clone; clones share the same values.
 #[derive(Clone, Debug, Default)]
 pub struct BgpMetrics {
-    established: Family<PeerLabels, Gauge>,
-    received: Family<PeerLabels, Gauge>,
-    sent: Family<PeerLabels, Gauge>,
-    updates: Family<PeerLabels, Gauge>,
-    ended: Family<PeerLabels, Gauge>,
+    /// 1 while the session is established.
+    pub established: Family<PeerLabels, Gauge>,
+    /// Prefixes that the peer has sent.
+    pub received: Family<PeerLabels, Gauge>,
+    /// Prefixes that the peer has been sent.
+    pub sent: Family<PeerLabels, Gauge>,
+    /// UPDATEs that the peer has sent.
+    pub updates: Family<PeerLabels, Gauge>,
+    /// Sessions and attempts that have ended.
+    pub ended: Family<PeerLabels, Gauge>,
     wanted: Gauge,
     installed: Gauge,
     failed: Gauge,

@@ -42,6 +42,8 @@ use crate::problems::Problems;
 const GRACE: Duration = Duration::from_secs(10);
 /// How long passwords may take to be read before peers without one are a problem.
 const READING: Duration = Duration::from_secs(10);
+/// Delay until a thread that is ending is looked at.
+const ENDING: Duration = Duration::from_millis(100);
 /// Delay until a thread that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(5);
 
@@ -115,11 +117,12 @@ pub async fn run<S: SecretSource>(parts: BgpParts<S>) {
 
 /// Waits until the thread has published something, or has ended.
 async fn changed(running: Option<&mut Running>) {
-    match running {
-        Some(running) if running.report.changed().await.is_ok() => {}
-        // Its end is noticed once.
-        Some(running) if !running.thread.is_finished() => {}
-        _ => std::future::pending().await,
+    let Some(running) = running else {
+        return std::future::pending().await;
+    };
+    if running.report.changed().await.is_err() {
+        // It is ending, which takes no longer.
+        tokio::time::sleep(ENDING).await;
     }
 }
 

@@ -15,12 +15,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use margay_api::rule::IpVersion;
-use margay_bgp::attributes::{Family, NextHop};
+use margay_bgp::attributes::Family;
 use margay_bgp::config::{PeerId, SpeakerConfig};
 use margay_bgp::error::ConfigError;
-use margay_bgp::filter::Filters;
-use margay_bgp::rib::{KernelRoute, LocalRoute, RouteChange};
-use margay_bgp::session::{Moment, Reason, State};
+use margay_bgp::rib::RouteChange;
+use margay_bgp::session::Moment;
 use margay_bgp::speaker::{Action, Speaker};
 use margay_dataplane::routes::learned::{LearnedChange, LearnedRoute, LearnedRoutes};
 use margay_dataplane::routes::next_hop::NextHopLookup;
@@ -28,11 +27,12 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::config::{WantedPeer, WantedSpeaker};
+use self::notes::SessionNote;
+use super::config::WantedSpeaker;
 use super::connections::{Connections, Event};
 use super::hops::Hops;
 use super::listeners::Listeners;
-use super::report::{BgpReport, PeerReport};
+use super::report::BgpReport;
 use super::sockets;
 
 /// Bytes that are made for a connection at once.

@@ -2,12 +2,11 @@
 //! pod; and routers beside it, each with BIRD.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
 use margay_api::network::{Encapsulation, NodeInfo};
 use margay_calc::model::{BgpPeerRecord, BgpRecord, PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::routes::learned::has_routes_of_ours;
