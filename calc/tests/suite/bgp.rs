@@ -411,7 +411,8 @@ proptest! {
         prop_assert_eq!(outcome(&graph), outcome(&fresh));
         for node in NODES {
             let held = nodes.0.get(node).and_then(|held| held.get(&RecordId::Bgp));
-            prop_assert_eq!(held, graph.record_for(node, &RecordId::Bgp).as_deref());
+            let record = graph.record_for(node, &RecordId::Bgp);
+            prop_assert_eq!(held, record.as_deref());
             prop_assert_eq!(graph.view(node).buckets(), fresh.view(node).buckets());
         }
 
