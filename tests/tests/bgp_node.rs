@@ -118,7 +118,7 @@ fn an_agent_that_is_killed_and_comes_again_loses_no_packet() -> Result<()> {
 fn a_router_whose_daemon_restarts_loses_no_packet() -> Result<()> {
     let options = RouterOptions {
         // Its kernel keeps what it has.
-        more: "protocol direct { disabled; }",
+        more: "protocol direct { disabled; }".to_owned(),
         ..RouterOptions::default()
     };
     let (node, mut routers) = mk_node([options])?;
@@ -333,6 +333,40 @@ fn addresses_within_blocks_are_not_announced() -> Result<()> {
     let borrowed =
         |answer: &str| answer.contains(&format!("{}/32", POD[0])) && !answer.contains(BLOCKS[0]);
     router.daemon.wait_for(&router.namespace, "ipv4", borrowed)
+}
+
+/// Routes of a router that has many.
+const MANY: u32 = 20_000;
+
+/// Many routes come, are still there after a restart, are restored, and go.
+#[test]
+fn many_routes_come_are_kept_and_go() -> Result<()> {
+    let route = |number: u32| format!("route 20.{}.{}.0/24 blackhole;", number >> 8, number & 0xff);
+    let routes: Vec<String> = (0..MANY).map(route).collect();
+    let options = RouterOptions {
+        more: format!("protocol static many {{ ipv4; {} }}", routes.join("\n")),
+        ..RouterOptions::default()
+    };
+    let begin = Instant::now();
+    let (mut node, routers) = mk_node([options])?;
+    let count = |learned: &str| {
+        learned
+            .lines()
+            .filter(|line| line.starts_with("20."))
+            .count()
+    };
+    let has_all = |learned: &str| count(learned) == MANY as usize && has_routes(learned);
+    node.wait_learned(has_all)?;
+    println!("{MANY} routes after {:?}", begin.elapsed());
+    node.kill();
+    node.start()?;
+    node.wait_established(&routers[0])?;
+    node.host.ip("route flush proto 83")?;
+    node.wait_learned(has_all)?;
+    routers[0]
+        .daemon
+        .ask(&routers[0].namespace, "disable many")?;
+    node.wait_learned(|learned| count(learned) == 0 && has_routes(learned))
 }
 
 /// BIRD of the router between the subnets of a lab.

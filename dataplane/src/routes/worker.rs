@@ -356,6 +356,8 @@ impl RouteOwner {
         if self.learned.is_concerned(&hints) {
             self.learned.mark_stale();
             self.learned_backoff.reset();
+            // Here, so that the rest after it grows with its cost.
+            self.exec_learned(None);
         }
         let Some(plan) = &self.plan else { return };
         let filter = HintFilter {

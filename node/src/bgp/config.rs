@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use margay_api::bgp::{BgpNextHopMode, SecretKey};
@@ -12,6 +13,11 @@ use margay_bgp::table::NetMap;
 use margay_calc::bgp::mesh_peers;
 use margay_calc::model::{BgpPeerRecord, BgpRecord, Record, RecordId, globals};
 use margay_dataplane::routes::plan::LocalPods;
+
+/// Longest wait for routes of all peers after a restart. It is shorter than the time for which
+/// peers keep routes to this node, as it announces nothing until then: one peer that is away must
+/// not cost the others.
+const SELECTION_DEFERRAL: Duration = Duration::from_secs(60);
 
 /// What the node's BGP follows from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -137,6 +143,7 @@ fn speaker_config(record: &BgpRecord) -> SpeakerConfig {
     let [ipv4_priority, ipv6_priority] = record.priorities;
     SpeakerConfig {
         cluster_id: record.cluster_id,
+        selection_deferral: SELECTION_DEFERRAL,
         ipv4_priority,
         ipv6_priority,
         ..SpeakerConfig::new(record.asn, record.router_id)

@@ -140,6 +140,13 @@ impl Connections {
         self.wires.remove(&connection);
     }
 
+    /// Ends all connections at once and silently. Nothing of them is told any more, apart from
+    /// events that wait already.
+    pub async fn reset(&mut self) {
+        self.wires.clear();
+        self.tasks.shutdown().await;
+    }
+
     /// Waits until connections that were closed are done.
     pub async fn drain(&mut self) {
         let tasks = &mut self.tasks;

@@ -79,9 +79,14 @@ impl Hops {
         changed
     }
 
-    /// Forgets next hops that no route has any more.
-    pub(super) fn retain(&mut self, used: &BTreeSet<IpAddr>) {
-        self.known.retain(|address, _| used.contains(address));
+    /// Forgets next hops that no route has any more, and returns them.
+    pub(super) fn retain(&mut self, used: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let gone = self.known.keys().filter(|address| !used.contains(address));
+        let gone: Vec<IpAddr> = gone.copied().collect();
+        gone.iter()
+            .for_each(|address| drop(self.known.remove(address)));
+        self.last = None;
+        gone
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -100,16 +100,21 @@ pub async fn run<S: SecretSource>(parts: BgpParts<S>) {
     loop {
         let due = owner.next_due();
         let far = Instant::now() + GRACE;
-        tokio::select! {
-            changed = inputs.changed() => if changed.is_err() { return },
-            () = owner.passwords.changed() => {}
-            () = changed(owner.running.as_mut()) => {}
-            Ok(()) = owner.progress.changed() => {}
-            () = tokio::time::sleep_until(due.unwrap_or(far)) => {}
-        }
-        let now = inputs.borrow_and_update().clone();
-        if let Some(now) = now {
-            owner.apply(&now).await;
+        let is_other = tokio::select! {
+            changed = inputs.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => return,
+            },
+            () = owner.passwords.changed() => true,
+            () = changed(owner.running.as_mut()) => false,
+            Ok(()) = owner.progress.changed() => false,
+            () = tokio::time::sleep_until(due.unwrap_or(far)) => false,
+        };
+        if is_other || owner.needs_start() {
+            let now = inputs.borrow_and_update().clone();
+            if let Some(now) = now {
+                owner.apply(&now).await;
+            }
         }
         owner.report_state();
     }
@@ -157,10 +162,24 @@ impl<S: SecretSource> Owner<S> {
             return self.end().await;
         };
         self.without = without;
-        match self.running.take_if(|running| running.thread.is_finished()) {
-            Some(_) => self.restart = Some(Instant::now() + RESTART),
-            None => self.start(wanted),
+        if self.has_failed() {
+            tracing::error!("the thread of BGP has ended; it is started again");
+            self.running = None;
+            self.restart = Some(Instant::now() + RESTART);
         }
+        self.start(wanted);
+    }
+
+    /// The thread has ended by itself.
+    fn has_failed(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.thread.is_finished())
+    }
+
+    /// A thread is to be started although nothing else is wanted.
+    fn needs_start(&self) -> bool {
+        let is_due = |at: Instant| at <= Instant::now();
+        self.has_failed() || (self.running.is_none() && self.restart.is_some_and(is_due))
     }
 
     fn start(&mut self, wanted: WantedSpeaker) {

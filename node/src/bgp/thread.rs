@@ -24,7 +24,7 @@ use margay_bgp::speaker::{Action, Speaker};
 use margay_dataplane::routes::learned::{LearnedChange, LearnedRoute, LearnedRoutes};
 use margay_dataplane::routes::next_hop::NextHopLookup;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::notes::SessionNote;
@@ -115,7 +115,7 @@ async fn run(mut parts: ThreadParts) {
             return;
         }
     };
-    let (connections, mut inbox) = Connections::new();
+    let (connections, inbox) = Connections::new();
     let mut owner = SpeakerOwner {
         speaker,
         config: first.speaker.clone(),
@@ -125,6 +125,7 @@ async fn run(mut parts: ThreadParts) {
         next_id: 0,
         listeners: Listeners::new(connections.events()),
         connections,
+        inbox,
         hops: Hops::new(Box::new(lookup)),
         gateways: BTreeSet::new(),
         routes: parts.routes,
@@ -153,10 +154,10 @@ async fn run(mut parts: ThreadParts) {
                 owner.wanted = wanted;
                 owner.apply().await;
             }
-            Some(event) = inbox.recv() => {
+            Some(event) = owner.inbox.recv() => {
                 owner.handle(event);
                 for _ in 1..BATCH {
-                    let Ok(event) = inbox.try_recv() else { break };
+                    let Ok(event) = owner.inbox.try_recv() else { break };
                     owner.handle(event);
                 }
             }
@@ -177,6 +178,7 @@ struct SpeakerOwner {
     next_id: u32,
     listeners: Listeners,
     connections: Connections,
+    inbox: mpsc::Receiver<Event>,
     hops: Hops,
     /// Routes to peers by a gateway of their own.
     gateways: BTreeSet<IpNet>,
@@ -223,6 +225,7 @@ impl SpeakerOwner {
     /// Begins with a new speaker.
     fn begin(&mut self, is_restarting: bool) {
         self.changes.clear();
+        self.hops.retain(&BTreeSet::new());
         self.routes.begin();
         if !is_restarting {
             IpVersion::ALL

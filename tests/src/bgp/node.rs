@@ -289,12 +289,12 @@ impl Drop for BgpNode {
 }
 
 /// What a test may choose of a router's configuration.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct RouterOptions {
     /// Lines of both of its sessions.
     pub session: &'static str,
     /// More of the configuration.
-    pub more: &'static str,
+    pub more: String,
 }
 
 /// A router with BIRD on a cable to the node. It announces [`ROUTES`], has [`BEHIND`], and routes
@@ -324,7 +324,7 @@ impl Router {
         for (behind, length) in BEHIND.iter().zip([32, 128]) {
             namespace.ip(&format!("addr add {behind}/{length} dev lo"))?;
         }
-        let daemon = Daemon::start(Kind::Bird, &namespace, &Self::config(number, options))?;
+        let daemon = Daemon::start(Kind::Bird, &namespace, &Self::config(number, &options))?;
         Ok(Self {
             namespace,
             daemon,
@@ -341,7 +341,7 @@ impl Router {
         (format!("{net}::2"), format!("{net}::1"))
     }
 
-    fn config(number: u8, options: RouterOptions) -> String {
+    fn config(number: u8, options: &RouterOptions) -> String {
         let (own, other) = Self::addresses6(number);
         let session = |name: &str, own: &str, other: &str, channel: &str| {
             format!(
@@ -362,7 +362,7 @@ impl Router {
         let (own4, other4) = (format!("10.9.{number}.2"), format!("10.9.{number}.1"));
         text += &session("node4", &own4, &other4, "ipv4");
         text += &session("node6", &own, &other, "ipv6");
-        text + options.more
+        text + &options.more
     }
 
     /// Addresses of its two sessions.

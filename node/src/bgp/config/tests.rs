@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use margay_api::network::{NodeBgp, NodeInfo};
 use margay_bgp::attributes::Family;
 use margay_calc::model::BgpMesh;

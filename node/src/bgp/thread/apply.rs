@@ -20,7 +20,7 @@ impl SpeakerOwner {
     pub(super) async fn apply(&mut self) {
         let wanted = self.wanted.clone();
         if wanted.speaker != self.config {
-            self.replace_speaker(&wanted.speaker);
+            self.replace_speaker(&wanted.speaker).await;
         }
         let protected = wanted.peers.values().filter_map(|peer| {
             let password = peer.config.transport.password.clone()?;
@@ -43,7 +43,7 @@ impl SpeakerOwner {
 
     /// Another speaker takes the place of this one. Sessions end silently and the kernel keeps its
     /// routes, as at a restart of the process.
-    fn replace_speaker(&mut self, config: &SpeakerConfig) {
+    async fn replace_speaker(&mut self, config: &SpeakerConfig) {
         let moment = self.moment();
         match mk_speaker(config, true, moment.now) {
             Ok(speaker) => {
@@ -54,6 +54,9 @@ impl SpeakerOwner {
                 );
                 self.speaker.shut_down(true, "", moment);
                 self.settle();
+                // The next speaker numbers connections from the start again.
+                self.connections.reset().await;
+                while self.inbox.try_recv().is_ok() {}
                 self.speaker = speaker;
                 self.config.clone_from(config);
                 self.ids.clear();

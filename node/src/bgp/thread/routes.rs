@@ -69,7 +69,10 @@ impl SpeakerOwner {
                 .into_iter()
                 .chain(gateways)
                 .collect();
-            self.hops.retain(&used);
+            let moment = self.moment();
+            for address in self.hops.retain(&used) {
+                self.speaker.set_next_hop(address, None, moment);
+            }
         }
         let changed = self.hops.refresh();
         self.update_hops(&changed);
