@@ -1,6 +1,8 @@
 //! Workload and host endpoints in parsed form.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 
@@ -94,6 +96,21 @@ pub struct Backend {
     pub protocol: Protocol,
     /// Port number at the backend.
     pub port: u16,
+    /// Node of the backend, while it is ready to serve.
+    pub ready_on: Option<Arc<str>>,
+}
+
+/// Addresses of a Service that nodes may announce by BGP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceAddresses {
+    /// Cluster IPs.
+    pub cluster_ips: BTreeSet<IpAddr>,
+    /// External IPs.
+    pub external_ips: BTreeSet<IpAddr>,
+    /// Addresses of the load balancer.
+    pub load_balancer_ips: BTreeSet<IpAddr>,
+    /// Only nodes with a backend serve it (`externalTrafficPolicy: Local`).
+    pub is_local: bool,
 }
 
 /// Returns Calico's name for the host side of a pod's veth pair: `cali` and the first 11 hex digits

@@ -44,6 +44,8 @@ pub static INSTALLATION: LazyLock<Table> =
 /// Fields of FelixConfiguration.
 pub static FELIX: LazyLock<Table> =
     LazyLock::new(|| Table::parse(include_str!("fields/felix.tsv")));
+/// Fields of BGPConfiguration.
+pub static BGP: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/bgp.tsv")));
 /// Fields of IPPool.
 pub static POOL: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/pool.tsv")));
 /// Fields of IPAMConfiguration.
@@ -57,6 +59,7 @@ pub fn table(kind: &str) -> Option<&'static Table> {
     match kind {
         "Installation" => Some(&INSTALLATION),
         "FelixConfiguration" => Some(&FELIX),
+        "BGPConfiguration" => Some(&BGP),
         "IPPool" => Some(&POOL),
         "IPAMConfiguration" => Some(&IPAM),
         "KubeControllersConfiguration" => Some(&CONTROLLERS),

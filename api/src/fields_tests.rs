@@ -2,15 +2,18 @@ use kube::CustomResourceExt;
 
 use super::*;
 use crate::installation::Installation;
-use crate::v3::{FelixConfiguration, IPAMConfiguration, IPPool, KubeControllersConfiguration};
+use crate::v3::{
+    BGPConfiguration, FelixConfiguration, IPAMConfiguration, IPPool, KubeControllersConfiguration,
+};
 
-fn tables() -> [(&'static str, &'static Table, Value); 5] {
+fn tables() -> [(&'static str, &'static Table, Value); 6] {
     let schema = |crd: Value| {
         crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
     };
     let of = |crd| schema(serde_json::to_value(crd).unwrap());
     [
         ("Installation", &*INSTALLATION, of(Installation::crd())),
+        ("BGPConfiguration", &*BGP, of(BGPConfiguration::crd())),
         ("FelixConfiguration", &*FELIX, of(FelixConfiguration::crd())),
         ("IPPool", &*POOL, of(IPPool::crd())),
         ("IPAMConfiguration", &*IPAM, of(IPAMConfiguration::crd())),

@@ -139,8 +139,9 @@ pub struct CalicoNetworkSpec {
     /// netlink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linux_dataplane: Option<String>,
-    /// BGP. Only `Disabled` (the default) is supported: pods of other nodes are reached through the
-    /// overlay or a shared subnet.
+    /// BGP: `Enabled` gives every node a speaker, as BGPConfiguration, BGPPeer and BGPFilter
+    /// describe. Unset: `Enabled` if a pool has the encapsulation `None`, `IPIP` or
+    /// `IPIPCrossSubnet`, else `Disabled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bgp: Option<String>,
     /// Address pools, at most 25. Unset: one IPv4 pool of the cluster's pod CIDR, or none if pools
@@ -188,7 +189,7 @@ pub struct IpPoolSpec {
     /// IPv6 (default 122).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i32>,
-    /// Accepted and ignored: without BGP no pool is exported.
+    /// True keeps BGP from announcing the pool's routes. Default false.
     #[serde(
         default,
         rename = "disableBGPExport",

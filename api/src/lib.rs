@@ -1,6 +1,7 @@
 //! User-facing objects: CRD types, the selector language, validation, Calico's older storage, IPAM
 //! block arithmetic, and conversion of Kubernetes kinds to parsed forms.
 
+pub mod bgp;
 pub mod crds;
 pub mod endpoint;
 pub mod fields;

@@ -76,6 +76,10 @@ pub const ANNOTATION_CONTAINER_ID: &str = "cni.projectcalico.org/containerID";
 pub const ANNOTATION_NODE_IPV4: &str = "projectcalico.org/IPv4Address";
 /// Node annotation: the node's IPv6 address with the prefix length of its subnet.
 pub const ANNOTATION_NODE_IPV6: &str = "projectcalico.org/IPv6Address";
+/// Annotation with the AS number of a node.
+pub const ANNOTATION_NODE_ASN: &str = "projectcalico.org/ASNumber";
+/// Annotation with the cluster of a node that is a route reflector.
+pub const ANNOTATION_ROUTE_REFLECTOR: &str = "projectcalico.org/RouteReflectorClusterID";
 /// Node annotation: the IPv4 address of the node's VXLAN device.
 pub const ANNOTATION_VXLAN_IPV4: &str = "projectcalico.org/IPv4VXLANTunnelAddr";
 /// Node annotation: the MAC address of the node's IPv4 VXLAN device.

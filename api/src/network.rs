@@ -35,6 +35,8 @@ pub struct Pool {
     pub nat_outgoing: bool,
     /// Prefix length of the blocks that it is divided into.
     pub block_size: u8,
+    /// True when BGP announces its routes (`disableBGPExport` is not set).
+    pub is_exported: bool,
     /// Creation time of the object, in seconds since 1970; 0: not known.
     pub created: i64,
 }
@@ -113,6 +115,26 @@ pub struct Standing {
     pub created: i64,
 }
 
+/// BGP speaker of a node, as others see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeBgp {
+    /// AS number.
+    pub asn: u32,
+    /// Cluster of a route reflector. Such a node is in no mesh.
+    pub cluster_id: Option<Ipv4Addr>,
+    /// TCP port on which it listens.
+    pub listen_port: u16,
+}
+
+/// What a node's annotations say of BGP. It is not sent to nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BgpAnnotations {
+    /// AS number of the node, if it is not that of its BGPConfiguration.
+    pub asn: Option<u32>,
+    /// Cluster of a route reflector.
+    pub cluster_id: Option<Ipv4Addr>,
+}
+
 /// Addresses and tunnel of a node, as other nodes need them.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NodeInfo {
@@ -126,6 +148,10 @@ pub struct NodeInfo {
     pub vtep6: Option<Vtep<Ipv6Addr>>,
     /// Labels, for selectors over nodes.
     pub labels: Labels,
+    /// BGP speaker of the node; `None`: it has none, or it is not known which.
+    pub bgp: Option<NodeBgp>,
+    /// Annotations from which `bgp` follows.
+    pub bgp_annotations: BgpAnnotations,
     /// Precedence over other nodes that report the same addresses.
     pub standing: Standing,
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use margay_api::bgp::InvalidFilterRule;
+
 /// A value of the configuration that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value}, but it {rule}; {remedy}")]
@@ -27,5 +29,22 @@ pub(crate) fn invalid(
         value: value.to_string(),
         rule,
         remedy,
+    }
+}
+
+impl From<InvalidFilterRule> for ConfigError {
+    fn from(error: InvalidFilterRule) -> Self {
+        let InvalidFilterRule {
+            field,
+            value,
+            rule: _,
+            remedy,
+        } = error;
+        Self {
+            field,
+            value,
+            rule: "is within the limits of BGPFilter",
+            remedy,
+        }
     }
 }

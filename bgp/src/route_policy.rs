@@ -11,7 +11,7 @@ use crate::attributes::{
 };
 use crate::config::{NextHopMode, PeerConfig, SpeakerConfig};
 use crate::export::ExportPolicy;
-use crate::filter::{Candidate, FilterAction, Operation, PeerType};
+use crate::filter::{self, Candidate, FilterAction, PeerType, RouteOperation};
 use crate::message::Role;
 use crate::rib::{Best, Imported, Source};
 
@@ -88,7 +88,7 @@ impl Session<'_> {
             peer_type: self.peer_type(),
             priority,
         };
-        let operations: &[Operation] = match self.peer.import.decide(&candidate) {
+        let operations: &[RouteOperation] = match filter::decide(&self.peer.import, &candidate) {
             Some(FilterAction::Reject) => return None,
             Some(FilterAction::Accept(operations)) => operations,
             None => &[],
@@ -100,7 +100,7 @@ impl Session<'_> {
         let mut attributes = (**received).clone();
         attributes.only_to_customer = to_customer;
         for operation in operations {
-            operation.apply(&mut attributes, &mut priority);
+            filter::apply(operation, &mut attributes, &mut priority);
         }
         Some((store.intern(attributes), priority))
     }
@@ -143,7 +143,7 @@ impl Session<'_> {
         best: &Best,
         from: Option<&PeerConfig>,
         interface: Option<&str>,
-    ) -> Option<&'a [Operation]> {
+    ) -> Option<&'a [RouteOperation]> {
         let family = Family::of(net);
         if !self.peer.families.contains(&family) || !self.may_pass(best, from) {
             return None;
@@ -157,7 +157,7 @@ impl Session<'_> {
             peer_type: self.peer_type(),
             priority: best.priority,
         };
-        match self.peer.export.decide(&candidate) {
+        match filter::decide(&self.peer.export, &candidate) {
             Some(FilterAction::Reject) => None,
             Some(FilterAction::Accept(operations)) => Some(operations),
             None => policy.exports(net, best.priority < normal).then_some(&[]),
@@ -198,12 +198,12 @@ impl Session<'_> {
         attributes: &Attributes,
         family: Family,
         from: Option<(&PeerConfig, std::net::Ipv4Addr)>,
-        operations: &[Operation],
+        operations: &[RouteOperation],
     ) -> Option<Attributes> {
         let mut out = attributes.clone();
         let mut unused = 0;
         for operation in operations {
-            operation.apply(&mut out, &mut unused);
+            filter::apply(operation, &mut out, &mut unused);
         }
         out.communities
             .extend(self.peer.communities.iter().copied());

@@ -10,7 +10,7 @@ use margay_bgp::attributes::{Attributes, Community, Family};
 use margay_bgp::codec;
 use margay_bgp::config::{NextHopMode, PeerConfig};
 use margay_bgp::export::ExportPolicy;
-use margay_bgp::filter::{FilterAction, FilterRule, MatchOperator, Operation, PrefixMatch};
+use margay_bgp::filter::{FilterAction, FilterRule, MatchOperator, PrefixMatch, RouteOperation};
 use margay_bgp::message::{RefreshKind, Role};
 use margay_bgp::rib::{LocalRoute, NextHopInfo};
 use margay_bgp::session::State;
@@ -243,8 +243,8 @@ fn filters_act_at_once_on_what_is_there() {
     config.import.ipv4 = vec![within("10.65.1.0/24", FilterAction::Reject)];
     let community = "64512:7:9".parse().unwrap();
     let operations = vec![
-        Operation::AddCommunity(community),
-        Operation::PrependAsPath(vec![64512, 64512]),
+        RouteOperation::AddCommunity(community),
+        RouteOperation::PrependAsPath(vec![64512, 64512]),
     ];
     config.export.ipv4 = vec![within("10.65.0.0/24", FilterAction::Accept(operations))];
     config.communities.insert(Community(0xfc00_0001));
@@ -255,7 +255,7 @@ fn filters_act_at_once_on_what_is_there() {
     assert_eq!(out.as_path.to_string(), "64512 64512 64512");
     assert!(out.has_community(community) && out.communities.contains(&Community(0xfc00_0001)));
     assert_eq!(net.kernel(1), [ROUTE]);
-    let set = FilterAction::Accept(vec![Operation::SetPriority(512)]);
+    let set = FilterAction::Accept(vec![RouteOperation::SetPriority(512)]);
     config.import.ipv4 = vec![within("10.65.1.0/24", set)];
     config.export.ipv4 = vec![within("10.65.0.0/24", FilterAction::Reject)];
     net.peer(0, 1, config.clone());
@@ -397,7 +397,7 @@ fn our_own_number_in_a_path_is_taken_as_often_as_is_allowed() {
                     config.allowed_local_asn = allowed;
                 }
                 if node == 0 {
-                    let operations = vec![Operation::PrependAsPath(vec![64512; prepended])];
+                    let operations = vec![RouteOperation::PrependAsPath(vec![64512; prepended])];
                     let action = FilterAction::Accept(if prepended > 0 {
                         operations
                     } else {

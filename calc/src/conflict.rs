@@ -66,6 +66,39 @@ pub enum Conflict {
         /// The address.
         address: IpAddr,
     },
+    /// A BGPPeer in a cluster without BGP.
+    BgpDisabled {
+        /// The BGPPeer.
+        peer: String,
+    },
+    /// A BGPPeer with a filter that does not exist.
+    BgpFilterMissing {
+        /// The BGPPeer.
+        peer: String,
+        /// Name of the BGPFilter.
+        filter: String,
+    },
+    /// A BGPPeer of a node that does not exist.
+    BgpNodeMissing {
+        /// The BGPPeer.
+        peer: String,
+        /// The node.
+        node: String,
+    },
+    /// A BGPPeer without an AS number, whose address is no node's.
+    BgpAsnMissing {
+        /// The BGPPeer.
+        peer: String,
+    },
+    /// A BGPPeer whose address another one has on some node.
+    BgpPeerShadowed {
+        /// The BGPPeer that has no effect there.
+        peer: String,
+        /// The BGPPeer that is used instead.
+        winner: String,
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Conflict {
@@ -78,6 +111,11 @@ impl Conflict {
                 format!("HostEndpoint {endpoint}")
             }
             Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
+            Self::BgpDisabled { peer }
+            | Self::BgpFilterMissing { peer, .. }
+            | Self::BgpNodeMissing { peer, .. }
+            | Self::BgpAsnMissing { peer }
+            | Self::BgpPeerShadowed { peer, .. } => format!("BGPPeer {peer}"),
             Self::AddressRejected { node, .. } | Self::Excess(Excess { node, .. }) => {
                 format!("Node {node}")
             }
@@ -112,6 +150,11 @@ impl Conflict {
                 )
             }
             Self::Excess(excess) => excess.to_string(),
+            Self::BgpDisabled { .. }
+            | Self::BgpAsnMissing { .. }
+            | Self::BgpFilterMissing { .. }
+            | Self::BgpNodeMissing { .. }
+            | Self::BgpPeerShadowed { .. } => self.bgp_reason(),
             Self::HostAddressRejected { node, address, .. } => {
                 format!(
                     "spec.expectedIPs: {address}: it is in an IPAMBlock, and neither under the \
@@ -144,6 +187,39 @@ impl Conflict {
                      find out what wrote it"
                 )
             }
+        }
+    }
+
+    fn bgp_reason(&self) -> String {
+        match self {
+            Self::BgpDisabled { .. } => {
+                "spec: BGP is disabled, so it has no session; set calicoNetwork.bgp to Enabled in \
+                 the Installation, or delete the peer"
+                    .to_owned()
+            }
+            Self::BgpFilterMissing { filter, .. } => {
+                format!(
+                    "spec.filters: {filter:?}: there is no such BGPFilter, so no route passes; \
+                     create it or correct the name"
+                )
+            }
+            Self::BgpNodeMissing { node, .. } => {
+                format!(
+                    "spec.node: {node:?}: there is no such node, so it has no session; correct \
+                     the name or delete the peer"
+                )
+            }
+            Self::BgpPeerShadowed {
+                winner, address, ..
+            } => {
+                format!(
+                    "spec.peerIP: {address}: BGPPeer {winner} has the same address on a node and \
+                     is used there instead; delete one of them"
+                )
+            }
+            _ => "spec.asNumber: missing, and the address of the peer is no node's, so it has no \
+                  session; name the peer's AS number"
+                .to_owned(),
         }
     }
 }

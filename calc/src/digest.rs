@@ -10,6 +10,8 @@
 //! Server and agent may be of different versions, so the encoding is fixed: a changed encoding
 //! needs another domain letter, or one side would take a different record for the same.
 
+mod bgp;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -249,6 +251,7 @@ impl DigestEncoder {
                 self.put_byte(7);
                 self.put_text(name);
             }
+            RecordId::Bgp => self.put_byte(8),
         }
     }
 
@@ -284,6 +287,7 @@ impl DigestEncoder {
             }
             Record::Endpoint(endpoint) => self.put_endpoint(endpoint),
             Record::HostEndpoint(endpoint) => self.put_host_endpoint(endpoint),
+            Record::Bgp(bgp) => self.put_bgp(bgp),
         }
     }
 
@@ -340,6 +344,8 @@ impl DigestEncoder {
             vtep,
             vtep6,
             labels,
+            bgp,
+            bgp_annotations: _,
             standing: _,
         } = node;
         self.put_option(*ipv4, |encoder, net| encoder.put_net(&IpNet::V4(net)));
@@ -358,6 +364,10 @@ impl DigestEncoder {
         if let Some(vtep) = vtep6 {
             self.put_address(&IpAddr::V6(vtep.address));
             self.0.update(vtep.mac.0);
+        }
+        if let Some(bgp) = bgp {
+            self.put_text("bgp");
+            self.put_node_bgp(bgp);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
+use margay_api::network::{BgpAnnotations, BlockInfo, Encapsulation, NodeBgp, NodeInfo, Pool};
 use margay_api::settings::FelixOverrides;
 
 use crate::blocks::{BlockRefusal, Blocks, Excess};
@@ -23,8 +23,13 @@ enum RouteReason {
     Block(IpNet),
 }
 
-/// Change of a node's accepted addresses and labels: before and after.
-pub(crate) type NodeChange = (Option<NodeInfo>, Option<NodeInfo>);
+/// Change of a node's accepted addresses and labels.
+#[derive(Debug)]
+pub(crate) struct NodeChange {
+    pub(crate) name: String,
+    pub(crate) before: Option<NodeInfo>,
+    pub(crate) after: Option<NodeInfo>,
+}
 
 /// Effect of a pool or block.
 #[derive(Debug, Default)]
@@ -54,6 +59,8 @@ pub(crate) struct Globals {
     buckets: Buckets,
     dirty: BTreeSet<RecordId>,
     settings: EffectiveSettings,
+    /// BGP speakers of nodes.
+    speakers: BTreeMap<String, NodeBgp>,
 }
 
 impl Default for Globals {
@@ -69,6 +76,7 @@ impl Default for Globals {
             buckets: [0; digest::BUCKETS],
             dirty: BTreeSet::new(),
             settings: EffectiveSettings::default(),
+            speakers: BTreeMap::new(),
         }
     }
 }
@@ -133,8 +141,12 @@ impl Globals {
                 None => self.accepted.remove(&name),
             };
             if before != after {
-                self.dirty.insert(RecordId::Node(name));
-                changes.push((before, after));
+                self.dirty.insert(RecordId::Node(name.clone()));
+                changes.push(NodeChange {
+                    name,
+                    before,
+                    after,
+                });
             }
         }
         changes
@@ -172,6 +184,25 @@ impl Globals {
 
     pub(crate) fn set_settings(&mut self, name: String, overrides: Option<FelixOverrides>) {
         self.settings.set(name, overrides);
+    }
+
+    /// Sets or removes the BGP speaker of a node.
+    pub(crate) fn set_speaker(&mut self, node: String, speaker: Option<NodeBgp>) {
+        match speaker {
+            Some(speaker) => self.speakers.insert(node.clone(), speaker),
+            None => self.speakers.remove(&node),
+        };
+        self.dirty.insert(RecordId::Node(node));
+    }
+
+    /// Pools by name.
+    pub(crate) fn pools(&self) -> &BTreeMap<String, Pool> {
+        self.blocks.pools()
+    }
+
+    /// Returns true if the block is accepted, so that nodes have a route to it.
+    pub(crate) fn is_routed(&self, block: &IpNet) -> bool {
+        self.routed.contains_key(block)
     }
 
     /// Adds what changed to the flush.
@@ -290,7 +321,11 @@ impl Globals {
                     encapsulation: pool.encapsulation,
                 }))
             }
-            RecordId::Node(name) => Some(Record::Node(self.accepted.get(name)?.clone())),
+            RecordId::Node(name) => Some(Record::Node(NodeInfo {
+                bgp: self.speakers.get(name).copied(),
+                bgp_annotations: BgpAnnotations::default(),
+                ..self.accepted.get(name)?.clone()
+            })),
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
                 Some(Record::Route(RouteRecord {
@@ -302,7 +337,8 @@ impl Globals {
             | RecordId::IpSet(_)
             | RecordId::Policy(_)
             | RecordId::Endpoint(_)
-            | RecordId::HostEndpoint(_) => None,
+            | RecordId::HostEndpoint(_)
+            | RecordId::Bgp => None,
         }
     }
 

@@ -24,6 +24,7 @@ use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
 use crate::auto_hosts::AutoHosts;
+use crate::bgp::{Affected, Speakers};
 use crate::claims::{Claim, RejectedClaim};
 use crate::conflict::Conflict;
 use crate::digest;
@@ -47,6 +48,7 @@ use crate::update::Update;
 
 use self::staged::Staged;
 
+mod bgp;
 mod ingest;
 mod staged;
 mod update;
@@ -70,6 +72,7 @@ pub struct Graph {
     pub(crate) services: Map<NamePair, ServiceEntry>,
     pub(crate) node_sets: NodeSets,
     pub(crate) auto_hosts: AutoHosts,
+    pub(crate) speakers: Speakers,
     pub(crate) globals: Globals,
 }
 
@@ -89,6 +92,7 @@ impl Default for Graph {
             services: Map::default(),
             node_sets: NodeSets::default(),
             auto_hosts: AutoHosts::default(),
+            speakers: Speakers::default(),
             globals: Globals::default(),
         }
     }
@@ -119,8 +123,12 @@ impl Graph {
             }
             Update::NetworkSet(name, set) => self.apply_network_set(&name, set),
             Update::Service(name, backends) => {
+                let backends = backends.unwrap_or_default();
+                let announcements = self.speakers.announcements_mut();
+                let nodes = announcements.set_backends(&name, &backends);
+                self.speakers.mark_announcers(Affected::Nodes(nodes));
                 let name = self.interner.intern_pair(&name);
-                self.update_service(name, backends.unwrap_or_default());
+                self.update_service(name, backends);
             }
             Update::Node(name, node) => {
                 let changes = self.globals.set_node(name.clone(), node);
@@ -128,20 +136,32 @@ impl Graph {
                 self.update_auto_hosts_on(&name);
             }
             Update::Pool(name, pool) => {
+                self.speakers.mark_all();
                 let change = self.globals.set_pool(name, pool);
                 self.update_blocks(change);
             }
             Update::Block(net, block) => {
+                let owner = block.as_ref().and_then(|block| block.node.as_deref());
+                self.speakers.set_block(net, owner);
                 let change = self.globals.set_block(net, block);
                 self.update_blocks(change);
             }
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
+            Update::ServiceAddresses(name, addresses) => {
+                let announcements = self.speakers.announcements_mut();
+                let affected = announcements.set_service(&name, addresses);
+                self.speakers.mark_announcers(affected);
+            }
+            Update::BgpSettings(name, settings) => self.speakers.set_settings(name, settings),
+            Update::BgpPeer(name, peer) => self.apply_bgp_peer(name, peer),
+            Update::BgpFilter(name, filter) => self.speakers.set_filter(name, filter),
         }
     }
 
     /// Returns the records that changed since the last flush.
     pub fn flush(&mut self) -> Flush {
         let mut flush = Flush::default();
+        self.flush_bgp(&mut flush);
         self.globals.flush(&mut flush);
         self.flush_endpoints(&mut flush);
         self.policies.flush(&mut flush, &self.sets, &self.interner);
@@ -154,19 +174,28 @@ impl Graph {
     }
 
     /// Returns a record; of the settings, those of nodes that no object other than `default`
-    /// selects. Sets are borrowed, never copied.
+    /// selects, and of the speakers, that of the first node by name. Sets are borrowed, never
+    /// copied.
     pub fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
-        self.record_for("", id)
+        let node = match id {
+            RecordId::Bgp => self.speakers.nodes().next().map_or("", String::as_str),
+            _ => "",
+        };
+        self.record_for(node, id)
     }
 
     /// Returns a record as this node holds it. Differs from [`Graph::record`] for
-    /// [`RecordId::Settings`] only.
+    /// [`RecordId::Settings`] and [`RecordId::Bgp`] only.
     pub fn record_for(&self, node: &str, id: &RecordId) -> Option<Cow<'_, Record>> {
         match id {
             RecordId::Settings => self
                 .globals
                 .settings(node)
                 .map(|(record, _)| Cow::Borrowed(record)),
+            RecordId::Bgp => {
+                let held = self.speakers.get(node)?;
+                Some(Cow::Borrowed(&held.record))
+            }
             RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => self
                 .globals
                 .record(id)
@@ -199,6 +228,7 @@ impl Graph {
     /// Digest of a record, as returned by [`Graph::record`].
     pub fn digest(&self, id: &RecordId) -> Option<u64> {
         match id {
+            RecordId::Bgp => self.bgp_digest(self.speakers.nodes().next()?),
             RecordId::Settings => self.globals.settings("").map(|(_, digest)| digest),
             RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
                 self.globals.record(id).map(|(_, digest)| digest)
@@ -216,6 +246,10 @@ impl Graph {
     /// Nodes that hold the record.
     pub fn nodes_of(&self, id: &RecordId) -> Audience {
         let nodes = match id {
+            RecordId::Bgp => {
+                let nodes = self.speakers.nodes().map(String::as_str);
+                Some(Audience::Nodes(nodes.collect()))
+            }
             RecordId::Settings => self.globals.settings("").map(|_| Audience::All),
             RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
                 self.globals.record(id).map(|_| Audience::All)
@@ -257,12 +291,14 @@ impl Graph {
             .map(|policy| RecordId::Policy(policies::key(policy, &self.interner)));
         let endpoints = self.items.names().map(|name| name.id(&self.interner));
         let globals = self.globals.ids().cloned();
+        let speakers = self.speakers.nodes().next().map(|_| RecordId::Bgp);
         let mut ids: Vec<_> = settings
             .into_iter()
             .chain(globals)
             .chain(sets)
             .chain(policies)
             .chain(endpoints)
+            .chain(speakers)
             .collect();
         ids.sort_unstable();
         ids
@@ -346,6 +382,7 @@ impl Graph {
             .chain(pools)
             .chain(hosts)
             .chain(self.rejected_claims())
+            .chain(self.speakers.conflicts(self.globals.accepted_nodes()))
             .collect()
     }
 

@@ -1,6 +1,6 @@
 //! Ingestion of API objects: converts each kind to an [`Update`], or to its problems.
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -52,11 +52,13 @@ pub fn namespace(namespace: Namespace) -> Ingested {
 
 /// Addresses and labels of a Node.
 pub fn node(node: Node) -> Ingested {
-    let info = k8s::node::node_info(&node);
-    relevant(Some(Update::Node(
-        identity(node.metadata).0.name,
-        Some(info),
-    )))
+    let (info, problems) = (k8s::node::node_info(&node), k8s::node::problems(&node));
+    let update = Update::Node(identity(node.metadata).0.name, Some(info));
+    Ingested {
+        update: Some(update),
+        prefers_former: false,
+        problems: describe(&problems),
+    }
 }
 
 /// Labels of a ServiceAccount.
@@ -73,6 +75,7 @@ pub fn endpoint_slice(slice: EndpointSlice) -> Ingested {
         address: backend.address,
         protocol: backend.protocol,
         port: backend.port,
+        ready_on: backend.ready_on,
     });
     let service = k8s::service::service_of(&slice);
     relevant(service.map(|service| Update::Service(service, Some(backends.collect()))))
@@ -191,6 +194,34 @@ pub fn settings(configuration: v3::FelixConfiguration) -> Ingested {
     let parsed = v3::parse::felix::overrides(&configuration);
     let name = identity(configuration.metadata).0.name;
     accepted(parsed, |overrides| Update::Settings(name, Some(overrides)))
+}
+
+/// Addresses of a Service.
+pub fn service(service: Service) -> Ingested {
+    let addresses = k8s::service::addresses(&service);
+    let key = identity(service.metadata).0;
+    relevant(addresses.map(|addresses| Update::ServiceAddresses(key, Some(addresses))))
+}
+
+/// Settings of a BGPConfiguration.
+pub fn bgp_settings(configuration: v3::BGPConfiguration) -> Ingested {
+    let parsed = v3::parse::bgp::settings(&configuration);
+    let name = identity(configuration.metadata).0.name;
+    accepted(parsed, |settings| Update::BgpSettings(name, Some(settings)))
+}
+
+/// Peer of a BGPPeer.
+pub fn bgp_peer(peer: v3::BGPPeer) -> Ingested {
+    let parsed = v3::parse::bgp::peer(&peer);
+    let name = identity(peer.metadata).0.name;
+    accepted(parsed, |peer| Update::BgpPeer(name, Some(peer)))
+}
+
+/// Filter of a BGPFilter.
+pub fn bgp_filter(filter: v3::BGPFilter) -> Ingested {
+    let parsed = v3::parse::bgp::filter(&filter);
+    let name = identity(filter.metadata).0.name;
+    accepted(parsed, |filter| Update::BgpFilter(name, Some(filter)))
 }
 
 fn identity(meta: ObjectMeta) -> (NamespacedName, Labels) {

@@ -66,4 +66,8 @@ kinds! {
     "projectcalico.org", "IPPool", "IPPool", ingest::pool;
     "projectcalico.org", "IPAMBlock", "IPAMBlock", ingest::block;
     "projectcalico.org", "FelixConfiguration", "FelixConfiguration", ingest::settings;
+    "", "Service", "Service", ingest::service;
+    "projectcalico.org", "BGPConfiguration", "BGPConfiguration", ingest::bgp_settings;
+    "projectcalico.org", "BGPPeer", "BGPPeer", ingest::bgp_peer;
+    "projectcalico.org", "BGPFilter", "BGPFilter", ingest::bgp_filter;
 }

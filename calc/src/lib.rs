@@ -11,6 +11,7 @@
 //! `graph/view` (the records of one node), `digest` (what server and agent compare).
 
 mod auto_hosts;
+pub mod bgp;
 pub mod blocks;
 mod claims;
 pub mod conflict;

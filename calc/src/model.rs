@@ -5,6 +5,10 @@
 //! refers only to records with smaller ids, so additions are applied in ascending order and
 //! removals in descending order.
 
+mod bgp;
+
+pub use bgp::{BgpMesh, BgpPeerRecord, BgpRecord};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -36,6 +40,8 @@ pub enum RecordId {
     Endpoint(EndpointKey),
     /// A host endpoint by the name of its object. Held by its own node only.
     HostEndpoint(String),
+    /// BGP speaker of the node. Held by the nodes that have one, each its own.
+    Bgp,
 }
 
 impl RecordId {
@@ -43,7 +49,11 @@ impl RecordId {
     pub const fn is_global(&self) -> bool {
         match self {
             Self::Settings | Self::Pool(_) | Self::Node(_) | Self::Route(_) => true,
-            Self::IpSet(_) | Self::Policy(_) | Self::Endpoint(_) | Self::HostEndpoint(_) => false,
+            Self::IpSet(_)
+            | Self::Policy(_)
+            | Self::Endpoint(_)
+            | Self::HostEndpoint(_)
+            | Self::Bgp => false,
         }
     }
 
@@ -58,13 +68,14 @@ impl RecordId {
             Self::Policy(_) => "policy",
             Self::Endpoint(_) => "endpoint",
             Self::HostEndpoint(_) => "host-endpoint",
+            Self::Bgp => "bgp",
         }
     }
 
-    /// Name of the record within its kind; empty for settings.
+    /// Name of the record within its kind; empty for settings and BGP.
     pub fn name(&self) -> String {
         match self {
-            Self::Settings => String::new(),
+            Self::Settings | Self::Bgp => String::new(),
             Self::Pool(range) | Self::Route(range) => range.to_string(),
             Self::Node(name) | Self::HostEndpoint(name) => name.clone(),
             Self::IpSet(set) => set.to_string(),
@@ -98,6 +109,8 @@ pub enum Record {
     Endpoint(EndpointRecord),
     /// See [`RecordId::HostEndpoint`].
     HostEndpoint(HostEndpointRecord),
+    /// See [`RecordId::Bgp`].
+    Bgp(Box<BgpRecord>),
 }
 
 /// Identity of a set, derived from its content: id of a selector (`s:...`), of a named port

@@ -20,6 +20,8 @@ pub(crate) struct SelectorUsers {
     pub(crate) subjects: Vec<u32>,
     /// Live sets with its content.
     pub(crate) sets: Vec<u32>,
+    /// Number of BGPPeers whose local workloads it selects.
+    pub(crate) peers: u32,
 }
 
 /// All selectors, by their handle in the index.
@@ -52,6 +54,7 @@ impl Selectors {
                     mentions: 0,
                     subjects: Vec::new(),
                     sets: Vec::new(),
+                    peers: 0,
                 }),
             );
         }
@@ -96,7 +99,7 @@ impl Selectors {
                 continue;
             };
             // It may have found a user since it became idle.
-            if users.subjects.is_empty() && users.sets.is_empty() {
+            if users.subjects.is_empty() && users.sets.is_empty() && users.peers == 0 {
                 index.deactivate(selector, interner);
             }
             if users.mentions == 0 {

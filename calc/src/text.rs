@@ -3,6 +3,8 @@
 //! A record is one line, or a line with indented parts below it. Absent criteria and settings that
 //! have their default are not printed.
 
+mod bgp;
+
 use std::fmt::{self, Display, Write};
 
 use margay_api::network::{Encapsulation, NodeInfo};
@@ -40,6 +42,7 @@ pub fn record(id: &RecordId, record: &Record) -> String {
         Record::Policy(policy) => text += &policy_text(policy),
         Record::Endpoint(endpoint) => text += &endpoint_text(endpoint),
         Record::HostEndpoint(endpoint) => text += &host_endpoint_text(endpoint),
+        Record::Bgp(record) => text += &bgp::bgp_text(record),
     }
     text + "\n"
 }
@@ -113,6 +116,7 @@ pub fn id_text(id: &RecordId) -> String {
         RecordId::Policy(key) => format!("policy {key}"),
         RecordId::Endpoint(key) => format!("endpoint {key}"),
         RecordId::HostEndpoint(name) => format!("host-endpoint {name}"),
+        RecordId::Bgp => String::from("bgp"),
     }
 }
 
@@ -193,6 +197,8 @@ fn node_text(node: &NodeInfo) -> String {
         vtep,
         vtep6,
         labels,
+        bgp,
+        bgp_annotations: _,
         standing: _,
     } = node;
     let mut text = String::new();
@@ -203,6 +209,11 @@ fn node_text(node: &NodeInfo) -> String {
     vtep6
         .iter()
         .for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
+    if let Some(bgp) = bgp {
+        text += &format!(" as {} port {}", bgp.asn, bgp.listen_port);
+        let cluster = bgp.cluster_id.map(|cluster| format!(" cluster {cluster}"));
+        text += &cluster.unwrap_or_default();
+    }
     labels
         .iter()
         .for_each(|(key, value)| text += &format!(" {key}={value}"));

@@ -1,9 +1,11 @@
 //! Input of `calc`: the latest state of one object, or its absence.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, HostEndpoint, WorkloadEndpoint};
+use margay_api::bgp::{BgpFilter, BgpPeer, BgpSettings};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, ServiceAddresses, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::{BlockInfo, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Policy, PolicyKey, StagedPolicy, Tier};
@@ -22,6 +24,8 @@ pub struct Backend {
     pub protocol: Protocol,
     /// Port number at the backend.
     pub port: u16,
+    /// Node of the backend, while it is ready to serve.
+    pub ready_on: Option<Arc<str>>,
 }
 
 /// A namespace, as far as its pods depend on it.
@@ -72,4 +76,37 @@ pub enum Update {
     Block(IpNet, Option<BlockInfo>),
     /// A FelixConfiguration by the name of its object.
     Settings(String, Option<FelixOverrides>),
+    /// Addresses of a Service that nodes may announce.
+    ServiceAddresses(NamespacedName, Option<ServiceAddresses>),
+    /// A BGPConfiguration by the name of its object.
+    BgpSettings(String, Option<BgpSettings>),
+    /// A BGPPeer by the name of its object.
+    BgpPeer(String, Option<BgpPeer>),
+    /// A BGPFilter by the name of its object.
+    BgpFilter(String, Option<BgpFilter>),
+}
+
+impl Update {
+    /// Update that removes the object.
+    pub fn removal(&self) -> Self {
+        match self {
+            Self::Endpoint(key, _) => Self::Endpoint(key.clone(), None),
+            Self::Namespace(key, _) => Self::Namespace(key.clone(), None),
+            Self::ServiceAccount(key, _) => Self::ServiceAccount(key.clone(), None),
+            Self::Policy(key, _) => Self::Policy(key.clone(), None),
+            Self::HostEndpoint(key, _) => Self::HostEndpoint(key.clone(), None),
+            Self::Staged(key, _) => Self::Staged(key.clone(), None),
+            Self::Tier(key, _) => Self::Tier(key.clone(), None),
+            Self::NetworkSet(key, _) => Self::NetworkSet(key.clone(), None),
+            Self::Service(key, _) => Self::Service(key.clone(), None),
+            Self::Node(key, _) => Self::Node(key.clone(), None),
+            Self::Pool(key, _) => Self::Pool(key.clone(), None),
+            Self::Block(key, _) => Self::Block(*key, None),
+            Self::Settings(key, _) => Self::Settings(key.clone(), None),
+            Self::ServiceAddresses(key, _) => Self::ServiceAddresses(key.clone(), None),
+            Self::BgpSettings(key, _) => Self::BgpSettings(key.clone(), None),
+            Self::BgpPeer(key, _) => Self::BgpPeer(key.clone(), None),
+            Self::BgpFilter(key, _) => Self::BgpFilter(key.clone(), None),
+        }
+    }
 }

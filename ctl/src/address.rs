@@ -87,6 +87,7 @@ mod tests {
             encapsulation: Encapsulation::None,
             nat_outgoing: false,
             block_size: 26,
+            is_exported: true,
             created: 0,
         };
         Update::Pool(name.to_owned(), Some(pool))

@@ -69,6 +69,8 @@ fn build(objects: &Objects, enforces_staged: bool) -> Cluster {
         notes: objects.notes.clone(),
         ..Cluster::default()
     };
+    // Manifests do not say whether it is on, and a peer is not to be blamed for that.
+    cluster.graph.set_bgp(true);
     let mut updates = Vec::new();
     for (name, object) in &objects.known {
         match &object.content {

@@ -174,6 +174,7 @@ fn from_selector(
                 address: *address,
                 protocol: port.protocol,
                 port: number,
+                ready_on: Some(endpoint.node.as_str().into()),
             };
             port.backends.extend(endpoint.addresses.iter().map(backend));
             port.pods.push((key.clone(), number));

@@ -91,7 +91,7 @@ impl RouteSocket {
             receive: RECEIVE_BUFFER,
         };
         Ok(Self {
-            socket: Socket::open(Protocol::Route, 0, buffers)?,
+            socket: Socket::open_strict(Protocol::Route, buffers)?,
             sequence: 0,
         })
     }
@@ -157,6 +157,19 @@ impl RouteSocket {
         &mut self,
         request: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.dump_map(request, Some)
+    }
+
+    /// As [`Self::dump`], keeping of each object only what `keep` makes of it: a table may have
+    /// hundreds of thousands of objects.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub fn dump_map<T>(
+        &mut self,
+        request: RouteNetlinkMessage,
+        keep: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         message.finalize();
@@ -166,11 +179,11 @@ impl RouteSocket {
             let mut out = vec![0; message.buffer_len()];
             message.serialize(&mut out);
             self.socket.send(&out)?;
-            let mut dump = Dump::default();
+            let mut dump = Dump::new();
             while !dump.is_complete {
                 for message in self.receive()? {
                     if message.header.sequence_number == self.sequence {
-                        dump.add(message)?;
+                        dump.add(message, &keep)?;
                     }
                 }
             }
@@ -260,19 +273,30 @@ impl RouteSocket {
 }
 
 /// The replies to a dump so far.
-#[derive(Default)]
-struct Dump {
-    found: Vec<RouteNetlinkMessage>,
+struct Dump<T> {
+    found: Vec<T>,
     /// A change interrupted the dump: it may miss objects.
     is_interrupted: bool,
     is_complete: bool,
 }
 
-impl Dump {
-    fn add(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Result<(), NetlinkError> {
+impl<T> Dump<T> {
+    const fn new() -> Self {
+        Self {
+            found: Vec::new(),
+            is_interrupted: false,
+            is_complete: false,
+        }
+    }
+
+    fn add(
+        &mut self,
+        message: NetlinkMessage<RouteNetlinkMessage>,
+        keep: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<(), NetlinkError> {
         self.is_interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
         match message.payload {
-            NetlinkPayload::InnerMessage(inner) => self.found.push(inner),
+            NetlinkPayload::InnerMessage(inner) => self.found.extend(keep(inner)),
             NetlinkPayload::Done(done) => self.finish(done.code)?,
             NetlinkPayload::Error(error) => self.finish(error.code.map_or(0, i32::from))?,
             _ => {}
@@ -344,10 +368,10 @@ mod tests {
             ([0, NLM_F_DUMP_INTR, 0], true),
             ([0, 0, NLM_F_DUMP_INTR], true),
         ] {
-            let mut dump = Dump::default();
+            let mut dump = Dump::new();
             for message in [links(flags[0]), links(flags[1]), done(flags[2])] {
                 assert!(!dump.is_complete);
-                dump.add(message).expect("no error");
+                dump.add(message, Some).expect("no error");
             }
             assert_eq!(
                 (dump.is_complete, dump.is_interrupted, dump.found.len()),

@@ -16,6 +16,9 @@ use crate::filter::{Filter, drop_ports};
 /// net/netlink/af_netlink.c), and a notification has attributes of at most 64 KiB.
 const DATAGRAM: usize = 128 << 10;
 
+/// Option of `linux/netlink.h` that libc does not have.
+const NETLINK_GET_STRICT_CHK: i32 = 12;
+
 /// A netlink protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -82,6 +85,20 @@ impl Socket {
             port,
             buffer: vec![0; DATAGRAM],
         })
+    }
+
+    /// Opens a socket in no group, whose dumps the kernel filters by what their request says; one
+    /// before Linux 4.20 sends everything.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_strict(protocol: Protocol, buffers: Buffers) -> io::Result<Self> {
+        let socket = Self::open(protocol, 0, buffers)?;
+        match set_netlink_option(&socket.fd, NETLINK_GET_STRICT_CHK, 1) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+            result => result?,
+        }
+        Ok(socket)
     }
 
     /// The netlink port ID, by which notifications name this socket as the origin of a change.

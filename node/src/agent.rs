@@ -20,6 +20,7 @@ use margay_calc::model::{Record, RecordId};
 use margay_proto::sync::{Ack, Frame};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::bgp::InputsSender;
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
 use crate::state::{Held, State, ViewError};
@@ -199,6 +200,8 @@ pub struct AgentParts {
     pub dataplane: Box<dyn Dataplane>,
     /// Route worker, if this agent plans routes.
     pub routes: Option<Box<dyn Routes>>,
+    /// Where what BGP follows from is sent.
+    pub bgp: InputsSender,
     /// Where the view is saved; `None`: it is not.
     pub store: Option<ViewStore>,
     /// Metrics.

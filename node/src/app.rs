@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use kube::Client;
 use margay_dataplane::nftables::{self, Netfilter, Nftables};
 use margay_dataplane::routes::addresses::AddressWatch;
-use margay_dataplane::routes::worker::{Network, Progress};
+use margay_dataplane::routes::learned::has_routes_of_ours;
+use margay_dataplane::routes::worker::Network;
 use margay_dataplane::{Links, probe};
+use margay_netlink::route::RouteSocket;
 use margay_proto::debug::node_debug_server::NodeDebugServer;
 use margay_runtime::backoff::jitter;
 use margay_runtime::grpc::{Admission, Trace};
@@ -26,6 +29,11 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
+use crate::bgp::config::BgpInputs;
+use crate::bgp::metrics::BgpMetrics;
+use crate::bgp::passwords::ApiSecrets;
+use crate::bgp::report::BgpReport;
+use crate::bgp::{self, BgpParts};
 use crate::clean;
 use crate::cni::attachment::Attachments;
 use crate::cni::plugin::PluginFile;
@@ -75,6 +83,7 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     let enforcing = readiness.gate("policy", "no complete view received from typha yet");
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
+    let bgp_metrics = BgpMetrics::new(&mut registry);
     let registry = Arc::new(registry);
     admin::serve(
         args.admin_listen,
@@ -92,7 +101,24 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
         .damaged
         .set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
-    let (agent, routing, fatal) = start_agent(&args, &attachments, metrics, &problems)?;
+    let client = requests::client().await.context("API server")?;
+    let (bgp, bgp_seen) = watch::channel(None);
+    let (agent, network, fatal) = start_agent(
+        &args,
+        &attachments,
+        metrics,
+        &problems,
+        |inputs, network, had_routes| BgpParts {
+            inputs,
+            routes: network.learned(),
+            secrets: ApiSecrets(client.clone()),
+            problems: problems.clone(),
+            metrics: bgp_metrics,
+            report: bgp,
+            had_routes,
+            jitter,
+        },
+    )?;
     tokio::spawn(follow_status(agent.clone(), enforcing));
     tokio::spawn(metrics_port::run(
         args.metrics_listen,
@@ -106,7 +132,7 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     let connected = run_connected(
         &args,
         &agent,
-        routing,
+        (&network, bgp_seen),
         (&notices, &problems),
         &readiness,
         certified,
@@ -114,6 +140,7 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     );
     let pods = serve_pods(
         &args,
+        client,
         agent.clone(),
         attachments,
         notices.clone(),
@@ -150,15 +177,16 @@ fn watch_host_files(args: &Args, problems: &Problems) {
     }
 }
 
-/// Starts the dataplane and the agent.
+/// Starts the dataplane, the agent and BGP.
 fn start_agent(
     args: &Args,
     attachments: &Attachments,
     metrics: Metrics,
     problems: &Problems,
+    bgp: impl FnOnce(watch::Receiver<Option<Arc<BgpInputs>>>, &Network, bool) -> BgpParts<ApiSecrets>,
 ) -> anyhow::Result<(
     AgentHandle,
-    watch::Receiver<Progress>,
+    Network,
     tokio::sync::oneshot::Receiver<agent::RetriesExhausted>,
 )> {
     let missing = probe::require_features(probe::probe().context("features of the kernel")?)?;
@@ -171,8 +199,11 @@ fn start_agent(
     let mut kernel =
         Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
+    let had_routes = RouteSocket::open().and_then(|mut socket| has_routes_of_ours(&mut socket));
+    let had_routes = had_routes.context("routes")?;
     let network = Network::spawn().context("rtnetlink")?;
-    let routing = network.watch();
+    let (bgp_inputs, inputs_seen) = watch::channel(None);
+    tokio::spawn(bgp::run(bgp(inputs_seen, &network, had_routes)));
     let mut addresses = AddressWatch::open().context("addresses of the node")?;
     let links = addresses.read().context("addresses of the node")?;
     let parts = agent::AgentParts {
@@ -181,7 +212,8 @@ fn start_agent(
         attached: pods::load_attached(attachments)?,
         links: links.clone(),
         dataplane: Box::new(Nftables::new(&args.node_name, Box::new(kernel))),
-        routes: Some(Box::new(network) as Box<dyn Routes>),
+        routes: Some(Box::new(network.clone()) as Box<dyn Routes>),
+        bgp: bgp_inputs,
         store: Some(store),
         metrics,
     };
@@ -190,7 +222,7 @@ fn start_agent(
     let problems = problems.clone();
     let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_advice(links));
     watch_links(addresses, links, agent.clone(), look).context("thread of the addresses")?;
-    Ok((agent, routing, fatal))
+    Ok((agent, network, fatal))
 }
 
 /// Opens the gate while the node is ready.
@@ -212,7 +244,7 @@ async fn follow_status(agent: AgentHandle, gate: Gate) {
 async fn run_connected(
     args: &Args,
     agent: &AgentHandle,
-    routing: watch::Receiver<Progress>,
+    (network, bgp): (&Network, watch::Receiver<Option<BgpReport>>),
     (notices, problems): (&Notices, &Problems),
     readiness: &Readiness,
     certified: Gate,
@@ -232,9 +264,11 @@ async fn run_connected(
     let debug = DebugService {
         node: args.node_name.clone(),
         agent: agent.clone(),
-        routing,
+        routing: network.watch(),
         readiness: readiness.clone(),
         problems: problems.clone(),
+        bgp,
+        learned: network.learned().watch(),
     };
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener.with_context(|| {
@@ -305,12 +339,12 @@ async fn serve_debug(
 /// Serves the CNI socket.
 async fn serve_pods(
     args: &Args,
+    client: Client,
     agent: AgentHandle,
     attachments: Attachments,
     notices: Notices,
     problems: Problems,
 ) -> anyhow::Result<()> {
-    let client = requests::client().await.context("API server")?;
     let settings = pods::Settings {
         node: args.node_name.clone(),
         addresses: args.node_ip,

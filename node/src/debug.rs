@@ -1,23 +1,28 @@
 //! The debug service of the agent. It only reads, except for the log filter.
 
+use std::net::SocketAddr;
+
 use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
 use margay_dataplane::Dataplane;
+use margay_dataplane::routes::learned::LearnedProgress;
 use margay_dataplane::routes::plan;
 use margay_dataplane::routes::sysctl::ChangedParameter;
 use margay_dataplane::routes::worker::Progress;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
-    HostChange, KernelRequest, KernelResponse, RecordEntry, SetLogRequest, SetLogResponse,
-    StatusRequest, StatusResponse, ViewRequest, ViewResponse,
+    BgpSession, BgpStatus, HostChange, KernelRequest, KernelResponse, RecordEntry, SetLogRequest,
+    SetLogResponse, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
 use margay_runtime::grpc;
 use margay_runtime::ready::Readiness;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::agent::{AgentHandle, pods_by_address};
+use crate::bgp::report::{BgpReport, PeerReport};
 use crate::problems::Problems;
 
 /// Implementation of the debug service.
@@ -32,11 +37,32 @@ pub struct DebugService {
     pub readiness: Readiness,
     /// Problems of the node.
     pub problems: Problems,
+    /// State of BGP; `None`: the node has none.
+    pub bgp: watch::Receiver<Option<BgpReport>>,
+    /// How far the kernel has come with routes of BGP peers.
+    pub learned: watch::Receiver<LearnedProgress>,
 }
 
 impl DebugService {
     fn agent_ended() -> Status {
         Status::unavailable("the agent is ending")
+    }
+
+    fn bgp_status(&self) -> Option<BgpStatus> {
+        let report = self.bgp.borrow().clone()?;
+        let learned = self.learned.borrow();
+        let now = Instant::now();
+        let sessions = report.peers.into_iter();
+        Some(BgpStatus {
+            asn: report.asn,
+            router_id: report.router_id.to_string(),
+            listening: report.listening.iter().map(SocketAddr::to_string).collect(),
+            sessions: sessions
+                .map(|(address, peer)| bgp_session(address, peer, now))
+                .collect(),
+            routes_wanted: learned.wanted as u64,
+            routes_installed: learned.installed as u64,
+        })
     }
 }
 
@@ -74,6 +100,7 @@ impl NodeDebug for DebugService {
                 .cloned()
                 .map(host_change)
                 .collect(),
+            bgp: self.bgp_status(),
         }))
     }
 
@@ -129,6 +156,20 @@ impl NodeDebug for DebugService {
     ) -> Result<Response<SetLogResponse>, Status> {
         grpc::set_log(&request.into_inner().filter)
             .map(|former| Response::new(SetLogResponse { former }))
+    }
+}
+
+fn bgp_session(address: SocketAddr, peer: PeerReport, now: Instant) -> BgpSession {
+    BgpSession {
+        name: peer.name,
+        address: address.to_string(),
+        asn: peer.asn,
+        state: format!("{:?}", peer.state),
+        state_seconds: now.saturating_duration_since(peer.since).as_secs(),
+        received: peer.received.iter().sum::<usize>() as u64,
+        sent: peer.sent as u64,
+        last_end: peer.last_end.unwrap_or_default(),
+        stale: peer.is_stale,
     }
 }
 

@@ -5,6 +5,8 @@
 //!  typha <--stream--> upstream --AgentEvent--> agent (thread) --commit--> dataplane --> nftables
 //!                         ^                     |   |
 //!                         +--acks, problems-----+   +--plan--> route worker (thread) --> netlink
+//!                                               |                  ^
+//!                                               +--inputs--> bgp (thread) --> sockets of peers
 //!
 //!  CNI plugin --socket--> cni::server --> cni::service --attach, detach--> agent
 //!                                              |
@@ -13,6 +15,7 @@
 
 pub mod agent;
 pub mod app;
+pub mod bgp;
 mod calico_metrics;
 pub mod clean;
 pub mod cni;

@@ -59,15 +59,34 @@ pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
         .calico_network
         .get_or_insert_with(CalicoNetworkSpec::default);
     set(&mut network.linux_dataplane, "Nftables");
-    set(&mut network.bgp, "Disabled");
     set(&mut network.host_ports, "Disabled");
     network
         .linux_policy_setup_timeout_seconds
         .get_or_insert(DEFAULT_POLICY_TIMEOUT);
     if let Some(existing) = &inputs.pools {
         complete_pools(network, existing, &inputs.pod_subnets);
+        let needs_bgp = needs_bgp(network.ip_pools.as_deref().unwrap_or_default(), existing);
+        set(
+            &mut network.bgp,
+            if needs_bgp { "Enabled" } else { "Disabled" },
+        );
     }
     spec
+}
+
+/// Returns true if a pool of the Installation has packets that other networks see unencapsulated or
+/// in IPIP; if it lists no pool, one of the cluster.
+fn needs_bgp(pools: &[IpPoolSpec], existing: &[PoolFacts]) -> bool {
+    let is_routed = |encapsulation: &str| !encapsulation.starts_with("VXLAN");
+    match pools {
+        [] => existing
+            .iter()
+            .any(|pool| is_routed(encapsulation_of(&pool.spec))),
+        pools => pools
+            .iter()
+            .filter_map(|pool| pool.encapsulation.as_deref())
+            .any(is_routed),
+    }
 }
 
 fn set(field: &mut Option<String>, value: &str) {

@@ -54,6 +54,50 @@ fn everything_that_has_a_default_gets_it() {
 }
 
 #[test]
+fn bgp_is_for_packets_that_other_networks_route() {
+    let existing = |spec: Value| Some(vec![pool("a", spec)]);
+    let pools = |encapsulations: &[&str]| {
+        let pools = encapsulations.iter().enumerate();
+        let pools = pools.map(|(index, encapsulation)| {
+            json!({ "cidr": format!("10.{index}.0.0/16"), "encapsulation": encapsulation })
+        });
+        json!({ "calicoNetwork": { "ipPools": pools.collect::<Vec<_>>() } })
+    };
+    let table = [
+        (json!({}), Some(vec![]), json!("Disabled")),
+        (json!({}), None, Value::Null),
+        (
+            pools(&["VXLAN", "VXLANCrossSubnet"]),
+            Some(vec![]),
+            json!("Disabled"),
+        ),
+        (pools(&["VXLAN", "None"]), Some(vec![]), json!("Enabled")),
+        (pools(&["IPIP"]), Some(vec![]), json!("Enabled")),
+        (pools(&["IPIPCrossSubnet"]), Some(vec![]), json!("Enabled")),
+        (
+            json!({}),
+            existing(json!({ "cidr": "10.0.0.0/16", "ipipMode": "Always" })),
+            json!("Enabled"),
+        ),
+        (
+            json!({}),
+            existing(json!({ "cidr": "10.0.0.0/16", "vxlanMode": "Always" })),
+            json!("Disabled"),
+        ),
+        (
+            json!({ "calicoNetwork": { "bgp": "Enabled" } }),
+            Some(vec![]),
+            json!("Enabled"),
+        ),
+    ];
+    for (spec, existing, bgp) in table {
+        let given: InstallationSpec = serde_json::from_value(spec.clone()).unwrap();
+        let completed = json!(complete(&given, &cluster(&[], existing)));
+        assert_eq!(completed["calicoNetwork"]["bgp"], bgp, "{spec}");
+    }
+}
+
+#[test]
 fn completion_is_idempotent() {
     let inputs = cluster(&["10.244.0.0/16"], Some(vec![]));
     let once = complete(&InstallationSpec::default(), &inputs);

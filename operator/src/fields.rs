@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use margay_api::fields::{CONTROLLERS, FELIX, INSTALLATION, IPAM, Ignored, POOL};
+use margay_api::fields::{BGP, CONTROLLERS, FELIX, INSTALLATION, IPAM, Ignored, POOL};
 
 use crate::inputs::Inputs;
 
@@ -41,6 +41,10 @@ pub fn report(inputs: &Inputs) -> Report {
             &mut report.calico,
         );
     }
+    for (name, spec) in inputs.bgp.iter().flatten() {
+        let object = format!("BGPConfiguration {name}");
+        BGP.find_ignored(&object, spec, &mut report.calico);
+    }
     if let Some(Some(object)) = &inputs.controllers {
         CONTROLLERS.find_ignored(
             "KubeControllersConfiguration default",
@@ -48,17 +52,6 @@ pub fn report(inputs: &Inputs) -> Report {
             &mut report.calico,
         );
     }
-    report.calico.extend(inputs.bgp.iter().map(|object| {
-        Ignored {
-            is_unsafe: false,
-            object: object.clone(),
-            field: String::new(),
-            meaning:
-                "there is no BGP: routes are not advertised outside of the cluster, and nodes \
-                 program their own"
-                    .to_owned(),
-        }
-    }));
     for pool in inputs.pools.iter().flatten() {
         POOL.find_ignored(
             &format!("IPPool {}", pool.name),

@@ -93,7 +93,13 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
             "node": {"leakGracePeriod": "5m", "syncLabels": "Enabled", "reconcilerPeriod": "5m"},
             "loadBalancer": {"assignIPs": "None"},
         }}}))),
-        bgp: ["BGPPeer rack".to_owned()].into(),
+        bgp: Some(
+            [(
+                "default".to_owned(),
+                json!({"asNumber": 64513, "logSeverityScreen": "Debug"}),
+            )]
+            .into(),
+        ),
         pools: Some(vec![
             pool("a", json!({"cidr": "10.0.0.0/16", "ipipMode": "Always"})),
             pool(
@@ -114,7 +120,7 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
     assert_eq!(
         shown(&found.calico),
         [
-            "false BGPPeer rack",
+            "false BGPConfiguration default spec.logSeverityScreen is Debug",
             "false FelixConfiguration node.n1 spec.natPortRange is 1:2",
             "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is \
              None",

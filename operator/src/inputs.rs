@@ -136,10 +136,10 @@ pub struct Inputs {
     pub pools: Option<Vec<PoolFacts>>,
     /// Specs of FelixConfigurations, by name; none while the API does not serve the kind.
     pub felix: Option<BTreeMap<String, Value>>,
+    /// Specs of BGPConfigurations, by name; none while the API does not serve the kind.
+    pub bgp: Option<BTreeMap<String, Value>>,
     /// Spec of IPAMConfiguration `default`, if there is one.
     pub ipam: Option<Value>,
-    /// BGP objects, kind and name, in the storage that has such kinds.
-    pub bgp: BTreeSet<String>,
     /// Names of Tiers; none while the API does not serve the kind.
     pub tiers: Option<BTreeSet<String>>,
     /// Spec of ClusterInformation `default`: outer none while the API does not serve the kind.

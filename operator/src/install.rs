@@ -129,7 +129,8 @@ fn storage_rules(mode: Mode) -> Vec<Value> {
         &["hostendpoints"],
         &["create", "delete", "get", "list", "update", "watch"],
     );
-    let controllers = render::calico(mode, &["kubecontrollersconfigurations"], &READ);
+    let read = ["bgpconfigurations", "kubecontrollersconfigurations"];
+    let controllers = render::calico(mode, &read, &READ);
     // Objects that the IPAM garbage collector reads, releases and deletes.
     let ipam = ["blockaffinities", "ipamblocks", "ipamhandles"];
     let ipam = render::calico(mode, &ipam, &["delete", "get", "list", "update"]);
@@ -146,19 +147,13 @@ fn storage_rules(mode: Mode) -> Vec<Value> {
         .collect();
     let definitions: Vec<&str> = definitions.iter().map(String::as_str).collect();
     let written = render::calico(mode, &shared, &["create", "get", "list", "update", "watch"]);
-    // Not supported; their presence is reported.
-    let unserved = render::calico(
-        mode,
-        &["bgpconfigurations", "bgpfilters", "bgppeers"],
-        &READ,
-    );
     let installed = named(
         "apiextensions.k8s.io",
         &["customresourcedefinitions"],
         &definitions,
         &APPLY,
     );
-    [vec![written, unserved, installed], common].concat()
+    [vec![written, installed], common].concat()
 }
 
 const ADMISSION: [&str; 2] = [

@@ -209,8 +209,6 @@ pub static OTHER_KINDS: &[Kind] = &[
         "bgpconfigurations",
         false,
     ),
-    Kind::new("projectcalico.org", "v3", "BGPPeer", "bgppeers", false),
-    Kind::new("projectcalico.org", "v3", "BGPFilter", "bgpfilters", false),
     Kind::new(
         "certificates.k8s.io",
         "v1",

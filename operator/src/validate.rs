@@ -162,7 +162,11 @@ fn network(validator: &mut Validator<'_>, spec: &InstallationSpec) {
         network.linux_dataplane.as_ref(),
         &["Nftables", "Iptables"],
     );
-    validator.check_one_of("calicoNetwork.bgp", network.bgp.as_ref(), &["Disabled"]);
+    validator.check_one_of(
+        "calicoNetwork.bgp",
+        network.bgp.as_ref(),
+        &["Disabled", "Enabled"],
+    );
     validator.check_one_of(
         "calicoNetwork.hostPorts",
         network.host_ports.as_ref(),

@@ -91,8 +91,8 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.calicoNetwork.linuxDataplane is BPF",
         ),
         (
-            json!({ "calicoNetwork": { "bgp": "Enabled" } }),
-            "spec.calicoNetwork.bgp is Enabled",
+            json!({ "calicoNetwork": { "bgp": "On" } }),
+            "spec.calicoNetwork.bgp is On",
         ),
         (
             json!({ "calicoNetwork": { "mtu": 100 } }),

@@ -70,7 +70,8 @@ const KUBE_SYSTEM: &str = "kube-system";
 /// Owned kinds that an old API server may not serve.
 const MUTATING_KINDS: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
 /// Kinds that are watched whole, although their API may not be served yet.
-const V3_KINDS: [&str; 7] = [
+const V3_KINDS: [&str; 8] = [
+    "BGPConfiguration",
     "IPPool",
     "FelixConfiguration",
     "Tier",
@@ -79,8 +80,6 @@ const V3_KINDS: [&str; 7] = [
     "KubeControllersConfiguration",
     "IPAMConfiguration",
 ];
-/// BGP kinds of the older storage, which have no effect.
-const BGP_KINDS: [&str; 3] = ["BGPConfiguration", "BGPPeer", "BGPFilter"];
 
 impl Reflectors {
     /// Starts every watch as a critical task. `namespace` is the operator's own; Calico's kinds are
@@ -100,11 +99,9 @@ impl Reflectors {
             })
             .collect();
         let mut others = BTreeMap::new();
-        let bgp = BGP_KINDS.into_iter().filter(|_| mode == Mode::V1);
         for name in ["Installation", "TigeraStatus", "Node"]
             .into_iter()
             .chain(V3_KINDS)
-            .chain(bgp)
         {
             others.insert(name, open(Scope::all(name)));
         }
@@ -282,17 +279,11 @@ impl Reflectors {
                 .collect::<BTreeMap<_, _>>()
         };
         inputs.felix = self.served("FelixConfiguration").map(specs);
+        inputs.bgp = self.served("BGPConfiguration").map(specs);
         inputs.ipam = self
             .served("IPAMConfiguration")
             .map(specs)
             .and_then(|mut known| known.remove("default"));
-        for kind in BGP_KINDS {
-            inputs.bgp.extend(
-                self.objects(kind)
-                    .iter()
-                    .map(|object| format!("{kind} {}", object.name_any())),
-            );
-        }
         inputs.tiers = self.served("Tier").map(names);
         inputs.cluster_information = self.served("ClusterInformation").map(|objects| {
             objects
@@ -344,7 +335,7 @@ impl Reflectors {
 
 /// Returns true for kinds that may not be served.
 fn is_optional(name: &str) -> bool {
-    V3_KINDS.contains(&name) || MUTATING_KINDS.contains(&name) || BGP_KINDS.contains(&name)
+    V3_KINDS.contains(&name) || MUTATING_KINDS.contains(&name)
 }
 
 /// Starts a watch; it reconnects for ever, with backoff.

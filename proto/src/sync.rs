@@ -4,6 +4,7 @@
 //! changes' bytes and an [`encode_trailer`]. Decoding accepts only what the model can hold and sets
 //! no defaults: [`Error`] names what is missing or out of range. Unknown fields are ignored.
 
+mod bgp;
 mod decode;
 mod encode;
 mod fields;

@@ -18,7 +18,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 /// Our crates that each crate may use.
 const MAY_USE: [(&str, &[&str]); 16] = [
     ("margay-api", &[]),
-    ("margay-bgp", &[]),
+    ("margay-bgp", &["margay-api"]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
     ("margay-runtime", &[]),
@@ -48,6 +48,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
         "margay-node",
         &[
             "margay-api",
+            "margay-bgp",
             "margay-calc",
             "margay-dataplane",
             "margay-ipam",
@@ -173,7 +174,14 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
                 "settings",
                 "text",
             ],
-            &["auto_hosts", "globals", "items", "node_sets", "policies"],
+            &[
+                "auto_hosts",
+                "bgp",
+                "globals",
+                "items",
+                "node_sets",
+                "policies",
+            ],
             &["graph"],
             &["explain"],
         ],
@@ -237,13 +245,14 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
         "dataplane/src/routes",
         &[
             &["ethtool", "plan"],
-            &["conntrack", "diff", "hint", "message", "sysctl"],
+            &["conntrack", "diff", "hint", "learned", "message", "sysctl"],
             &["parameters", "present"],
             &[
                 "addresses",
                 "driver",
                 "monitor",
                 "netconf",
+                "next_hop",
                 "pod",
                 "removal",
             ],

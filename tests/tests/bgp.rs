@@ -10,7 +10,7 @@ use margay_bgp::attributes::Family;
 use margay_bgp::codec::{self, Plain};
 use margay_bgp::config::{Password, PeerConfig, PeerId, SpeakerConfig};
 use margay_bgp::export::ExportPolicy;
-use margay_bgp::filter::{FilterAction, FilterRule, Operation};
+use margay_bgp::filter::{FilterAction, FilterRule, RouteOperation};
 use margay_bgp::message::{Capabilities, Open};
 use margay_bgp::rib::LocalRoute;
 use margay_bgp::session::State;
@@ -116,7 +116,7 @@ impl Case {
         for (family, own) in Family::ALL.into_iter().zip(OURS) {
             config.own_next_hops.insert(family, own.parse()?);
         }
-        let set = FilterAction::Accept(vec![Operation::SetPriority(PRIORITY)]);
+        let set = FilterAction::Accept(vec![RouteOperation::SetPriority(PRIORITY)]);
         let rule = FilterRule {
             community: Some("64512:1:2".parse()?),
             ..FilterRule::new(set)

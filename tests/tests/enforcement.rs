@@ -132,6 +132,7 @@ impl Node {
                 dataplane: Box::new(Nftables::new("n1", Box::new(kernel))),
                 routes: None,
                 store: None,
+                bgp: Default::default(),
                 metrics: Metrics::new(&mut Default::default()),
             };
             let (handle, _) = agent::spawn(parts)?;

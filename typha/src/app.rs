@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::cache::Cache;
 use crate::compute::{EVENT_QUEUE, GraphOwner};
-use crate::config::Args;
+use crate::config::{Args, NetworkingBackend};
 use crate::debug::DebugService;
 use crate::event::Event;
 use crate::kinds;
@@ -115,8 +115,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     info!(storage = %mode, reason, "storage of Calico's data");
 
     let (events, inbox) = mpsc::channel(EVENT_QUEUE);
-    let cache = Cache::new(kinds::KINDS.iter().map(|kind| kind.name));
-    let mut owner = GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync);
+    let bgp = args.networking_backend == NetworkingBackend::Bird;
+    let cache = Cache::new(kinds::watched(bgp).map(|kind| kind.name));
+    let mut owner =
+        GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync).with_bgp(bgp);
     owner.hub.placement = Placement::new(&args.pod_name);
     owner.pulse = Some(readiness.liveness().part("owner", HUNG));
     let mut tasks = Tasks::default();
@@ -147,7 +149,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         );
     }
     tasks.spawn("owner", owner.run(inbox, shutdown.clone()));
-    for kind in kinds::KINDS {
+    for kind in kinds::watched(bgp) {
         let watch = kind.start(
             mode,
             client.clone(),

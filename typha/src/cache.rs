@@ -16,7 +16,7 @@ use margay_proto::sync::LocalEndpoint;
 
 use crate::object::{Missing, ObjectKey, Observed, POD};
 use crate::overlay::{Overlays, ReportRejected};
-use crate::packed::{PackedUpdate, removal};
+use crate::packed::PackedUpdate;
 use crate::services::Services;
 
 /// Latest state of all kinds.
@@ -426,8 +426,8 @@ fn difference(former: Option<&Update>, wanted: Option<&Update>) -> Vec<Update> {
     if former == wanted {
         return Vec::new();
     }
-    let removed = former.map(removal);
-    let replaced = removed.is_some() && removed == wanted.map(removal);
+    let removed = former.map(Update::removal);
+    let replaced = removed.is_some() && removed == wanted.map(Update::removal);
     let removed = removed.filter(|_| !replaced);
     removed.into_iter().chain(wanted.cloned()).collect()
 }

@@ -107,6 +107,12 @@ impl GraphOwner {
         owner
     }
 
+    /// Turns BGP on or off; off by default.
+    pub fn with_bgp(mut self, is_on: bool) -> Self {
+        self.hub.graph.set_bgp(is_on);
+        self
+    }
+
     /// Handles events until shutdown, then disconnects all nodes and ends when the last one is
     /// gone.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, shutdown: Shutdown) {

@@ -3,6 +3,17 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+/// Routing between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetworkingBackend {
+    /// BGP, whichever encapsulation pools have.
+    Bird,
+    /// Routes of this network alone.
+    Vxlan,
+    /// As `vxlan`.
+    None,
+}
+
 /// Settings of typha; each is a flag and an environment variable with the same meaning.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -36,6 +47,9 @@ pub struct Args {
     /// detect it at start.
     #[arg(long, env = "CALICO_API_GROUP", default_value = "")]
     pub api_group: String,
+    /// Routing between nodes, in Calico's words: `bird` gives every node a BGP speaker.
+    #[arg(long, env = "CALICO_NETWORKING_BACKEND", default_value = "none")]
+    pub networking_backend: NetworkingBackend,
     /// Log filter, such as `margay_typha=debug,info`.
     #[arg(long, env = "MARGAY_LOG", default_value = "info")]
     pub log: String,

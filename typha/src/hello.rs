@@ -44,6 +44,8 @@ pub struct Hello {
 pub struct Capabilities {
     /// Host endpoints, which it enforces.
     pub host_endpoints: bool,
+    /// A BGP speaker.
+    pub bgp: bool,
     /// Shared port lists, sets in several changes, frames in parts.
     pub compact: bool,
 }

@@ -213,7 +213,11 @@ impl Hub {
         let supports = |id: &RecordId| supports(hello.capabilities, id);
         let mut buckets = view.buckets();
         // An agent without support holds none of these, so its digests lack them too.
-        for (id, digest) in view.host_endpoints().filter(|(id, _)| !supports(id)) {
+        let bgp = view.digest(&RecordId::Bgp);
+        let optional = view
+            .host_endpoints()
+            .chain(bgp.map(|digest| (RecordId::Bgp, digest)));
+        for (id, digest) in optional.filter(|(id, _)| !supports(id)) {
             digest::subtract(&mut buckets, &id, digest);
         }
         let differing = differing_buckets(&hello.buckets, &buckets);
@@ -521,7 +525,11 @@ fn record_pending(node: &NodeSession, is_known: &mut bool, pending: usize) {
 
 /// Returns true if the agent supports the record.
 fn supports(capabilities: Capabilities, id: &RecordId) -> bool {
-    capabilities.host_endpoints || !matches!(id, RecordId::HostEndpoint(_))
+    match id {
+        RecordId::HostEndpoint(_) => capabilities.host_endpoints,
+        RecordId::Bgp => capabilities.bgp,
+        _ => true,
+    }
 }
 
 /// Cache of encoded values for sessions that need the same ones in the same form.
@@ -570,10 +578,10 @@ impl RecordSource for ValueEncoder<'_> {
         } else {
             encode_change(change)
         };
-        // Endpoints are for one node only, and settings may be.
+        // Endpoints and speakers are of one node only, and settings may be.
         if !matches!(
             id,
-            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings | RecordId::Bgp
         ) {
             self.encoded.insert(id, self.compact, &value);
         }

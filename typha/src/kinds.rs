@@ -13,6 +13,8 @@ use crate::metrics::Counters;
 use crate::object::{BLOCK, POD};
 use crate::watch::Watch;
 
+/// Services of Kubernetes.
+const SERVICE: &str = "Service";
 /// Cluster-wide policies of Kubernetes.
 const CLUSTER_POLICY: &str = "KubernetesClusterNetworkPolicy";
 
@@ -193,7 +195,22 @@ pub const KINDS: &[KindSpec] = &[
         false,
         ingest::settings,
     ),
+    kind_spec!(SERVICE, "/api/v1/services", true, ingest::service),
+    kind_spec!(
+        "BGPConfiguration",
+        "/apis/projectcalico.org/v3/bgpconfigurations",
+        false,
+        ingest::bgp_settings,
+    ),
+    kind_spec!("BGPPeer", "/apis/projectcalico.org/v3/bgppeers", false, ingest::bgp_peer),
+    kind_spec!("BGPFilter", "/apis/projectcalico.org/v3/bgpfilters", false, ingest::bgp_filter),
 ];
+
+/// Kinds to watch. Services are read for their announcement by BGP only; peers are always read, to
+/// report those that have no effect.
+pub fn watched(bgp: bool) -> impl Iterator<Item = &'static KindSpec> {
+    KINDS.iter().filter(move |spec| bgp || spec.name != SERVICE)
+}
 
 #[cfg(test)]
 mod tests {
@@ -232,6 +249,7 @@ mod tests {
                 "StagedNetworkPolicy",
                 "StagedGlobalNetworkPolicy",
                 "StagedKubernetesNetworkPolicy",
+                "BGPFilter",
             ];
             assert_eq!(
                 spec.definition(form).is_some(),
@@ -241,6 +259,18 @@ mod tests {
             );
             assert_eq!(spec.definition(Form::Plain), None, "{}", spec.name);
         }
+    }
+
+    #[test]
+    fn services_are_read_for_bgp_only() {
+        let names = |bgp| watched(bgp).map(|spec| spec.name).collect::<Vec<_>>();
+        let (with, mut without) = (names(true), names(false));
+        assert!(!without.contains(&SERVICE));
+        without.push(SERVICE);
+        without.sort_unstable();
+        let mut with = with;
+        with.sort_unstable();
+        assert_eq!(with, without);
     }
 
     #[test]

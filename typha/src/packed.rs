@@ -56,7 +56,7 @@ impl PackedUpdate {
         match self {
             Self::Nothing => None,
             Self::Pod(_) => Some(Update::Endpoint(key.clone(), None)),
-            Self::Other(update) => Some(removal(update)),
+            Self::Other(update) => Some(update.removal()),
         }
     }
 }
@@ -136,25 +136,6 @@ impl PackedEndpoint {
     /// Node of the endpoint, without unpacking the rest.
     pub fn node(&self) -> &str {
         FieldReader(&self.0).str()
-    }
-}
-
-/// Update that removes the object.
-pub fn removal(update: &Update) -> Update {
-    match update {
-        Update::Endpoint(key, _) => Update::Endpoint(key.clone(), None),
-        Update::Namespace(key, _) => Update::Namespace(key.clone(), None),
-        Update::ServiceAccount(key, _) => Update::ServiceAccount(key.clone(), None),
-        Update::Policy(key, _) => Update::Policy(key.clone(), None),
-        Update::HostEndpoint(key, _) => Update::HostEndpoint(key.clone(), None),
-        Update::Staged(key, _) => Update::Staged(key.clone(), None),
-        Update::Tier(key, _) => Update::Tier(key.clone(), None),
-        Update::NetworkSet(key, _) => Update::NetworkSet(key.clone(), None),
-        Update::Service(key, _) => Update::Service(key.clone(), None),
-        Update::Node(key, _) => Update::Node(key.clone(), None),
-        Update::Pool(key, _) => Update::Pool(key.clone(), None),
-        Update::Block(key, _) => Update::Block(*key, None),
-        Update::Settings(key, _) => Update::Settings(key.clone(), None),
     }
 }
 

@@ -136,6 +136,7 @@ impl Reader {
                     has_alternatives: hello.has_alternatives,
                     capabilities: Capabilities {
                         host_endpoints: hello.host_endpoints,
+                        bgp: hello.bgp,
                         compact: hello.compact,
                     },
                     slot,

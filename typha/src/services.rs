@@ -50,6 +50,7 @@ mod tests {
             address: [10, 0, 0, 1].into(),
             protocol: Protocol::TCP,
             port: *port,
+            ready_on: None,
         };
         Some(ports.iter().map(backend).collect())
     }

@@ -79,6 +79,7 @@ impl Typha {
                 has_alternatives: false,
                 capabilities: Capabilities {
                     host_endpoints: true,
+                    bgp: true,
                     compact: true,
                 },
                 slot,

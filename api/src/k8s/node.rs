@@ -6,11 +6,14 @@ use std::str::FromStr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 
+use crate::bgp;
 use crate::meta::{
-    self, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
-    ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
+    self, ANNOTATION_NODE_ASN, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6,
+    ANNOTATION_ROUTE_REFLECTOR, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
+    ANNOTATION_VXLAN_MAC_V6,
 };
-use crate::network::{NodeInfo, Standing, Vtep};
+use crate::network::{BgpAnnotations, NodeInfo, Standing, Vtep};
+use crate::problem::{Problem, Problems};
 
 /// Reads the addresses and the tunnel of a node. Without the agent's annotations its address is the
 /// one that kubelet reports, with a full prefix, so that packets to it are never sent
@@ -55,8 +58,46 @@ pub fn node_info(node: &Node) -> NodeInfo {
         vtep: vtep4(),
         vtep6: vtep6(),
         labels: node.metadata.labels.clone().unwrap_or_default(),
+        bgp: None,
+        bgp_annotations: bgp_annotations(node, &mut Problems::default()),
         standing,
     }
+}
+
+/// Problems of a Node's annotations for BGP. A bad one counts as not given.
+pub fn problems(node: &Node) -> Vec<Problem> {
+    let mut problems = Problems::default();
+    bgp_annotations(node, &mut problems);
+    problems.into_vec()
+}
+
+fn bgp_annotations(node: &Node, problems: &mut Problems) -> BgpAnnotations {
+    let annotation = |name: &str| {
+        let annotations = node.metadata.annotations.as_ref()?;
+        annotations
+            .get(name)
+            .map(|text| text.trim())
+            .filter(|text| !text.is_empty())
+    };
+    let field = |name: &str| format!("metadata.annotations[{name}]");
+    let asn = annotation(ANNOTATION_NODE_ASN).and_then(|text| {
+        let asn = bgp::parse_asn(text);
+        if asn.is_none() {
+            let rule = "not an AS number, so the node has that of its BGPConfiguration";
+            problems.add(field(ANNOTATION_NODE_ASN), text, rule, bgp::ASN_REMEDY);
+        }
+        asn
+    });
+    let cluster_id = annotation(ANNOTATION_ROUTE_REFLECTOR).and_then(|text| {
+        let cluster_id = text.parse().ok();
+        if cluster_id.is_none() {
+            let rule = "not in the form of an IPv4 address, so the node is no route reflector";
+            let remedy = "write it like 244.0.0.1";
+            problems.add(field(ANNOTATION_ROUTE_REFLECTOR), text, rule, remedy);
+        }
+        cluster_id
+    });
+    BgpAnnotations { asn, cluster_id }
 }
 
 /// Returns the addresses of one type that kubelet reports.

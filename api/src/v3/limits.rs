@@ -293,3 +293,97 @@ pub(super) fn pool_rules() -> Value {
         },
     ])
 }
+
+/// Schema of an AS number: a number or text.
+pub(super) fn as_number(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "x-kubernetes-int-or-string": true, "anyOf": [{ "type": "integer" }, { "type": "string" }] })
+}
+
+/// Schema of a set of names of interfaces.
+pub(super) fn interface_names(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": { "type": "string", "maxLength": 15 },
+        "x-kubernetes-list-type": "set",
+    })
+}
+
+/// Schema of a duration as Go writes it.
+pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "maxLength": 32, "pattern": "^([0-9]+(\\.[0-9]+)?(h|m|s|ms))+$" })
+}
+
+/// Schema of a community.
+pub(super) fn community(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "maxLength": 32, "pattern": "^[0-9]+:[0-9]+(:[0-9]+)?$" })
+}
+
+/// Rules across the fields of BGP's settings.
+pub(super) fn bgp_configuration_rules() -> Value {
+    let mesh = "!has(self.nodeToNodeMeshEnabled) || self.nodeToNodeMeshEnabled";
+    json!([
+        {
+            "rule": "!has(self.communities) || has(self.prefixAdvertisements)",
+            "message": "communities are names for prefixAdvertisements: say which prefixes have them",
+        },
+        {
+            "rule": format!("!has(self.nodeMeshPassword) || {mesh}"),
+            "message": "nodeMeshPassword is for the mesh: leave it out, or enable nodeToNodeMeshEnabled",
+        },
+        {
+            "rule": format!("!has(self.nodeMeshMaxRestartTime) || {mesh}"),
+            "message": "nodeMeshMaxRestartTime is for the mesh: leave it out, or enable nodeToNodeMeshEnabled",
+        },
+    ])
+}
+
+/// Rules across the fields of a BGP peer.
+pub(super) fn bgp_peer_rules() -> Value {
+    let set = |field: &str| format!("(has(self.{field}) && self.{field} != '')");
+    let ways = ["peerIP", "peerSelector", "localWorkloadSelector"].map(set);
+    let count: Vec<String> = ways.iter().map(|way| format!("({way} ? 1 : 0)")).collect();
+    json!([
+        {
+            "rule": format!("{} == 1", count.join(" + ")),
+            "message": "a peer is named by exactly one of peerIP, peerSelector and localWorkloadSelector",
+        },
+        {
+            "rule": format!("!({} && {})", set("node"), set("nodeSelector")),
+            "message": "node and nodeSelector exclude each other",
+        },
+        {
+            "rule": format!("!has(self.asNumber) || !{}", ways[1]),
+            "message": "asNumber is not for peerSelector: nodes have their own",
+        },
+        {
+            "rule": format!("has(self.asNumber) || !{}", ways[2]),
+            "message": "localWorkloadSelector needs asNumber",
+        },
+        {
+            "rule": "!has(self.nextHopMode) || !has(self.keepOriginalNextHop) || !self.keepOriginalNextHop",
+            "message": "nextHopMode and keepOriginalNextHop exclude each other: use nextHopMode",
+        },
+        {
+            "rule": format!("!has(self.reachableBy) || {}", ways[0]),
+            "message": "reachableBy needs peerIP",
+        },
+    ])
+}
+
+/// Rules across the fields of a rule of a BGP filter.
+pub(super) fn bgp_filter_rules() -> Value {
+    json!([
+        {
+            "rule": "has(self.cidr) == has(self.matchOperator)",
+            "message": "cidr and matchOperator go together: set both or neither",
+        },
+        {
+            "rule": "!has(self.prefixLength) || has(self.cidr)",
+            "message": "prefixLength needs cidr",
+        },
+        {
+            "rule": "!has(self.operations) || self.action == 'Accept'",
+            "message": "operations are for the action Accept",
+        },
+    ])
+}

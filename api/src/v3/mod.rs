@@ -5,6 +5,7 @@
 //! the parse functions, because an object that does not decode would break the whole list, and one
 //! that decodes and does not parse affects only itself.
 
+pub mod bgp;
 pub mod cluster;
 pub mod controllers;
 pub mod host;
@@ -17,6 +18,7 @@ pub mod pool;
 pub mod rule;
 pub mod tier;
 
+pub use bgp::{BGPConfiguration, BGPFilter, BGPPeer};
 pub use cluster::{ClusterInformation, FelixConfiguration};
 pub use controllers::KubeControllersConfiguration;
 pub use host::HostEndpoint;

@@ -9,7 +9,7 @@ use super::{Action, MAX_PROBLEMS, Speaker};
 use crate::attributes::{Attributes, Family};
 use crate::config::{PeerConfig, PeerId};
 use crate::export::ExportPolicy;
-use crate::filter::Operation;
+use crate::filter::RouteOperation;
 use crate::message::{RefreshKind, RouteRefresh, Update};
 use crate::rib::{LocalRoute, Selection, Source};
 use crate::session::Moment;
@@ -295,8 +295,12 @@ impl Speaker {
             None => None,
         };
         let operations = session.export(&self.policy, net, best, from_config, interface)?;
-        let mut operations: Vec<Operation> = operations.to_vec();
-        operations.extend(self.policy.communities(net).map(Operation::AddCommunity));
+        let mut operations: Vec<RouteOperation> = operations.to_vec();
+        operations.extend(
+            self.policy
+                .communities(net)
+                .map(RouteOperation::AddCommunity),
+        );
         let key = OutgoingKey {
             attributes: best.attributes.clone(),
             family: Family::of(net),
@@ -321,5 +325,5 @@ struct OutgoingKey {
     attributes: Arc<Attributes>,
     family: Family,
     from: Option<PeerId>,
-    operations: Vec<Operation>,
+    operations: Vec<RouteOperation>,
 }

@@ -10,6 +10,7 @@ fn mk_pool(cidr: &str, block_size: u8, created: i64) -> Pool {
         encapsulation: Encapsulation::Vxlan,
         nat_outgoing: false,
         block_size,
+        is_exported: true,
         created,
     }
 }

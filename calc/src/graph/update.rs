@@ -124,7 +124,13 @@ impl Graph {
 
     /// Applies changes of nodes to the sets of node addresses.
     pub(crate) fn update_nodes(&mut self, changes: Vec<NodeChange>) {
-        for (before, after) in changes {
+        for NodeChange {
+            name,
+            before,
+            after,
+        } in changes
+        {
+            self.speakers.mark_node(&name);
             for (set, selector) in self.node_sets.live() {
                 // Adds before it removes: a member in both stays, and marks nothing dirty.
                 let added = after
@@ -141,6 +147,7 @@ impl Graph {
 
     /// Applies blocks that are accepted, changed or refused.
     pub(crate) fn update_blocks(&mut self, change: BlockChange) {
+        self.speakers.mark_blocks(&change.ranges);
         self.update_nodes(change.nodes);
         let names: BTreeSet<String> = change
             .ranges
@@ -220,9 +227,11 @@ impl Graph {
             return;
         }
         let (node, subject) = (payload.node(), payload.subject());
+        self.mark_local_peers(item);
         let Some(before) = self.items.put(item, Some(payload)) else {
             return;
         };
+        self.mark_local_peers(item);
         let now = self.items.get(item).expect("inserted above");
         for selector in self.index.selectors_of(item) {
             for set in &self.selectors.users(selector).sets {
@@ -257,6 +266,7 @@ impl Graph {
 
     /// Adds an item that the selector now matches to its sets and policies.
     fn apply_match(&mut self, selector: u32, item: u32) {
+        self.mark_local_peer(selector, item);
         let Some(payload) = self.items.get(item) else {
             return;
         };
@@ -276,6 +286,7 @@ impl Graph {
 
     /// Removes an item that the selector no longer matches from its sets and policies.
     fn revert_match(&mut self, selector: u32, item: u32) {
+        self.mark_local_peer(selector, item);
         let Some(payload) = self.items.get(item) else {
             return;
         };

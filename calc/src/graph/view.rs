@@ -44,6 +44,7 @@ impl<'a> View<'a> {
                 .globals
                 .settings(self.node)
                 .map(|(_, digest)| digest),
+            RecordId::Bgp => self.graph.bgp_digest(self.node),
             _ => self.graph.digest(id),
         }
     }
@@ -82,7 +83,7 @@ impl<'a> View<'a> {
         digest::bucket(id)
     }
 
-    /// Sets, policies and endpoints of the node with their digests, ascending.
+    /// Sets, policies, endpoints and the speaker of the node with their digests, ascending.
     fn own(&self) -> Vec<(RecordId, u64)> {
         let graph = self.graph;
         let (mut sets, mut policies, mut own) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
@@ -118,6 +119,8 @@ impl<'a> View<'a> {
                 ));
             }
         }
+        let speaker = graph.bgp_digest(self.node);
+        own.extend(speaker.map(|digest| (RecordId::Bgp, digest)));
         own.sort_unstable();
         own
     }

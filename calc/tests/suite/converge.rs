@@ -14,10 +14,11 @@ use proptest::prelude::*;
 
 /// Records of nodes that only ever applied flushes.
 #[derive(Default)]
-struct Nodes(BTreeMap<&'static str, BTreeMap<RecordId, Record>>);
+pub struct Nodes(pub BTreeMap<&'static str, BTreeMap<RecordId, Record>>);
 
 impl Nodes {
-    fn take(&mut self, flush: &Flush, graph: &Graph) {
+    /// Applies a flush.
+    pub fn take(&mut self, flush: &Flush, graph: &Graph) {
         for node in NODES {
             let held = self.0.entry(node).or_default();
             for (id, change) in &flush.records {
@@ -118,24 +119,6 @@ fn check(graph: &Graph, objects: &Objects, nodes: &Nodes) {
     }
 }
 
-fn removal(update: &Update) -> Update {
-    match update.clone() {
-        Update::Endpoint(key, _) => Update::Endpoint(key, None),
-        Update::HostEndpoint(key, _) => Update::HostEndpoint(key, None),
-        Update::Namespace(key, _) => Update::Namespace(key, None),
-        Update::ServiceAccount(key, _) => Update::ServiceAccount(key, None),
-        Update::Policy(key, _) => Update::Policy(key, None),
-        Update::Staged(key, _) => Update::Staged(key, None),
-        Update::Tier(key, _) => Update::Tier(key, None),
-        Update::NetworkSet(key, _) => Update::NetworkSet(key, None),
-        Update::Service(key, _) => Update::Service(key, None),
-        Update::Node(key, _) => Update::Node(key, None),
-        Update::Pool(key, _) => Update::Pool(key, None),
-        Update::Block(key, _) => Update::Block(key, None),
-        Update::Settings(key, _) => Update::Settings(key, None),
-    }
-}
-
 /// Event besides an update itself.
 #[derive(Clone, Copy, Debug)]
 enum Around {
@@ -203,9 +186,9 @@ proptest! {
         let mut run = Run::new();
         for (update, around) in &steps {
             match around {
-                Around::RemovedBefore => run.apply(&removal(update)),
+                Around::RemovedBefore => run.apply(&update.removal()),
                 Around::RemovedAndFlushedBefore => {
-                    run.apply(&removal(update));
+                    run.apply(&update.removal());
                     run.flush();
                 }
                 _ => {}
@@ -220,7 +203,7 @@ proptest! {
         }
         run.flush();
         for (update, _) in &steps {
-            run.apply(&removal(update));
+            run.apply(&update.removal());
         }
         run.flush();
     }
@@ -251,7 +234,7 @@ proptest! {
         updates.iter().for_each(|update| run.apply(update));
         run.flush();
         // Removes and restores everything between two flushes, in another order.
-        updates.iter().for_each(|update| run.apply(&removal(update)));
+        updates.iter().for_each(|update| run.apply(&update.removal()));
         updates.iter().rev().for_each(|update| run.apply(update));
         let flush = run.graph.flush();
         prop_assert!(flush.records.is_empty(), "{:?}", flush);
@@ -259,10 +242,10 @@ proptest! {
 }
 
 /// Last update of each object.
-fn latest(updates: Vec<Update>) -> Vec<Update> {
+pub fn latest(updates: Vec<Update>) -> Vec<Update> {
     let mut seen = BTreeMap::new();
     for update in updates {
-        seen.insert(format!("{:?}", removal(&update)), update);
+        seen.insert(format!("{:?}", update.removal()), update);
     }
     seen.into_values().collect()
 }

@@ -1,5 +1,6 @@
 //! Properties over random objects and golden texts for the graph and the evaluator.
 
+mod bgp;
 mod claims;
 mod containment;
 mod converge;

@@ -413,6 +413,7 @@ fn pool(args: &[&str]) -> Pool {
         encapsulation,
         nat_outgoing: args.contains(&"nat"),
         block_size: size.unwrap_or(Pool::default_block_size(cidr)),
+        is_exported: true,
         created: since(args),
     }
 }
@@ -522,5 +523,6 @@ fn backend(arg: &str) -> Backend {
         address: address.parse().expect("an address"),
         protocol: protocol(proto),
         port: port.parse().expect("a port"),
+        ready_on: None,
     }
 }

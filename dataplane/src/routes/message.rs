@@ -1,6 +1,6 @@
 //! Builds rtnetlink messages for links, addresses, routes, neighbours and forwarding entries.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
 use ipnet::IpNet;
@@ -185,6 +185,14 @@ pub fn get_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(link)
 }
 
+/// Requests one link by index.
+pub fn get_link_at(index: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    RouteNetlinkMessage::GetLink(link)
+}
+
 /// Adds a host address to a link.
 pub fn new_host_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     new_address(index, IpNet::from(address), AddressScope::Universe)
@@ -249,7 +257,7 @@ impl Route {
         let mut message = RouteMessage::default();
         message.header.address_family = family(self.destination.addr());
         message.header.destination_prefix_length = self.destination.prefix_len();
-        message.header.table = 254;
+        message.header.table = MAIN_TABLE;
         message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
         message.header.scope = if self.gateway.is_none() && !self.blackhole {
             RouteScope::Link
@@ -294,11 +302,69 @@ impl Route {
 /// Metric of IPv6 routes without one (`IP6_RT_PRIO_USER` in `linux/ipv6_route.h`).
 const METRIC_V6: u32 = 1024;
 
+/// Main routing table (`RT_TABLE_MAIN` in `linux/rtnetlink.h`).
+pub const MAIN_TABLE: u8 = 254;
+
 /// Lists routes of one family.
 pub fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
     RouteNetlinkMessage::GetRoute(message)
+}
+
+/// Lists routes of one IP version with a protocol number. A kernel that checks dumps strictly sends
+/// no others; from an older one they have to be filtered.
+pub fn get_routes_of(version: IpVersion, protocol: u8) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(version);
+    message.header.protocol = RouteProtocol::Other(protocol);
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// Requests the route by which an address is reached, as it is in the table.
+pub fn get_route_to(address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    message.header.flags = RouteFlags::FibMatch;
+    message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// Destination of a route.
+pub fn destination_of(message: &RouteMessage) -> Option<IpNet> {
+    let length = message.header.destination_prefix_length;
+    let found = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(address) => address_of(address),
+            _ => None,
+        });
+    let address = match (found, message.header.address_family) {
+        (Some(address), _) => address,
+        (None, AddressFamily::Inet) if length == 0 => Ipv4Addr::UNSPECIFIED.into(),
+        (None, AddressFamily::Inet6) if length == 0 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    IpNet::new(address, length).ok()
+}
+
+/// IP address in a route.
+pub fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+/// Address family of an IP version.
+pub const fn family_of(version: IpVersion) -> AddressFamily {
+    match version {
+        IpVersion::V4 => AddressFamily::Inet,
+        IpVersion::V6 => AddressFamily::Inet6,
+    }
 }
 
 /// A permanent neighbour: the MAC address behind an IP address on a link.

@@ -3,6 +3,7 @@
 //! ```text
 //!  records, local pods --plan--> Plan --diff--> RouteOp --exec--> kernel
 //!                                       ^ present, read back at start and after changes by others
+//!  BGP speaker --LearnedRoutes--> Learned ----exec--> kernel
 //! ```
 
 pub mod addresses;
@@ -11,9 +12,11 @@ pub mod diff;
 pub mod driver;
 mod ethtool;
 pub mod hint;
+pub mod learned;
 pub mod message;
 pub mod monitor;
 mod netconf;
+pub mod next_hop;
 pub mod parameters;
 pub mod plan;
 pub mod pod;

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
 use margay_netlink::Subscription;
@@ -13,10 +12,11 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hint::Hint;
+use super::learned::LEARNED_PROTOCOL;
 use super::plan::{HOST_MAC, ROUTE_PROTOCOL, vxlan_device_name};
 use super::{message, netconf};
 use crate::links::is_workload;
@@ -25,8 +25,6 @@ use crate::links::is_workload;
 /// `linux/rtnetlink.h`), and kernel parameters of links (`RTNLGRP_IPV4_NETCONF` and
 /// `RTNLGRP_IPV6_NETCONF`).
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 23 | 1 << 24;
-/// Main routing table (`RT_TABLE_MAIN` in `linux/rtnetlink.h`).
-const MAIN: u8 = 254;
 
 /// A link as of its last notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,26 +236,13 @@ fn neighbour_hint(links: &SeenLinks, message: &NeighbourMessage, is_new: bool) -
 
 /// Hint for a route: only removals of ours matter, and new ones of others, which may have replaced
 /// ours, as the protocol does not distinguish routes.
-fn route_hint(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
-    let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-    if is_ours != is_gone || message.header.table != MAIN {
+fn route_hint(route: &RouteMessage, is_gone: bool) -> Option<Hint> {
+    let ours = [ROUTE_PROTOCOL, LEARNED_PROTOCOL].map(RouteProtocol::Other);
+    let is_ours = ours.contains(&route.header.protocol);
+    if is_ours != is_gone || route.header.table != message::MAIN_TABLE {
         return None;
     }
-    let length = message.header.destination_prefix_length;
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Ipv4Net::new(*ip, length)
-                .ok()
-                .map(IpNet::V4)
-                .map(Hint::Route),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Ipv6Net::new(*ip, length)
-                .ok()
-                .map(IpNet::V6)
-                .map(Hint::Route),
-            _ => None,
-        })
+    message::destination_of(route).map(Hint::Route)
 }
 
 #[cfg(test)]
@@ -359,8 +344,8 @@ mod tests {
         let (ours, other) = (RouteProtocol::Other(ROUTE_PROTOCOL), RouteProtocol::Static);
         let hint = || vec![Hint::Route("10.1.2.0/26".parse().expect("a range"))];
         for (protocol, table, when_new, when_gone) in [
-            (ours, MAIN, vec![], hint()),
-            (other, MAIN, hint(), vec![]),
+            (ours, message::MAIN_TABLE, vec![], hint()),
+            (other, message::MAIN_TABLE, hint(), vec![]),
             (ours, 100, vec![], vec![]),
             (other, 100, vec![], vec![]),
         ] {

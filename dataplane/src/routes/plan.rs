@@ -145,6 +145,7 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
     let Some(me) = nodes.get(own) else {
         return plan;
     };
+    let has_bgp = records.contains_key(&RecordId::Bgp);
     for (id, record) in globals(records) {
         let (RecordId::Route(destination), Record::Route(route)) = (id, record) else {
             continue;
@@ -168,6 +169,8 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             Ok(target) => {
                 plan.routes.insert(*destination, target);
             }
+            // The routers between the nodes have learnt it.
+            Err(_) if has_bgp && route.encapsulation == Encapsulation::None => {}
             Err(reason) => {
                 plan.unreachable
                     .insert(*destination, format!("node {}: {reason}", route.node));

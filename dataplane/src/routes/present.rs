@@ -11,9 +11,7 @@ use netlink_packet_route::link::{
     InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
@@ -72,6 +70,18 @@ pub fn list_links(socket: &mut RouteSocket) -> Result<LinksByName, NetlinkError>
         .collect())
 }
 
+/// Name of the link with this index; `None`: there is none.
+pub fn find_link_name(
+    socket: &mut RouteSocket,
+    index: u32,
+) -> Result<Option<String>, NetlinkError> {
+    match socket.get(message::get_link_at(index), || format!("find link {index}")) {
+        Ok(found) => Ok(found.and_then(parse_link).map(|(name, _)| name)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Finds a link by name; the cost does not depend on the number of links.
 pub fn find_link(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
     match socket.get(message::get_link(name), || format!("find {name}")) {
@@ -127,11 +137,12 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
         .collect();
     let mut plan = Plan::default();
     for version in IpVersion::ALL {
-        for found in socket.dump(message::get_routes(family_of(version)))? {
-            if let RouteNetlinkMessage::NewRoute(message) = found {
-                plan.routes.extend(parse_route(&message, &names));
-            }
-        }
+        let request = message::get_routes_of(version, ROUTE_PROTOCOL);
+        plan.routes
+            .extend(socket.dump_map(request, |found| match found {
+                RouteNetlinkMessage::NewRoute(message) => parse_route(&message, &names),
+                _ => None,
+            })?);
     }
     let addresses = list_addresses(socket)?;
     let has_gateway = |link: &Link| {
@@ -195,22 +206,15 @@ pub fn find_default_gateway(
             .attributes
             .iter()
             .find_map(|attribute| match attribute {
-                RouteAttribute::Gateway(address) => parse_ip(address),
+                RouteAttribute::Gateway(address) => message::address_of(address),
                 _ => None,
             });
         gateway.filter(|_| leads_out && message.header.destination_prefix_length == 0)
     };
     Ok(socket
-        .dump(message::get_routes(family_of(version)))?
+        .dump(message::get_routes(message::family_of(version)))?
         .into_iter()
         .find_map(gateway))
-}
-
-const fn family_of(version: IpVersion) -> AddressFamily {
-    match version {
-        IpVersion::V4 => AddressFamily::Inet,
-        IpVersion::V6 => AddressFamily::Inet6,
-    }
 }
 
 fn parse_link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
@@ -278,8 +282,8 @@ pub fn parse_route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Optio
     let (mut destination, mut gateway, mut interface) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => destination = parse_ip(address),
-            RouteAttribute::Gateway(address) => gateway = parse_ip(address),
+            RouteAttribute::Destination(address) => destination = message::address_of(address),
+            RouteAttribute::Gateway(address) => gateway = message::address_of(address),
             RouteAttribute::Oif(index) => interface = names.get(index).copied(),
             _ => {}
         }
@@ -320,7 +324,7 @@ fn list_peers(
             )
         })
     };
-    Ok(list_neighbours(socket, family_of(version), index)?
+    Ok(list_neighbours(socket, message::family_of(version), index)?
         .into_iter()
         .filter_map(complete)
         .collect())
@@ -359,12 +363,4 @@ fn list_neighbours(
         .into_iter()
         .filter_map(parse)
         .collect())
-}
-
-fn parse_ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
-        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
-        _ => None,
-    }
 }

@@ -10,17 +10,19 @@ use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::driver::{ApplyOutcome, Driver, RoutingPart};
 use super::hint::{self, Hint, HintFilter};
+use super::learned::{Learned, LearnedRoutes};
 use super::monitor::Monitor;
 use super::parameters;
 use super::plan::{LocalPods, Plan};
 use super::sysctl::ChangedParameter;
-use margay_netlink::route::NetlinkError;
+use margay_netlink::route::{NetlinkError, RouteSocket};
 use margay_runtime::backoff::{Backoff, jitter};
 
 /// Minimal and maximal delay between attempts.
@@ -91,6 +93,7 @@ pub struct Network {
     wanted: Arc<Mutex<Wanted>>,
     guard: Arc<WorkerGuard>,
     progress: watch::Receiver<Progress>,
+    learned: LearnedRoutes,
 }
 
 impl Network {
@@ -101,7 +104,14 @@ impl Network {
         let (wake, woken) = mpsc::sync_channel(1);
         let (progress, seen) = watch::channel(Progress::default());
         let (wanted, hints) = (Arc::new(Mutex::new(Wanted::default())), Hints::default());
-        let owner = RouteOwner::new(driver, wanted.clone(), hints.clone(), progress);
+        let guard = Arc::new(WorkerGuard(wake.clone()));
+        let waker = guard.clone();
+        let (learned, learned_routes) = Learned::new(move || {
+            // As in `change_wanted`.
+            let _ = waker.0.try_send(Wake::Work);
+        });
+        let parts = (driver, learned, RouteSocket::open()?);
+        let owner = RouteOwner::new(parts, wanted.clone(), hints.clone(), progress);
         thread::Builder::new()
             .name("net".to_owned())
             .spawn(move || owner.run(&woken))?;
@@ -111,9 +121,15 @@ impl Network {
             .spawn(move || listen(monitor, &hints, &monitor_wake))?;
         Ok(Self {
             wanted,
-            guard: Arc::new(WorkerGuard(wake)),
+            guard,
             progress: seen,
+            learned: learned_routes,
         })
+    }
+
+    /// Where routes that BGP peers have sent are set.
+    pub fn learned(&self) -> LearnedRoutes {
+        self.learned.clone()
     }
 
     /// Replaces the wanted plan and returns its generation.
@@ -192,6 +208,12 @@ struct RouteOwner {
     wanted: Arc<Mutex<Wanted>>,
     hints: Hints,
     progress: watch::Sender<Progress>,
+    learned: Learned,
+    /// For learnt routes.
+    socket: RouteSocket,
+    learned_backoff: Backoff,
+    /// Time of the next retry of learnt routes.
+    learned_retry: Option<Instant>,
     plan: Option<Plan>,
     /// Parts that failed last.
     failed: BTreeMap<RoutingPart, String>,
@@ -212,7 +234,7 @@ struct RouteOwner {
 
 impl RouteOwner {
     fn new(
-        driver: Driver,
+        (driver, learned, socket): (Driver, Learned, RouteSocket),
         wanted: Arc<Mutex<Wanted>>,
         hints: Hints,
         progress: watch::Sender<Progress>,
@@ -223,6 +245,10 @@ impl RouteOwner {
             wanted,
             hints,
             progress,
+            learned,
+            socket,
+            learned_backoff: Backoff::new(RETRY.0, RETRY.1),
+            learned_retry: None,
             plan: None,
             failed: BTreeMap::new(),
             is_repairing: false,
@@ -238,7 +264,8 @@ impl RouteOwner {
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
         loop {
             let periodic = self.check.min(self.parameters);
-            let due = [self.retry, self.look]
+            let learned = self.has_learned_work().then(Instant::now);
+            let due = [self.retry, self.look, learned, self.learned_retry]
                 .into_iter()
                 .flatten()
                 .fold(periodic, Instant::min);
@@ -256,6 +283,7 @@ impl RouteOwner {
             let wanted = self.wanted.lock();
             wanted.plan.is_some() || wanted.pods.is_some()
         };
+        self.learned.take_changes();
         if is_new {
             self.apply(false);
         }
@@ -281,6 +309,7 @@ impl RouteOwner {
         }
         if self.check <= now {
             self.check = now + FULL_CHECK;
+            self.learned.mark_stale();
             self.driver.mark_stale();
             self.apply(true);
         }
@@ -288,11 +317,48 @@ impl RouteOwner {
             self.driver.mark_stale();
             self.apply(self.is_repairing);
         }
+        if self.learned_retry.is_some_and(|at| at <= now) {
+            self.learned_retry = None;
+            self.learned.retry();
+        }
+        if self.has_learned_work() {
+            self.exec_learned(None);
+        }
+    }
+
+    /// Learnt routes are to be written. Not before the first plan, which may hide them.
+    fn has_learned_work(&self) -> bool {
+        self.plan.is_some() && self.learned.has_work()
+    }
+
+    /// Writes learnt routes: these, or a turn of what is pending.
+    fn exec_learned(&mut self, nets: Option<&[IpNet]>) {
+        let Some(plan) = &self.plan else { return };
+        let hides = |net: &IpNet| plan.routes.contains_key(net);
+        let written = match nets {
+            Some(nets) => self.learned.exec_nets(&mut self.socket, nets, &hides),
+            None => self.learned.exec(&mut self.socket, &hides),
+        };
+        if let Err(error) = &written {
+            tracing::warn!(%error, "learnt routes could not be written; trying again");
+        }
+        if written.is_err() || self.learned.is_failing() {
+            let soon = Instant::now() + self.learned_backoff.next(jitter());
+            self.learned_retry.get_or_insert(soon);
+        } else {
+            self.learned_backoff.reset();
+        }
     }
 
     /// Reads back and repairs if pending hints concern the plan.
     fn check_hints(&mut self) {
         let hints = std::mem::take(&mut *self.hints.lock());
+        if self.learned.is_concerned(&hints) {
+            self.learned.mark_stale();
+            self.learned_backoff.reset();
+            // Here, so that the rest after it grows with its cost.
+            self.exec_learned(None);
+        }
         let Some(plan) = &self.plan else { return };
         let filter = HintFilter {
             plan,
@@ -308,6 +374,30 @@ impl RouteOwner {
         }
     }
 
+    /// Takes the newest plan over. Returns the routes of the node's own pods that changed, if
+    /// nothing else did, and what concerns learnt routes: prefixes whose planned route came, changed
+    /// or went.
+    fn replace_plan(
+        &mut self,
+        newer: Option<Plan>,
+        pods: Option<&LocalPods>,
+    ) -> (Option<BTreeSet<IpNet>>, BTreeSet<IpNet>) {
+        let mut touched = BTreeSet::new();
+        if let Some(newer) = newer {
+            let former = self.plan.take().unwrap_or_default();
+            let routes = former.routes.keys().chain(newer.routes.keys());
+            touched.extend(routes.filter(|net| self.learned.has(net)));
+            self.plan = Some(newer);
+        }
+        if pods.is_some() {
+            self.plan.get_or_insert_default();
+        }
+        let plan = self.plan.as_mut();
+        let updated = pods.zip(plan).map(|(pods, plan)| plan.update_pods(pods));
+        touched.extend(updated.iter().flatten());
+        (updated, touched)
+    }
+
     /// Applies the newest plan. Changes made without a new plan count as a repair.
     fn apply(&mut self, is_repair: bool) {
         let (generation, newer, pods) = {
@@ -317,14 +407,16 @@ impl RouteOwner {
         let is_repair = is_repair && newer.is_none() && pods.is_none();
         // Failed parts are retried with the whole plan.
         let is_whole = newer.is_some() || self.plan.is_none() || !self.failed.is_empty();
-        if newer.is_some() {
-            self.plan = newer;
-        }
-        if pods.is_some() {
-            self.plan.get_or_insert_default();
-        }
-        let Some(plan) = &mut self.plan else { return };
-        let updated = pods.map(|pods| plan.update_pods(&pods));
+        let (updated, touched) = self.replace_plan(newer, pods.as_ref());
+        // A learnt route that comes in the place of a planned one is written before that goes, and
+        // one that is hidden goes afterwards: no packet falls in between.
+        let Some(plan) = &self.plan else { return };
+        let (planned, unplanned): (Vec<IpNet>, Vec<IpNet>) = touched
+            .into_iter()
+            .partition(|net| plan.routes.contains_key(net));
+        self.exec_learned(Some(&unplanned));
+        self.learned.touch(&planned);
+        let Some(plan) = &self.plan else { return };
         let applied = match updated {
             Some(updated) if !is_whole => self.driver.apply_pods(plan, &updated),
             _ => self.driver.apply(plan),
@@ -436,8 +528,10 @@ mod tests {
         ip("link set other up");
         ip("address add 172.30.0.1/24 dev eth0");
         let (progress, seen) = watch::channel(Progress::default());
+        let (learned, _routes) = Learned::new(|| ());
+        let socket = RouteSocket::open().expect("root");
         let mut owner = RouteOwner::new(
-            Driver::open().expect("root"),
+            (Driver::open().expect("root"), learned, socket),
             Arc::default(),
             Hints::default(),
             progress,

@@ -19,6 +19,8 @@ use super::acks::Acks;
 use super::linked::LinkedPods;
 use super::routing::Routing;
 use super::{AgentEvent, AgentParts, Inspection, Status};
+use crate::bgp::InputsSender;
+use crate::bgp::config::BgpInputs;
 use crate::cni::ports::NotEnforced;
 use crate::metrics::Metrics;
 use crate::state::{State, ViewError};
@@ -56,6 +58,7 @@ pub(super) struct StateOwner {
     state: State,
     dataplane: Box<dyn Dataplane>,
     routing: Routing,
+    bgp: InputsSender,
     node: String,
     store: Option<ViewStore>,
     /// Thread of the last save, which may still run: only one save runs at a time.
@@ -108,6 +111,7 @@ impl StateOwner {
             links,
             mut dataplane,
             routes,
+            bgp,
             store,
             metrics,
         } = parts;
@@ -121,6 +125,7 @@ impl StateOwner {
             state,
             dataplane,
             routing: Routing::new(routes),
+            bgp,
             node,
             store,
             saving: None,
@@ -335,7 +340,8 @@ impl StateOwner {
             sets = dirty.members.len(),
         )
         .entered();
-        self.batch.is_rerouted |= dirty.records.iter().any(RecordId::is_global);
+        let routes = |id: &RecordId| id.is_global() || *id == RecordId::Bgp;
+        self.batch.is_rerouted |= dirty.records.iter().any(routes);
         self.dataplane.update(self.state.records(), &dirty);
         self.batch.planning += started.elapsed();
         self.due
@@ -411,6 +417,9 @@ impl StateOwner {
             // has dozens of pods.
             self.routing.set_pods(self.linked.local_pods());
         }
+        if batch.is_rerouted || batch.is_relinked {
+            self.send_bgp_inputs();
+        }
         self.metrics
             .pods
             .set(self.dataplane.attached().len() as i64);
@@ -434,6 +443,16 @@ impl StateOwner {
         }
         self.publish_status();
         self.answer_waiters();
+    }
+
+    fn send_bgp_inputs(&self) {
+        let pods = self.linked.local_pods();
+        let inputs = BgpInputs::new(&self.node, self.state.records(), &pods);
+        self.bgp.send_if_modified(|known| {
+            let is_new = known.as_deref() != Some(&inputs);
+            *known = Some(Arc::new(inputs));
+            is_new
+        });
     }
 
     /// Publishes status, metrics and the acknowledgement that is due.

@@ -111,6 +111,7 @@ impl Rig {
             dataplane: Box::new(Nftables::new(NODE, Box::new(kernel.clone()))),
             routes,
             store: None,
+            bgp: Default::default(),
             metrics: Metrics::new(&mut Registry::default()),
         };
         let (agent, fatal) = spawn(parts).expect("a thread");

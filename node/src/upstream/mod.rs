@@ -196,6 +196,7 @@ impl<C: Connect> Upstream<C> {
             agent_version,
             buckets,
             host_endpoints: true,
+            bgp: true,
             compact: true,
             versions: sync::encode_versions(&versions),
             has_alternatives: attempt.has_alternatives,

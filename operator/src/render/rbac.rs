@@ -14,7 +14,10 @@ use crate::manifest::Object;
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// Kinds of `projectcalico.org/v3` that typha watches.
-const TYPHA_KINDS: [&str; 12] = [
+const TYPHA_KINDS: [&str; 15] = [
+    "bgpconfigurations",
+    "bgpfilters",
+    "bgppeers",
     "felixconfigurations",
     "globalnetworkpolicies",
     "globalnetworksets",
@@ -69,7 +72,7 @@ pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
     vec![
         rule(
             &[""],
-            &["namespaces", "nodes", "pods", "serviceaccounts"],
+            &["namespaces", "nodes", "pods", "serviceaccounts", "services"],
             &READ,
         ),
         rule(&["networking.k8s.io"], &["networkpolicies"], &READ),

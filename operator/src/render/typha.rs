@@ -151,6 +151,15 @@ fn pod(context: &Context<'_>) -> Value {
     })
 }
 
+/// Routing between nodes, in Calico's words.
+fn backend(context: &Context<'_>) -> &'static str {
+    let network = context.spec.calico_network.as_ref();
+    match network.and_then(|network| network.bgp.as_deref()) {
+        Some("Enabled") => "bird",
+        _ => "vxlan",
+    }
+}
+
 fn container(context: &Context<'_>) -> Value {
     let mut environment = vec![
         field_env("NODE_NAME", "spec.nodeName"),
@@ -164,6 +173,7 @@ fn container(context: &Context<'_>) -> Value {
         ("MARGAY_TLS_DIR", TLS_DIR.to_owned()),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
         context.storage(),
+        ("CALICO_NETWORKING_BACKEND", backend(context).to_owned()),
         heap(),
     ]));
     let mut ports = vec![json!({

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Encapsulation, Mac, NodeInfo, Standing, Vtep};
+use margay_api::network::{BgpAnnotations, Encapsulation, Mac, NodeInfo, Standing, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
@@ -14,6 +14,7 @@ use margay_calc::model::{
     Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
+use super::bgp::{decode_bgp, decode_node_bgp};
 use super::fields::{
     ADDRESS, RANGE, decode_byte, decode_port, non_empty, out_of_range, parse, parse_list, require,
     truncate, unknown_kind,
@@ -102,6 +103,7 @@ pub fn decode_record(record: wire::Record) -> Result<(RecordId, Record), Error> 
         (RecordId::HostEndpoint(_), Value::HostEndpoint(value)) => {
             Record::HostEndpoint(decode_host_endpoint(value)?)
         }
+        (RecordId::Bgp, Value::Bgp(value)) => Record::Bgp(Box::new(decode_bgp(value)?)),
         _ => {
             return Err(Error::Kind {
                 id: truncate(&format!("{id:?}")),
@@ -125,6 +127,7 @@ pub fn decode_id(id: wire::RecordId) -> Result<RecordId, Error> {
             namespace: non_empty("record_id.endpoint.namespace", key.namespace)?,
             name: non_empty("record_id.endpoint.name", key.name)?,
         })),
+        Id::Bgp(_) => Ok(RecordId::Bgp),
         Id::HostEndpoint(name) => Ok(RecordId::HostEndpoint(non_empty(
             "record_id.host_endpoint",
             name,
@@ -268,6 +271,8 @@ fn decode_node(value: wire::Node) -> Result<NodeInfo, Error> {
         vtep,
         vtep6,
         labels: value.labels.into_iter().collect(),
+        bgp: value.bgp.map(decode_node_bgp).transpose()?,
+        bgp_annotations: BgpAnnotations::default(),
         standing: Standing::default(),
     })
 }

@@ -16,6 +16,7 @@ use margay_calc::model::{
 };
 use prost::Message;
 
+use super::bgp::{encode_bgp, encode_node_bgp};
 use super::members::{pack, pack_chunks};
 use super::settings::encode_settings;
 use super::{
@@ -195,6 +196,7 @@ pub fn encode_id(id: &RecordId) -> wire::RecordId {
         RecordId::Policy(key) => Id::Policy(encode_policy_key(key)),
         RecordId::Endpoint(key) => Id::Endpoint(encode_endpoint_key(key)),
         RecordId::HostEndpoint(name) => Id::HostEndpoint(name.clone()),
+        RecordId::Bgp => Id::Bgp(true),
     };
     wire::RecordId { id: Some(id) }
 }
@@ -211,6 +213,7 @@ pub fn encode_record(id: &RecordId, record: &Record) -> wire::Record {
         Record::Policy(value) => Value::Policy(encode_policy(value)),
         Record::Endpoint(value) => Value::Endpoint(encode_endpoint(value)),
         Record::HostEndpoint(value) => Value::HostEndpoint(encode_host_endpoint(value)),
+        Record::Bgp(value) => Value::Bgp(encode_bgp(value)),
     };
     wire::Record {
         id: Some(encode_id(id)),
@@ -272,6 +275,8 @@ fn encode_node(value: &NodeInfo) -> wire::Node {
         vtep,
         vtep6,
         labels,
+        bgp,
+        bgp_annotations: _,
         standing: _,
     } = value;
     wire::Node {
@@ -292,6 +297,7 @@ fn encode_node(value: &NodeInfo) -> wire::Node {
             .map(|vtep| Bytes::copy_from_slice(&vtep.mac.0))
             .unwrap_or_default(),
         labels: labels.clone().into_iter().collect(),
+        bgp: bgp.as_ref().map(encode_node_bgp),
     }
 }
 

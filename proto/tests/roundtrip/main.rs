@@ -2,6 +2,7 @@
 //! panic.
 #![cfg(feature = "sync")]
 
+mod bgp;
 mod strategies;
 
 use std::net::{IpAddr, Ipv4Addr};

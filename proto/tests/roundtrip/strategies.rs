@@ -19,11 +19,13 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::of;
 use proptest::prelude::*;
 
-fn name() -> impl Strategy<Value = String> {
+use super::bgp::{bgp, node_bgp};
+
+pub fn name() -> impl Strategy<Value = String> {
     "[a-zé.-]{1,12}"
 }
 
-fn net() -> impl Strategy<Value = IpNet> {
+pub fn net() -> impl Strategy<Value = IpNet> {
     prop_oneof![
         (any::<u32>(), 0..=32_u8)
             .prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length").into()),
@@ -321,13 +323,15 @@ fn node() -> impl Strategy<Value = NodeInfo> {
             mac: Mac(mac),
         }),
     );
-    (ipv4, ipv6, vtep, vtep6, btree_map(name(), name(), 0..3)).prop_map(
-        |(ipv4, ipv6, vtep, vtep6, labels)| NodeInfo {
+    let labels = btree_map(name(), name(), 0..3);
+    (ipv4, ipv6, vtep, vtep6, labels, of(node_bgp())).prop_map(
+        |(ipv4, ipv6, vtep, vtep6, labels, bgp)| NodeInfo {
             ipv4,
             ipv6,
             vtep,
             vtep6,
             labels,
+            bgp,
             ..NodeInfo::default()
         },
     )
@@ -378,6 +382,9 @@ pub fn upsert() -> impl Strategy<Value = Change> {
             .prop_map(made),
         (name(), host_endpoint())
             .prop_map(|(name, value)| (RecordId::HostEndpoint(name), Record::HostEndpoint(value)))
+            .prop_map(made),
+        bgp()
+            .prop_map(|value| (RecordId::Bgp, Record::Bgp(Box::new(value))))
             .prop_map(made),
     ]
 }

@@ -10,16 +10,14 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use margay_bgp::config::{PORT, PeerConfig, PeerId, SpeakerConfig};
 use margay_bgp::rib::{KernelRoute, RouteChange};
-use margay_bgp::session::{ConnectionId, Moment};
+use margay_bgp::session::Moment;
 use margay_bgp::speaker::{Action, PeerStatus, Speaker};
+use margay_node::bgp::connections::{Connections, Event};
+use margay_node::bgp::sockets;
 use parking_lot::Mutex;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
-use super::md5;
 use crate::cluster::process::wait_for;
 use crate::namespace::Namespace;
 
@@ -46,19 +44,6 @@ pub struct Driver {
     commands: Option<mpsc::Sender<Command>>,
     seen: Arc<Mutex<Seen>>,
     thread: Option<JoinHandle<()>>,
-}
-
-enum Event {
-    Connected(ConnectionId, std::io::Result<TcpStream>),
-    Read(ConnectionId, Vec<u8>),
-    Closed(ConnectionId),
-    Wrote(ConnectionId),
-}
-
-struct Wire {
-    writer: mpsc::Sender<Vec<u8>>,
-    is_busy: bool,
-    reader: tokio::task::AbortHandle,
 }
 
 impl Driver {
@@ -136,9 +121,7 @@ struct Loop {
     start: Instant,
     seed: u64,
     listeners: Vec<TcpListener>,
-    wires: BTreeMap<ConnectionId, Wire>,
-    tasks: JoinSet<()>,
-    events: mpsc::Sender<Event>,
+    connections: Connections,
     inbox: mpsc::Receiver<Event>,
 }
 
@@ -153,16 +136,17 @@ impl Loop {
             IpAddr::from(Ipv4Addr::UNSPECIFIED),
             Ipv6Addr::UNSPECIFIED.into(),
         ] {
-            let listener = listen(address).with_context(|| format!("listen on {address}"))?;
+            let listener = sockets::listen(SocketAddr::new(address, PORT))
+                .with_context(|| format!("listen on {address}"))?;
             for (_, peer) in peers
                 .iter()
                 .filter(|(_, peer)| peer.address.is_ipv4() == address.is_ipv4())
             {
                 if let Some(password) = &peer.transport.password {
-                    md5::set_key(&listener, peer.address.ip(), password.reveal())?;
+                    sockets::set_password(&listener, peer.address.ip(), Some(password))?;
                 }
             }
-            listeners.push(TcpListener::from_std(listener.into())?);
+            listeners.push(listener);
         }
         let seed = u64::from(std::process::id()) << 20 | u64::from(config.router_id.to_bits());
         let start = Instant::now();
@@ -177,17 +161,14 @@ impl Loop {
                 },
             )?;
         }
-        let (events, inbox) = mpsc::channel(64);
-        let tasks = JoinSet::new();
+        let (connections, inbox) = Connections::new();
         Ok(Self {
             speaker,
             seen,
             start,
             seed,
             listeners,
-            wires: BTreeMap::new(),
-            tasks,
-            events,
+            connections,
             inbox,
         })
     }
@@ -237,13 +218,11 @@ impl Loop {
             }
         }
         for connection in self.speaker.pending() {
-            let moment = self.moment();
-            let Some(wire) = self.wires.get_mut(&connection).filter(|wire| !wire.is_busy) else {
-                continue;
-            };
-            let mut bytes = Vec::new();
-            self.speaker.transmit(connection, CHUNK, moment, &mut bytes);
-            wire.is_busy = !bytes.is_empty() && wire.writer.try_send(bytes).is_ok();
+            if self.connections.is_idle(connection) {
+                let (mut bytes, moment) = (Vec::new(), self.moment());
+                self.speaker.transmit(connection, CHUNK, moment, &mut bytes);
+                self.connections.send(connection, bytes);
+            }
         }
         let peers = self.speaker.peers().map(|(peer, _)| peer);
         let status = peers
@@ -262,13 +241,12 @@ impl Loop {
             .log
             .push(format!("{:?} {text}", self.start.elapsed()));
         match action {
-            Action::Connect { peer, connection } => self.connect(peer, connection),
-            Action::Close { connection, last } => {
-                if let Some(wire) = self.wires.remove(&connection) {
-                    wire.reader.abort();
-                    let _ = wire.writer.try_send(last);
+            Action::Connect { peer, connection } => {
+                if let Some(config) = self.speaker.peer(peer) {
+                    self.connections.connect(connection, config);
                 }
             }
+            Action::Close { connection, last } => self.connections.close(connection, last),
             Action::Route(RouteChange::Set { net, route }) => {
                 self.seen.lock().kernel.insert(net, route);
             }
@@ -279,64 +257,14 @@ impl Loop {
         }
     }
 
-    fn connect(&mut self, peer: PeerId, connection: ConnectionId) {
-        let Some(config) = self.speaker.peer(peer).cloned() else {
-            return;
-        };
-        let events = self.events.clone();
-        self.tasks.spawn(async move {
-            let stream = tokio::time::timeout(Duration::from_secs(5), open(&config)).await;
-            let stream = stream.unwrap_or_else(|late| Err(late.into()));
-            let _ = events.send(Event::Connected(connection, stream)).await;
-        });
-    }
-
     fn accept(&mut self, (stream, remote): (TcpStream, SocketAddr)) {
         let moment = self.moment();
         let Ok(local) = stream.local_addr() else {
             return;
         };
         if let Some(connection) = self.speaker.accept(remote.ip(), local.ip(), moment) {
-            self.attach(connection, stream);
+            self.connections.attach(connection, stream);
         }
-    }
-
-    fn attach(&mut self, connection: ConnectionId, stream: TcpStream) {
-        let (mut read, mut write) = stream.into_split();
-        let events = self.events.clone();
-        let reader = self.tasks.spawn(async move {
-            let mut buffer = vec![0; CHUNK];
-            while let Ok(length @ 1..) = read.read(&mut buffer).await {
-                if events
-                    .send(Event::Read(connection, buffer[..length].to_vec()))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            let _ = events.send(Event::Closed(connection)).await;
-        });
-        let (writer, mut bytes) = mpsc::channel::<Vec<u8>>(2);
-        let events = self.events.clone();
-        self.tasks.spawn(async move {
-            while let Some(bytes) = bytes.recv().await {
-                if write.write_all(&bytes).await.is_err()
-                    || events.send(Event::Wrote(connection)).await.is_err()
-                {
-                    return;
-                }
-            }
-            let _ = write.shutdown().await;
-        });
-        self.wires.insert(
-            connection,
-            Wire {
-                writer,
-                is_busy: false,
-                reader,
-            },
-        );
     }
 
     fn handle(&mut self, event: Event) {
@@ -346,40 +274,20 @@ impl Loop {
                 let local = stream.local_addr().map(|address| address.ip());
                 // It may have been given up meanwhile.
                 if let (Ok(local), Some(_)) = (local, self.speaker.owner(connection)) {
-                    self.attach(connection, stream);
+                    self.connections.attach(connection, stream);
                     self.speaker.connected(connection, local, moment);
                 }
             }
             Event::Connected(connection, Err(_)) => self.speaker.closed(connection, moment),
             Event::Read(connection, bytes) => self.speaker.receive(connection, &bytes, moment),
             Event::Closed(connection) => {
-                self.wires.remove(&connection);
+                self.connections.remove(connection);
                 self.speaker.closed(connection, moment);
             }
-            Event::Wrote(connection) => {
-                if let Some(wire) = self.wires.get_mut(&connection) {
-                    wire.is_busy = false;
-                }
-            }
+            Event::Wrote(connection) => self.connections.note_sent(connection),
+            Event::Accepted(stream, remote) => self.accept((stream, remote)),
         }
     }
-}
-
-fn listen(address: IpAddr) -> std::io::Result<Socket> {
-    let domain = if address.is_ipv4() {
-        Domain::IPV4
-    } else {
-        Domain::IPV6
-    };
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::new(address, PORT).into())?;
-    socket.listen(16)?;
-    Ok(socket)
 }
 
 async fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
@@ -389,19 +297,4 @@ async fn accept(listeners: &[TcpListener]) -> (TcpStream, SocketAddr) {
             return accepted;
         }
     }
-}
-
-async fn open(config: &PeerConfig) -> std::io::Result<TcpStream> {
-    let socket = if config.address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    if let Some(password) = &config.transport.password {
-        md5::set_key(&socket, config.address.ip(), password.reveal())?;
-    }
-    if let Some(source) = config.transport.source {
-        socket.bind(SocketAddr::new(source, 0))?;
-    }
-    socket.connect(config.address).await
 }

@@ -3,7 +3,9 @@
 
 mod daemon;
 mod driver;
-mod md5;
+mod flow;
+pub mod node;
 
 pub use daemon::{Daemon, Kind, PACKAGES};
 pub use driver::{Driver, Seen};
+pub use flow::Flow;

@@ -296,6 +296,7 @@ pub async fn open(channel: Channel, buckets: Vec<u64>, versions: &Versions) -> R
         agent_version,
         buckets,
         host_endpoints: true,
+        bgp: true,
         compact: true,
         versions: encode_versions(versions),
         ..wire::Hello::default()

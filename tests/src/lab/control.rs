@@ -42,8 +42,9 @@ pub struct Sent {
 }
 
 impl Control {
-    /// Starts it, in sync with an empty API, on a port of the loopback.
-    pub async fn start() -> Result<Self> {
+    /// Starts it, in sync with an empty API, on a port of the loopback; with `bgp`, nodes have
+    /// speakers.
+    pub async fn start(bgp: bool) -> Result<Self> {
         let authority = Authority::new()?;
         let registry = Registry::default();
         let counters = Counters::register(&mut Default::default(), registry.clone());
@@ -51,7 +52,7 @@ impl Control {
         let (events, inbox) = mpsc::channel(EVENT_QUEUE);
         let gate = readiness.gate("sync", "starting");
         let owner = GraphOwner::new(Cache::new([]), counters.clone(), registry.clone(), gate);
-        tokio::spawn(owner.run(inbox, shutdown.clone()));
+        tokio::spawn(owner.with_bgp(bgp).run(inbox, shutdown.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let tls = authority.tls(SERVER_NAME, "")?;

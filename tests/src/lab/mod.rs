@@ -60,6 +60,8 @@ pub struct Options {
     pub version: IpVersion,
     /// `spec` of the IPPool that pods get addresses from.
     pub pool: Value,
+    /// Nodes have BGP speakers.
+    pub bgp: bool,
 }
 
 impl Default for Options {
@@ -72,6 +74,7 @@ impl Default for Options {
             topology: Topology::Routed,
             version: IpVersion::V4,
             pool,
+            bgp: false,
         }
     }
 }
@@ -106,7 +109,7 @@ impl Lab {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let control = runtime.block_on(Control::start())?;
+        let control = runtime.block_on(Control::start(options.bgp))?;
         let blocks = Blocks::new(&runtime, control.events());
         let fabric = Fabric::new(options.topology, options.version)?;
         let mut lab = Self {

@@ -16,10 +16,16 @@ use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::addresses::AddressWatch;
+use margay_dataplane::routes::learned::has_routes_of_ours;
 use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_ipam::addresses::NodeAddresses;
+use margay_netlink::route::RouteSocket;
 use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
+use margay_node::bgp::metrics::BgpMetrics;
+use margay_node::bgp::passwords::{SecretSource, SecretState};
+use margay_node::bgp::report::BgpReport;
+use margay_node::bgp::{self, BgpParts};
 use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
 use margay_node::metrics::Metrics;
@@ -69,6 +75,7 @@ struct Running {
     planned: Arc<AtomicU64>,
     addresses: NodeAddresses,
     problems: Problems,
+    sessions: watch::Receiver<Option<BgpReport>>,
     upstream: JoinHandle<()>,
 }
 
@@ -79,6 +86,7 @@ struct Made {
     network: Network,
     planned: Arc<AtomicU64>,
     addresses: NodeAddresses,
+    sessions: watch::Receiver<Option<BgpReport>>,
 }
 
 impl Node {
@@ -158,6 +166,13 @@ impl Node {
             .unwrap_or_default()
     }
 
+    /// State of its BGP speaker; none: it has none, or no agent runs.
+    pub fn bgp(&self) -> Option<BgpReport> {
+        self.running
+            .as_ref()
+            .and_then(|running| running.sessions.borrow().clone())
+    }
+
     /// Its agent.
     pub fn agent(&self) -> Result<&AgentHandle> {
         self.running
@@ -223,6 +238,7 @@ impl Node {
             network,
             planned,
             addresses,
+            sessions,
         } = main.block_on(making)??;
         let upstream = Upstream {
             connector: control.connector(&self.name, server)?,
@@ -241,6 +257,7 @@ impl Node {
             planned,
             addresses,
             problems,
+            sessions,
             upstream,
         });
         Ok(())
@@ -257,6 +274,7 @@ impl Node {
             upstream,
             planned: _,
             problems: _,
+            sessions: _,
         }) = self.running.take()
         else {
             return Ok(());
@@ -339,7 +357,20 @@ async fn make(
     let store = ViewStore::new(&folder);
     let mut kernel = Netfilter::open()?;
     let table = kernel.watch()?;
+    let had_routes = has_routes_of_ours(&mut RouteSocket::open()?)?;
     let network = Network::spawn()?;
+    let (bgp, bgp_inputs) = watch::channel(None);
+    let (report, sessions) = watch::channel(None);
+    tokio::spawn(bgp::run(BgpParts {
+        inputs: bgp_inputs,
+        routes: network.learned(),
+        secrets: LabSecrets,
+        problems: settings.problems.clone(),
+        metrics: BgpMetrics::default(),
+        report,
+        had_routes,
+        jitter,
+    }));
     let planned = Arc::new(AtomicU64::new(0));
     let mut interfaces = AddressWatch::open()?;
     let links = interfaces.read()?;
@@ -353,6 +384,7 @@ async fn make(
             network: network.clone(),
             planned: planned.clone(),
         })),
+        bgp,
         store: Some(store),
         metrics: Metrics::new(&mut Default::default()),
     };
@@ -375,6 +407,7 @@ async fn make(
         network,
         planned,
         addresses: pods.addresses,
+        sessions,
     })
 }
 
@@ -399,6 +432,15 @@ impl Routes for Planner {
 
     fn progress(&self) -> watch::Receiver<Progress> {
         self.network.watch()
+    }
+}
+
+/// Nobody has passwords here.
+struct LabSecrets;
+
+impl SecretSource for LabSecrets {
+    fn follow(&self, _: &str) -> watch::Receiver<SecretState> {
+        watch::channel(Some(Err("it does not exist".to_owned()))).1
     }
 }
 

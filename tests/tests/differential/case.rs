@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use margay_api::endpoint::EndpointKey;
-use margay_calc::update::Update;
+use margay_calc::update::{Backend, Update};
 use margay_tests::raw::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -114,8 +114,16 @@ fn placed(update: Update) -> Option<Update> {
         | Update::ServiceAccount(..)
         | Update::Policy(..)
         | Update::Tier(..)
-        | Update::NetworkSet(..)
-        | Update::Service(..) => Some(update),
+        | Update::NetworkSet(..) => Some(update),
+        Update::Service(key, backends) => {
+            // Policies do not depend on where backends are ready.
+            let without = |mut backend: Backend| {
+                backend.ready_on = None;
+                backend
+            };
+            let backends = backends.map(|list| list.into_iter().map(without).collect());
+            Some(Update::Service(key, backends))
+        }
         _ => None,
     }
 }

@@ -114,6 +114,7 @@ fn write_update(f: &mut fmt::Formatter<'_>, update: &Update) -> fmt::Result {
                 address,
                 protocol,
                 port,
+                ready_on: _,
             } in value.iter().flatten()
             {
                 write!(f, " {address},{},{port}", protocol.0)?;
@@ -418,6 +419,7 @@ fn parse_backend(word: &str) -> Result<Backend> {
         address: address.parse()?,
         protocol: Protocol(protocol.parse()?),
         port: port.parse()?,
+        ready_on: None,
     })
 }
 

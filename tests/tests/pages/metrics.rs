@@ -44,6 +44,20 @@ pub fn page() -> String {
     drop(metrics.records.get_or_create(&margay_node::metrics::Kind {
         kind: "policy".to_owned(),
     }));
+    let bgp = margay_node::bgp::metrics::BgpMetrics::new(&mut node);
+    let peer = margay_node::bgp::metrics::PeerLabels {
+        name: "rack".to_owned(),
+        address: "192.0.2.1:179".to_owned(),
+    };
+    for family in [
+        &bgp.established,
+        &bgp.received,
+        &bgp.sent,
+        &bgp.updates,
+        &bgp.ended,
+    ] {
+        drop(family.get_or_create(&peer));
+    }
     section(&mut page, "agent", 9099, &node);
     page
 }

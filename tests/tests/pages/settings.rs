@@ -19,9 +19,10 @@ else beside `All objects available`.
 ";
 
 /// Tables of fields: kind, and file in api/src/fields.
-const KINDS: [(&str, &str); 5] = [
+const KINDS: [(&str, &str); 6] = [
     ("Installation", "installation"),
     ("FelixConfiguration", "felix"),
+    ("BGPConfiguration", "bgp"),
     ("IPPool", "pool"),
     ("IPAMConfiguration", "ipam"),
     ("KubeControllersConfiguration", "controllers"),

@@ -71,6 +71,7 @@ impl Node {
             dataplane: Box::new(Enforcer::new(&self.run, &self.name, &self.kernel)),
             routes: None,
             store: None,
+            bgp: Default::default(),
             metrics: Metrics::new(&mut Registry::default()),
         };
         let (handle, work) = mk_agent(parts);

@@ -199,7 +199,7 @@ impl Oracle {
                 None => drop(held.remove(key)),
             }
         }
-        let update = value.or_else(|| former.map(absence));
+        let update = value.or_else(|| former.map(|former| former.removal()));
         if let Some(update) = update {
             self.graph.apply(update);
         }
@@ -310,22 +310,4 @@ pub fn final_graph(api: &Api) -> Graph {
     });
     graph.flush();
     graph
-}
-
-fn absence(update: Update) -> Update {
-    match update {
-        Update::Endpoint(key, _) => Update::Endpoint(key, None),
-        Update::HostEndpoint(key, _) => Update::HostEndpoint(key, None),
-        Update::Namespace(key, _) => Update::Namespace(key, None),
-        Update::ServiceAccount(key, _) => Update::ServiceAccount(key, None),
-        Update::Policy(key, _) => Update::Policy(key, None),
-        Update::Staged(key, _) => Update::Staged(key, None),
-        Update::Tier(key, _) => Update::Tier(key, None),
-        Update::NetworkSet(key, _) => Update::NetworkSet(key, None),
-        Update::Service(key, _) => Update::Service(key, None),
-        Update::Node(key, _) => Update::Node(key, None),
-        Update::Pool(key, _) => Update::Pool(key, None),
-        Update::Block(key, _) => Update::Block(key, None),
-        Update::Settings(key, _) => Update::Settings(key, None),
-    }
 }

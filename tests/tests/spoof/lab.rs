@@ -337,6 +337,7 @@ impl Node {
                 dataplane: Box::new(Nftables::new(self.name, Box::new(Netfilter::open()?))),
                 routes: Some(Box::new(network.clone())),
                 store: None,
+                bgp: Default::default(),
                 metrics: Metrics::new(&mut Default::default()),
             };
             Ok((agent::spawn(parts)?, network))

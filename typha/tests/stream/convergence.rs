@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use margay_api::bgp::{BgpNextHopMode, BgpPeer, BgpSettings, NodePeers, PeerTarget};
 use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, WorkloadEndpoint, interface_name,
 };
@@ -172,6 +173,7 @@ fn update() -> impl Strategy<Value = Update> {
                 encapsulation: Encapsulation::Vxlan,
                 nat_outgoing,
                 block_size: 26,
+                is_exported: nat_outgoing,
                 created: 0,
             };
             Update::Pool("pool".to_owned(), Some(pool))
@@ -188,6 +190,32 @@ fn update() -> impl Strategy<Value = Update> {
                 ..FelixOverrides::none(scope)
             };
             Update::Settings(name.to_owned(), Some(overrides))
+        }),
+        1 => (prop::sample::select(vec!["default", "node.n1"]), 0..3_u16).prop_map(|(name, port)| {
+            let settings = (port > 0).then(|| BgpSettings {
+                listen_port: Some(port),
+                ..BgpSettings::default()
+            });
+            Update::BgpSettings(name.to_owned(), settings)
+        }),
+        1 => (0..2_u8, any::<bool>()).prop_map(|(node, there)| {
+            let peer = BgpPeer {
+                nodes: NodePeers::Node(format!("n{node}")),
+                target: PeerTarget::Address(([192, 0, 2, 200], 0).into()),
+                asn: Some(65001),
+                local_asn: None,
+                allowed_local_asn: 0,
+                filters: vec!["missing".to_owned()],
+                next_hop_mode: BgpNextHopMode::Auto,
+                password: None,
+                uses_node_address: true,
+                restart_time: None,
+                keepalive: None,
+                ttl_security: None,
+                reachable_by: None,
+                is_reversed: true,
+            };
+            Update::BgpPeer(format!("p{node}"), there.then_some(peer))
         }),
     ]
 }
@@ -224,7 +252,9 @@ struct World {
 
 fn mk_hub(registry: &Registry) -> Hub {
     let counters = Counters::register(&mut Metrics::default(), registry.clone());
-    Hub::new(registry.clone(), counters)
+    let mut hub = Hub::new(registry.clone(), counters);
+    hub.graph.set_bgp(true);
+    hub
 }
 
 impl World {
@@ -308,6 +338,7 @@ impl World {
             has_alternatives: false,
             capabilities: Capabilities {
                 host_endpoints: node != OLDER,
+                bgp: node != OLDER,
                 compact: node != OLDER,
             },
             slot,
@@ -365,7 +396,7 @@ fn view(hub: &Hub, node: &str) -> Held {
     let is_older = node == NODES[OLDER];
     let known = view
         .ids()
-        .filter(|id| !is_older || !matches!(**id, RecordId::HostEndpoint(_)));
+        .filter(|id| !is_older || !matches!(**id, RecordId::HostEndpoint(_) | RecordId::Bgp));
     let records = known.map(|id| {
         let record = view.record(&id).expect("a record of the view");
         (id.into_owned(), record.into_owned())

@@ -407,6 +407,7 @@ impl Agent {
             agent_version: "test".to_owned(),
             buckets,
             host_endpoints: true,
+            bgp: true,
             compact: true,
             ..wire::Hello::default()
         };

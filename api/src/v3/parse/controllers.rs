@@ -97,7 +97,7 @@ const UNITS: [(&str, f64); 7] = [
 ];
 
 /// Parses a duration as Go writes it: numbers with units, or 0.
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if text == "0" {
         return Some(Duration::ZERO);

@@ -1,5 +1,6 @@
 //! Conversion of Calico's kinds to the parsed forms: validate, default, rewrite selectors.
 
+pub mod bgp;
 pub mod controllers;
 pub mod felix;
 pub mod host;

@@ -71,6 +71,7 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
         encapsulation,
         nat_outgoing: spec.nat_outgoing.unwrap_or(false),
         block_size: block_size.unwrap_or(Pool::default_block_size(cidr)),
+        is_exported: !spec.disable_bgp_export.unwrap_or(false),
         created: meta::created(&pool.metadata),
     };
     problems

@@ -94,6 +94,11 @@ impl Objects {
             Update::Pool(key, value) => put(&mut self.pools, key, value),
             Update::Block(key, value) => put(&mut self.blocks, key, value),
             Update::Settings(key, value) => put(&mut self.settings, key, value),
+            // Without BGP they have no effect.
+            Update::ServiceAddresses(..)
+            | Update::BgpSettings(..)
+            | Update::BgpPeer(..)
+            | Update::BgpFilter(..) => {}
         }
     }
 

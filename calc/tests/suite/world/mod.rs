@@ -11,7 +11,7 @@ use margay_api::endpoint::{
 use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{
-    BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep,
+    BgpAnnotations, BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep,
 };
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::Protocol;
@@ -99,7 +99,7 @@ pub fn update() -> impl Strategy<Value = Update> {
 }
 
 /// An object with this probability, else its deletion.
-fn object<K, V>(
+pub fn object<K, V>(
     key: impl Strategy<Value = K>,
     presence: f64,
     value: impl Strategy<Value = V>,
@@ -150,7 +150,7 @@ fn account_key() -> impl Strategy<Value = NamespacedName> {
         .prop_map(|(namespace, name)| NamespacedName::new(namespace, name))
 }
 
-fn service_key() -> impl Strategy<Value = NamespacedName> {
+pub fn service_key() -> impl Strategy<Value = NamespacedName> {
     select(&["red", "green"][..]).prop_map(|namespace| NamespacedName::new(namespace, "svc"))
 }
 
@@ -358,10 +358,14 @@ fn network_set() -> impl Strategy<Value = NetworkSet> {
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
-    (address(), protocol(), port()).prop_map(|(address, protocol, port)| Backend {
-        address,
-        protocol,
-        port,
+    let ready_on = option::of(select(&NODES[..]));
+    (address(), protocol(), port(), ready_on).prop_map(|(address, protocol, port, ready_on)| {
+        Backend {
+            address,
+            protocol,
+            port,
+            ready_on: ready_on.map(Into::into),
+        }
     })
 }
 
@@ -377,8 +381,15 @@ fn node() -> impl Strategy<Value = NodeInfo> {
         created,
     });
     let labels = labels(vec!["zone"], vec!["a", "b"]);
-    (ipv4, ipv6, vtep6, labels, standing).prop_map(|(ipv4, ipv6, vtep6, labels, standing)| {
-        NodeInfo {
+    let bgp = (option::of(64513..64515_u32), option::of(1..3_u32));
+    let bgp = bgp.prop_map(|(asn, cluster_id)| BgpAnnotations {
+        asn,
+        cluster_id: cluster_id.map(Into::into),
+    });
+    let node = (ipv4, ipv6, vtep6, labels, standing, bgp);
+    node.prop_map(
+        |(ipv4, ipv6, vtep6, labels, standing, bgp_annotations)| NodeInfo {
+            bgp_annotations,
             ipv4: Some(ipv4.parse().expect("an address")),
             ipv6: ipv6.map(|text| text.parse().expect("an address")),
             vtep6: vtep6.map(|text| Vtep {
@@ -388,8 +399,8 @@ fn node() -> impl Strategy<Value = NodeInfo> {
             labels,
             standing,
             ..NodeInfo::default()
-        }
-    })
+        },
+    )
 }
 
 fn pool() -> impl Strategy<Value = Pool> {
@@ -398,14 +409,23 @@ fn pool() -> impl Strategy<Value = Pool> {
         Encapsulation::Vxlan,
         Encapsulation::VxlanCrossSubnet,
     ];
-    let pool = (net(), select(encapsulations), any::<bool>(), 0..3_i64);
-    pool.prop_map(|(cidr, encapsulation, nat_outgoing, created)| Pool {
-        cidr,
-        encapsulation,
-        nat_outgoing,
-        block_size: Pool::default_block_size(cidr),
-        created,
-    })
+    let pool = (
+        net(),
+        select(encapsulations),
+        any::<bool>(),
+        any::<bool>(),
+        0..3_i64,
+    );
+    pool.prop_map(
+        |(cidr, encapsulation, nat_outgoing, is_exported, created)| Pool {
+            is_exported,
+            cidr,
+            encapsulation,
+            nat_outgoing,
+            block_size: Pool::default_block_size(cidr),
+            created,
+        },
+    )
 }
 
 fn block_net() -> impl Strategy<Value = IpNet> {

@@ -26,6 +26,7 @@ fn mk_owner(kernel: &Model, store: Option<ViewStore>) -> StateOwner {
         dataplane: Box::new(Nftables::new(NODE, Box::new(kernel.clone()))),
         routes: None,
         store,
+        bgp: Default::default(),
         metrics: Metrics::new(&mut Registry::default()),
     };
     StateOwner::new(

@@ -106,6 +106,7 @@ fn a_node_cannot_take_the_address_of_another() {
             encapsulation: Encapsulation::None,
             nat_outgoing: false,
             block_size: 26,
+            is_exported: true,
             created: 0,
         };
         cache.apply(
