@@ -3,8 +3,8 @@
 //! Ranges of the settings are announced by every node, but for ranges of a single address and, with
 //! `serviceLoadBalancerAggregation: Disabled`, all of load balancers. Single addresses within the
 //! ranges are announced for a Service with `externalTrafficPolicy: Local` by the nodes that have a
-//! ready backend; of other Services, external and load balancer's addresses that are in no announced
-//! range, by every node.
+//! ready backend; of other Services, external addresses and those of load balancers that are in no
+//! announced range, by every node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -105,17 +105,21 @@ impl Cluster {
 #[test]
 fn a_node_without_objects_of_bgp_is_in_the_mesh() {
     let mut cluster = Cluster::new();
-    cluster.check("n1", &expect![[r#"
+    cluster.check(
+        "n1",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.1 port 179
           mesh
           block 10.0.0.64/26
           pool 10.0.0.0/16
-    "#]]);
+    "#]],
+    );
     let node = cluster.0.record(&RecordId::Node("n1".to_owned()));
     let shown = node.map(|node| text::record(&RecordId::Node("n1".to_owned()), &node));
     expect![[r#"
         node n1 192.0.2.1/32 fd00::1/128 as 64512 port 179 rack=a
-    "#]].assert_eq(&shown.unwrap_or_default());
+    "#]]
+    .assert_eq(&shown.unwrap_or_default());
 }
 
 #[test]
@@ -138,36 +142,45 @@ fn settings_of_a_node_are_over_those_of_all() {
         "node.n2",
         json!({"listenPort": 2179, "ipv6NormalRoutePriority": 7}),
     );
-    cluster.check("n1", &expect![[r#"
+    cluster.check(
+        "n1",
+        &expect![[r#"
         bgp as 64513 id 192.0.2.1 port 1179 node-address-only priorities 2000 1024
           mesh password bgp/mesh restart 90s
           block 10.0.0.64/26
           pool 10.0.0.0/16
           ignored eth9
           communities 10.0.0.0/16 64512:100, 1:2:3
-    "#]]);
-    cluster.check("n2", &expect![[r#"
+    "#]],
+    );
+    cluster.check(
+        "n2",
+        &expect![[r#"
         bgp as 64513 id 192.0.2.2 port 2179 node-address-only priorities 2000 7
           mesh password bgp/mesh restart 90s
           block 10.0.0.128/26
           pool 10.0.0.0/16
           ignored eth9
           communities 10.0.0.0/16 64512:100, 1:2:3
-    "#]]);
+    "#]],
+    );
     cluster.bgp(
         "BGPConfiguration",
         "default",
         json!({"nodeToNodeMeshEnabled": false}),
     );
-    cluster.check("n1", &expect![[r#"
+    cluster.check(
+        "n1",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.1 port 179
           block 10.0.0.64/26
           pool 10.0.0.0/16
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
-fn pools_that_are_not_exported_and_blocks_that_are_refused_are_told() {
+fn pools_that_are_not_exported_and_refused_blocks_are_marked() {
     let mut cluster = Cluster::new();
     cluster.bgp(
         "IPPool",
@@ -228,13 +241,16 @@ fn a_peer_has_everything_that_its_object_says() {
         json!({"peerIP": "fd00::100", "asNumber": 65001,
         "sourceAddress": "None"}),
     );
-    cluster.check("n3", &expect![[r#"
+    cluster.check(
+        "n3",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.3 port 179
           mesh
           block 10.0.0.192/26
           pool 10.0.0.0/16
           peer tor [fd00::100]:179 as 65001
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -251,15 +267,20 @@ fn reflectors_have_the_others_for_clients_and_are_in_no_mesh() {
         json!({"nodeSelector": "rack == 'a'",
         "peerSelector": "rack == 'reflectors'"}),
     );
-    cluster.check("n1", &expect![[r#"
+    cluster.check(
+        "n1",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.1 port 179
           mesh
           block 10.0.0.64/26
           pool 10.0.0.0/16
           peer reflectors 192.0.2.3:179 as 64512 from 192.0.2.1
           peer reflectors [fd00::3]:179 as 64512 from fd00::1
-    "#]]);
-    cluster.check("n3", &expect![[r#"
+    "#]],
+    );
+    cluster.check(
+        "n3",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.3 port 179 cluster 1.0.0.1
           block 10.0.0.192/26
           pool 10.0.0.0/16
@@ -267,7 +288,8 @@ fn reflectors_have_the_others_for_clients_and_are_in_no_mesh() {
           peer reflectors 192.0.2.2:179 as 64512 from 192.0.2.3 client
           peer reflectors [fd00::1]:179 as 64512 from fd00::3 client
           peer reflectors [fd00::2]:179 as 64512 from fd00::3 client
-    "#]]);
+    "#]],
+    );
     // Without the other direction only those that name the reflector have the session.
     cluster.bgp(
         "BGPPeer",
@@ -300,13 +322,16 @@ fn workloads_of_the_node_are_peers() {
             "status": {"podIPs": [{"ip": "10.0.0.70"}]}})
     };
     cluster.ingest(pod("n1", "router"));
-    cluster.check("n1", &expect![[r#"
+    cluster.check(
+        "n1",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.1 port 179
           mesh
           block 10.0.0.64/26
           pool 10.0.0.0/16
           peer router 10.0.0.70:179 as 65010 from 169.254.9.9
-    "#]]);
+    "#]],
+    );
     let is_peer = |cluster: &mut Cluster, node| cluster.show(node).contains("10.0.0.70");
     assert!(!is_peer(&mut cluster, "n2"));
     cluster.ingest(pod("n1", "web"));
@@ -351,14 +376,17 @@ fn services_are_announced_by_those_that_serve_them() {
           services 10.96.0.0/12, 10.96.0.7/32, 198.51.100.0/28, 198.51.100.3/32, 198.51.100.99/32, 203.0.113.0/28, 203.0.113.1/32
           service-ranges 10.96.0.0/12, 198.51.100.0/28, 198.51.100.99/32, 203.0.113.0/28
     "#]]);
-    cluster.check("n2", &expect![[r#"
+    cluster.check(
+        "n2",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.2 port 179
           mesh
           block 10.0.0.128/26
           pool 10.0.0.0/16
           services 10.96.0.0/12, 198.51.100.0/28, 198.51.100.99/32, 203.0.113.0/28
           service-ranges 10.96.0.0/12, 198.51.100.0/28, 198.51.100.99/32, 203.0.113.0/28
-    "#]]);
+    "#]],
+    );
     cluster.ingest(slice("n2", true));
     let addresses = |cluster: &mut Cluster, node| cluster.show(node).contains("10.96.0.7/32");
     assert!(!addresses(&mut cluster, "n1") && addresses(&mut cluster, "n2"));
@@ -372,14 +400,17 @@ fn services_are_announced_by_those_that_serve_them() {
             "serviceLoadBalancerAggregation": "Disabled",
         }),
     );
-    cluster.check("n3", &expect![[r#"
+    cluster.check(
+        "n3",
+        &expect![[r#"
         bgp as 64512 id 192.0.2.3 port 179
           mesh
           block 10.0.0.192/26
           pool 10.0.0.0/16
           services 198.51.100.99/32
           service-ranges 198.51.100.0/24
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
