@@ -195,7 +195,7 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub local_workload_selector: Option<String>,
-    /// AS number of the peer. Default: that of the node.
+    /// AS number of the peer. May be left out if the peer is a node. Not with peerSelector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::as_number")]
     pub as_number: Option<AsNumber>,
