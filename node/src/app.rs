@@ -9,6 +9,7 @@ use margay_dataplane::nftables::{self, Netfilter, Nftables};
 use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Links, probe};
+use margay_proto::debug::capture_server::CaptureServer;
 use margay_proto::debug::node_debug_server::NodeDebugServer;
 use margay_runtime::backoff::jitter;
 use margay_runtime::grpc::{Admission, Trace};
@@ -26,6 +27,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
+use crate::capture::CaptureService;
 use crate::clean;
 use crate::cni::attachment::Attachments;
 use crate::cni::plugin::PluginFile;
@@ -48,15 +50,18 @@ const MAX_CALLS: usize = 64;
 /// Time limit of a debug call, until its response begins.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Services by client organization.
-const ALLOWED_SERVICES: [(&str, &[&str]); 1] = [(
-    "margay:readers",
-    &[
-        "margay.debug.v1.NodeDebug",
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
-    ],
-)];
+const ALLOWED_SERVICES: [(&str, &[&str]); 2] = [
+    (
+        "margay:readers",
+        &[
+            "margay.debug.v1.NodeDebug",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        ],
+    ),
+    ("margay:capturers", &["margay.debug.v1.Capture"]),
+];
 
 /// Runs the agent until a signal ends it. What is in the kernel stays.
 pub async fn run(args: Args) -> anyhow::Result<()> {
@@ -280,6 +285,7 @@ async fn serve_debug(
         .timeout(CALL_TIMEOUT);
     let served = Server::builder()
         .layer(layers)
+        .add_service(CaptureServer::new(CaptureService::new(debug.agent.clone())))
         .add_service(NodeDebugServer::new(debug))
         .add_service(health)
         .add_service(reflection().build_v1()?)

@@ -13,6 +13,7 @@
 
 pub mod agent;
 pub mod app;
+pub mod capture;
 pub mod clean;
 pub mod cni;
 pub mod config;
