@@ -10,7 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::calico::{datastore, get, ipam, version, write};
 use crate::output::Finding;
 use crate::pages::{self, CompletionArgs, ManArgs};
-use crate::remote::{node, trace, wait};
+use crate::remote::{capture, node, trace, wait};
 use crate::{connectivity, diff, explain, status, sysdump, uninstall, validate};
 
 /// Name under which the program is Calico's own command line.
@@ -45,6 +45,8 @@ pub enum Command {
     Wait(wait::Args),
     /// Makes a change and shows its way to every node, with the times of its stages.
     Trace(trace::Args),
+    /// Writes packets of a pod into a file that tcpdump and Wireshark read.
+    Capture(capture::Args),
     /// Shows agents and what kernels lack.
     #[command(subcommand)]
     Node(node::Command),
@@ -140,6 +142,7 @@ fn execute(command: Command, cli: clap::Command) -> anyhow::Result<Finding> {
         Command::Status(args) => status::run(&args),
         Command::Wait(args) => wait::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Capture(args) => capture::run(&args),
         Command::Node(command) => node::run(&command),
         Command::Connectivity(command) => connectivity::run(&command),
         Command::Get(args) => get::run(&args),

@@ -6,15 +6,15 @@
 //! pods stays on a node until its last pod has gone, and meanwhile the plugin lets pods be deleted.
 //! Then the operator goes, and the definitions with Calico's data only when that is asked for.
 
+mod cleaner;
+
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{
-    DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams,
-};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use margay_api::storage::{Kind, Mode};
 use serde::Serialize;
@@ -29,8 +29,6 @@ use crate::report;
 /// Namespaces of the components and of the operator.
 const SYSTEM: &str = "margay-system";
 const OPERATOR: &str = "margay-operator";
-/// Name of the DaemonSet that cleans, and of its containers.
-const CLEANER: &str = "margay-clean";
 /// Finalizer of pools, as Calico calls it.
 const FINALIZER: &str = "projectcalico.org/ippool-finalizer";
 /// Prefixes of the annotations of nodes that agents write.
@@ -43,21 +41,55 @@ const ANNOTATIONS: [&str; 7] = [
     "projectcalico.org/VXLANTunnelMACAddrV6",
     "projectcalico.org/Interfaces",
 ];
+/// Kinds of rights and admission rules: group, version, kind, plural.
+const CLUSTER_WIDE: [(&str, &str, &str, &str); 6] = [
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRole",
+        "clusterroles",
+    ),
+    (
+        ADMISSION,
+        "v1",
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+    ),
+    (
+        ADMISSION,
+        "v1",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+    ),
+    (
+        ADMISSION,
+        "v1",
+        "MutatingAdmissionPolicyBinding",
+        "mutatingadmissionpolicybindings",
+    ),
+    (
+        ADMISSION,
+        "v1",
+        "MutatingAdmissionPolicy",
+        "mutatingadmissionpolicies",
+    ),
+];
+const ADMISSION: &str = "admissionregistration.k8s.io";
+/// Prefix of the names of ours, and the one without it.
+const PREFIX: &str = "margay-";
+const TIERS: &str = "protect-builtin-tiers";
 /// Groups of the definitions that an installation brings.
 const GROUPS: [&str; 2] = ["operator.tigera.io", "projectcalico.org"];
 /// Pods that a message names.
 const NAMED: usize = 10;
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Folders of the host: those of the agent, mounted as in its DaemonSet.
-const FOLDERS: [(&str, &str, &str); 2] = [
-    ("state", "/var/lib/margay", "/var/lib/margay"),
-    ("run", "/var/run/margay", "/var/run/margay"),
-];
-/// Where the folders of the CNI configuration and of plugins are in the container.
-const HOST_CONF: &str = "/host/etc/cni/net.d";
-const HOST_BIN: &str = "/host/opt/cni/bin";
-
 /// Arguments of the command.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -197,13 +229,24 @@ async fn remove(cluster: &Connection, args: &Args) -> Result<Vec<String>> {
     let limit = || Instant::now() + Duration::from_secs(args.timeout);
     let mut done = Vec::new();
     // Read before it goes: the cleaner needs what the agents had.
-    let image = image(&client).await?;
-    let folders = folders(&client).await?;
+    let image = cleaner::image(&client).await?;
+    let folders = cleaner::folders(&client).await?;
 
     let installations = live::resource("operator.tigera.io", "v1", "Installation", "installations");
     let installations: Api<DynamicObject> = Api::all_with(client.clone(), &installations);
     delete(&installations, "default").await?;
     gone(&installations, "default", limit()).await?;
+    // Where the components come from a manifest, nobody else deletes them.
+    delete(
+        &Api::<DaemonSet>::namespaced(client.clone(), SYSTEM),
+        "margay-node",
+    )
+    .await?;
+    delete(
+        &Api::<Deployment>::namespaced(client.clone(), SYSTEM),
+        "margay-typha",
+    )
+    .await?;
     let agents: Api<Pod> = Api::namespaced(client.clone(), SYSTEM);
     wait(limit(), "agents and typha to end", async || {
         let left = agents
@@ -216,7 +259,7 @@ async fn remove(cluster: &Connection, args: &Args) -> Result<Vec<String>> {
     .await?;
     done.push("the Installation, and with it agents, typha and their rights".to_owned());
 
-    done.extend(clean(&client, &image, &folders, limit()).await?);
+    done.extend(cleaner::clean(&client, &image, &folders, limit()).await?);
     if cluster.mode() == Mode::V3 {
         release_pools(cluster).await?;
     }
@@ -229,149 +272,13 @@ async fn remove(cluster: &Connection, args: &Args) -> Result<Vec<String>> {
         gone(&namespaces, name, limit()).await?;
         done.push(format!("namespace {name}"));
     }
-    remove_rights(&client).await?;
+    remove_rights(cluster).await?;
     done.push("the operator and its rights".to_owned());
     if args.crds {
         let count = remove_definitions(&client, cluster.mode(), limit()).await?;
         done.push(format!("{count} definitions with their objects"));
     }
     Ok(done)
-}
-
-/// The image that the operator runs, which has the program that cleans.
-async fn image(client: &Client) -> Result<String> {
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR);
-    let operator = deployments.get_opt(OPERATOR).await.map_err(explained)?;
-    let operator = operator.with_context(|| {
-        format!(
-            "there is no Deployment {OPERATOR}/{OPERATOR}, whose image cleans the nodes; apply \
-             deploy/operator.yaml and run this again"
-        )
-    })?;
-    let pod = operator.spec.template.spec;
-    let image = pod.and_then(|pod| pod.containers.into_iter().next()?.image);
-    image.context("the Deployment of the operator names no image")
-}
-
-/// Folders of the host with configurations and plugins, as the agents have them.
-async fn folders(client: &Client) -> Result<[String; 2]> {
-    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), SYSTEM);
-    let agents = sets.get_opt("margay-node").await.map_err(explained)?;
-    let agents = serde_json::to_value(agents)?;
-    let path = |name: &str, usual: &str| {
-        let volumes = agents["spec"]["template"]["spec"]["volumes"].as_array();
-        let found = volumes
-            .into_iter()
-            .flatten()
-            .find(|volume| volume["name"] == name);
-        let path = found.and_then(|volume| volume["hostPath"]["path"].as_str());
-        path.unwrap_or(usual).to_owned()
-    };
-    Ok([
-        path("cni-conf", "/etc/cni/net.d"),
-        path("cni-bin", "/opt/cni/bin"),
-    ])
-}
-
-/// Cleans every node, and returns what the nodes say.
-async fn clean(
-    client: &Client,
-    image: &str,
-    folders: &[String; 2],
-    end: Instant,
-) -> Result<Vec<String>> {
-    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), OPERATOR);
-    delete(&sets, CLEANER).await?;
-    gone(&sets, CLEANER, end).await?;
-    let set = serde_json::from_value(cleaner(image, folders))?;
-    sets.create(&PostParams::default(), &set)
-        .await
-        .map_err(explained)?;
-    let mut left = Vec::new();
-    let cleaned = wait(end, "every node to be cleaned", async || {
-        let set = sets.get(CLEANER).await.map_err(explained)?;
-        let status = set.status.unwrap_or_default();
-        Ok(status.observed_generation.is_some()
-            && status.number_ready >= status.desired_number_scheduled
-            && status.desired_number_scheduled > 0)
-    })
-    .await;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), OPERATOR);
-    let params = ListParams::default().labels(&format!("app.kubernetes.io/name={CLEANER}"));
-    for pod in pods.list(&params).await.map_err(explained)?.items {
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-        let params = LogParams {
-            container: Some(CLEANER.to_owned()),
-            ..LogParams::default()
-        };
-        let log = pods
-            .logs(&pod.name_any(), &params)
-            .await
-            .unwrap_or_default();
-        let node = node.unwrap_or_default();
-        left.extend(log.lines().map(|line| format!("{node}: {line}")));
-    }
-    if let Err(error) = cleaned {
-        bail!(
-            "{error:#}; DaemonSet {OPERATOR}/{CLEANER} goes on cleaning, run this again later\n{}",
-            left.join("\n")
-        );
-    }
-    delete(&sets, CLEANER).await?;
-    gone(&sets, CLEANER, end).await?;
-    Ok(left)
-}
-
-fn cleaner(image: &str, [conf, bin]: &[String; 2]) -> Value {
-    let labels = json!({"app.kubernetes.io/name": CLEANER});
-    let folders = FOLDERS.map(|(name, host, inside)| (name, host.to_owned(), inside));
-    let folders = folders.into_iter().chain([
-        ("cni-conf", conf.clone(), HOST_CONF),
-        ("cni-bin", bin.clone(), HOST_BIN),
-    ]);
-    let (volumes, mounts): (Vec<Value>, Vec<Value>) = folders
-        .map(|(name, host, inside)| {
-            let path = json!({"path": host, "type": "DirectoryOrCreate"});
-            (
-                json!({"name": name, "hostPath": path}),
-                json!({"name": name, "mountPath": inside}),
-            )
-        })
-        .unzip();
-    let container = |name: &str, command: &[&str]| {
-        json!({
-            "name": name, "image": image, "imagePullPolicy": "IfNotPresent",
-            "command": command,
-            "env": [
-                {"name": "MARGAY_CNI_CONF_DIR", "value": HOST_CONF},
-                {"name": "MARGAY_CNI_BIN_DIR", "value": HOST_BIN},
-            ],
-            "securityContext": {
-                "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0,
-            },
-            "volumeMounts": mounts,
-        })
-    };
-    json!({
-        "metadata": {"name": CLEANER, "labels": labels},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "hostNetwork": true,
-                    "automountServiceAccountToken": false,
-                    "priorityClassName": "system-node-critical",
-                    "terminationGracePeriodSeconds": 1,
-                    "nodeSelector": {"kubernetes.io/os": "linux"},
-                    "tolerations": [{"operator": "Exists"}],
-                    "initContainers": [container(CLEANER, &["/margay", "clean"])],
-                    "containers": [container("done", &["/margay", "clean", "--idle"])],
-                    "volumes": volumes,
-                },
-            },
-        },
-    })
 }
 
 /// Removes the finalizer of pools, as the operator does without an Installation; it may be gone.
@@ -428,10 +335,20 @@ async fn strip_nodes(client: &Client) -> Result<usize> {
     Ok(count)
 }
 
-async fn remove_rights(client: &Client) -> Result<()> {
-    use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-    delete(&Api::<ClusterRoleBinding>::all(client.clone()), OPERATOR).await?;
-    delete(&Api::<ClusterRole>::all(client.clone()), OPERATOR).await
+/// Deletes what belongs to no namespace: rights and admission rules. With an Installation most of
+/// it has gone already.
+async fn remove_rights(cluster: &Connection) -> Result<()> {
+    for (group, version, kind, plural) in CLUSTER_WIDE {
+        let resource = live::resource(group, version, kind, plural);
+        let api: Api<DynamicObject> = Api::all_with(cluster.client().clone(), &resource);
+        for object in cluster.list(&resource, None).await? {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            if name.starts_with(PREFIX) || name == TIERS {
+                delete(&api, name).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the definitions that came with the operator; of the older storage only its own.
@@ -562,34 +479,6 @@ mod tests {
               x/a on n1
         "#]]
         .assert_eq(&show(&answer, true));
-    }
-
-    #[test]
-    fn the_cleaner_is_a_valid_daemon_set_with_the_folders_of_the_agents() {
-        let folders = ["/etc/other".to_owned(), "/opt/cni/bin".to_owned()];
-        let value = cleaner("image:1", &folders);
-        let set: DaemonSet = serde_json::from_value(value).expect("a DaemonSet");
-        let pod = set.spec.template.spec.expect("a pod");
-        let volumes = pod.volumes.expect("volumes");
-        let paths: Vec<String> = volumes
-            .into_iter()
-            .filter_map(|volume| Some(volume.host_path?.path))
-            .collect();
-        assert_eq!(
-            paths,
-            [
-                "/var/lib/margay",
-                "/var/run/margay",
-                "/etc/other",
-                "/opt/cni/bin"
-            ]
-        );
-        assert_eq!(
-            pod.init_containers.expect("a container")[0]
-                .image
-                .as_deref(),
-            Some("image:1")
-        );
     }
 
     #[test]

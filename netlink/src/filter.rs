@@ -1,7 +1,10 @@
-//! A classic BPF program (`linux/filter.h`) that drops notifications of our own changes.
+//! Classic BPF programs (`linux/filter.h`): one drops notifications of our own changes, one keeps
+//! the frames of a link.
 
 use std::marker::PhantomData;
 
+/// Offset under which the index of a frame's link is loaded (`SKF_AD_OFF` and `SKF_AD_IFINDEX`).
+const LINK_OFFSET: u32 = (-0x1000_i32 + 8) as u32;
 /// Offset of `nlmsg_pid` in `struct nlmsghdr` (`linux/netlink.h`).
 const PORT_OFFSET: u32 = 12;
 
@@ -31,15 +34,28 @@ impl<'a> Filter<'a> {
     }
 }
 
-/// Instructions that drop a datagram if its first message has one of these ports. All messages of a
-/// datagram have the same port.
-pub fn drop_ports(ports: &[u32]) -> Vec<libc::sock_filter> {
-    let instruction = |code: u32, jt: usize, k: u32| libc::sock_filter {
+fn instruction(code: u32, jt: usize, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
         code: code as u16,
         jt: jt as u8,
         jf: 0,
         k,
-    };
+    }
+}
+
+/// Instructions that keep the frames of the link of that index, and no others.
+pub fn only_link(index: u32) -> Vec<libc::sock_filter> {
+    vec![
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, LINK_OFFSET),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, index),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+    ]
+}
+
+/// Instructions that drop a datagram if its first message has one of these ports. All messages of a
+/// datagram have the same port.
+pub fn drop_ports(ports: &[u32]) -> Vec<libc::sock_filter> {
     let mut program = vec![instruction(
         libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
         0,

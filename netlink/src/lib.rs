@@ -7,13 +7,14 @@
 //! In reading order: [`socket`] (the file descriptor and its options), [`wire`] (headers and
 //! attributes as bytes), [`route`] (rtnetlink requests, with the types of netlink-packet-route),
 //! [`subscription`] (multicast notifications), [`namespace`] (running code in another network
-//! namespace).
+//! namespace), [`tap`] (frames of a link).
 
 mod filter;
 pub mod namespace;
 pub mod route;
 pub mod socket;
 pub mod subscription;
+pub mod tap;
 pub mod wire;
 
 pub use socket::{Buffers, Membership, Protocol, Socket};

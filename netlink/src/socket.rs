@@ -237,7 +237,7 @@ fn set_netlink_option(fd: &OwnedFd, option: libc::c_int, value: u32) -> io::Resu
     unsafe_code,
     reason = "setsockopt takes a pointer to a plain value that outlives the call"
 )]
-fn set_option<T>(
+pub(crate) fn set_option<T>(
     fd: &OwnedFd,
     level: libc::c_int,
     option: libc::c_int,

@@ -12,6 +12,7 @@ use margay_dataplane::routes::learned::has_routes_of_ours;
 use margay_dataplane::routes::worker::Network;
 use margay_dataplane::{Links, probe};
 use margay_netlink::route::RouteSocket;
+use margay_proto::debug::capture_server::CaptureServer;
 use margay_proto::debug::node_debug_server::NodeDebugServer;
 use margay_runtime::backoff::jitter;
 use margay_runtime::grpc::{Admission, Trace};
@@ -34,6 +35,7 @@ use crate::bgp::metrics::BgpMetrics;
 use crate::bgp::passwords::ApiSecrets;
 use crate::bgp::report::BgpReport;
 use crate::bgp::{self, BgpParts};
+use crate::capture::CaptureService;
 use crate::clean;
 use crate::cni::attachment::Attachments;
 use crate::cni::plugin::PluginFile;
@@ -57,15 +59,18 @@ const MAX_CALLS: usize = 64;
 /// Time limit of a debug call, until its response begins.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Services by client organization.
-const ALLOWED_SERVICES: [(&str, &[&str]); 1] = [(
-    "margay:readers",
-    &[
-        "margay.debug.v1.NodeDebug",
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
-    ],
-)];
+const ALLOWED_SERVICES: [(&str, &[&str]); 2] = [
+    (
+        "margay:readers",
+        &[
+            "margay.debug.v1.NodeDebug",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        ],
+    ),
+    ("margay:capturers", &["margay.debug.v1.Capture"]),
+];
 
 /// Runs the agent until a signal ends it. What is in the kernel stays.
 pub async fn run(args: Args) -> anyhow::Result<()> {
@@ -322,6 +327,7 @@ async fn serve_debug(
         .timeout(CALL_TIMEOUT);
     let served = Server::builder()
         .layer(layers)
+        .add_service(CaptureServer::new(CaptureService::new(debug.agent.clone())))
         .add_service(NodeDebugServer::new(debug))
         .add_service(health)
         .add_service(reflection().build_v1()?)

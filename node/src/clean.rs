@@ -1,8 +1,7 @@
 //! `margay clean`: removes what an agent has left on its node, once it is not to come back.
 //!
-//! What connects and isolates pods stays as long as there are any: it fails until then, and is run
-//! again. From its first run on, the plugin answers in the place of the agent, so that these pods
-//! can be deleted.
+//! What connects and isolates pods stays as long as there are any: it waits for their end. From its
+//! beginning on, the plugin answers in the place of the agent, so that these pods can be deleted.
 
 use std::fs;
 use std::io;
@@ -25,6 +24,8 @@ use crate::cni::host_file;
 const LINKS: &str = "cali";
 /// Time limit of the end of what only waits.
 const SHUTDOWN: Duration = Duration::from_secs(1);
+/// Pause between two looks at the pods of the node.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Pods that a message names, by their links.
 const NAMED: usize = 5;
 
@@ -55,6 +56,19 @@ pub async fn run(args: Args) -> Result<()> {
         shutdown.wait().await;
         return Ok(());
     }
+    mark(&args)?;
+    let mut known = 0;
+    loop {
+        let pods = tokio::task::spawn_blocking(links_of_pods).await??;
+        if pods.is_empty() {
+            break;
+        }
+        if pods.len() != known {
+            known = pods.len();
+            println!("margay clean: {}", waiting(&pods));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
     let report = tokio::task::spawn_blocking(move || remove(&args)).await??;
     report
         .iter()
@@ -62,7 +76,8 @@ pub async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn remove(args: &Args) -> Result<Vec<String>> {
+/// Marks the node, unless its agent is running.
+fn mark(args: &Args) -> Result<()> {
     let socket = args.run_dir.join(file_name(SOCKET));
     ensure!(
         UnixStream::connect(&socket).is_err(),
@@ -72,20 +87,26 @@ fn remove(args: &Args) -> Result<Vec<String>> {
     );
     fs::create_dir_all(&args.state_dir)?;
     host_file::replace(&args.state_dir, file_name(REMOVED), b"", 0o644)
-        .context("the mark of the removal")?;
-    let pods = links_of_pods()?;
-    ensure!(
-        pods.is_empty(),
-        "{} pods are on this node ({}{}): what connects and isolates them stays until they have \
-         gone; delete or drain them",
+        .context("the mark of the removal")
+}
+
+/// Why it waits, with some of the pods by their links.
+fn waiting(pods: &[String]) -> String {
+    let named = pods
+        .iter()
+        .take(NAMED)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    format!(
+        "{} pods are on this node ({named}{}): what connects and isolates them stays until they \
+         have gone; delete or drain them",
         pods.len(),
-        pods.iter()
-            .take(NAMED)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(", "),
         if pods.len() > NAMED { ", ..." } else { "" },
-    );
+    )
+}
+
+fn remove(args: &Args) -> Result<Vec<String>> {
     // The configuration goes first: from here on the runtime starts no pods in this network.
     let mut report = remove_files(&args.cni_conf_dir, &args.cni_bin_dir)?;
     let outcome = Driver::open()?.apply(&Plan::default())?;

@@ -17,6 +17,7 @@ pub mod agent;
 pub mod app;
 pub mod bgp;
 mod calico_metrics;
+pub mod capture;
 pub mod clean;
 pub mod cni;
 pub mod config;

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::parse_x509_pem;
 
-use crate::names::{READER_SECRET, TYPHA_SECRET};
+use crate::names::{CAPTURE_SECRET, READER_SECRET, TYPHA_SECRET};
 
 /// Validity of a CA.
 pub const CA_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
@@ -77,6 +77,8 @@ pub struct Stored {
     pub typha: Option<String>,
     /// Certificate in the reader's Secret.
     pub reader: Option<String>,
+    /// Certificate in the Secret for captures.
+    pub capture: Option<String>,
 }
 
 /// Certificate of a component.
@@ -105,6 +107,15 @@ pub const READER: Leaf = Leaf {
     secret: READER_SECRET,
     common_name: "margay:reader",
     organization: Some("margay:readers"),
+    dns_names: &[],
+};
+
+/// Certificate of a person who captures packets of pods. Its Secret is another one than the
+/// readers', so that RBAC can give one without the other.
+pub const CAPTURE: Leaf = Leaf {
+    secret: CAPTURE_SECRET,
+    common_name: "margay:capture",
+    organization: Some("margay:capturers"),
     dns_names: &[],
 };
 
@@ -288,7 +299,8 @@ pub fn next_check(stored: &Stored, now: Timestamp) -> Timestamp {
             moments.extend(CertificateFacts::parse(previous).map(|facts| facts.not_after));
         }
     }
-    for pem in [&stored.typha, &stored.reader].into_iter().flatten() {
+    let leaves = [&stored.typha, &stored.reader, &stored.capture];
+    for pem in leaves.into_iter().flatten() {
         moments.extend(CertificateFacts::parse(pem).map(|facts| facts.renewal()));
     }
     moments

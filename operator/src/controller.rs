@@ -36,6 +36,11 @@ const START_PERIOD: Duration = Duration::from_secs(1);
 /// Pause of an operator that does not lead; a change of leadership ends it.
 const IDLE_PERIOD: Duration = Duration::from_secs(3600);
 
+/// Problem of an Installation beside components that come from a manifest.
+const STANDALONE: &str = "Installation default has no effect: the components come from a manifest, \
+                          deploy/margay.yaml; delete the Installation, or install the operator \
+                          instead";
+
 /// Everything that a reconcile uses.
 pub struct Controller {
     /// State of the cluster.
@@ -63,6 +68,9 @@ pub struct Controller {
     pub metrics: Metrics,
     /// Installations that have been warned about.
     pub ignored: BTreeSet<String>,
+    /// True if the components come from a manifest and not from an Installation: certificates,
+    /// configuration and reports are all that is written.
+    pub standalone: bool,
 }
 
 /// Time of the next reconcile if nothing changes.
@@ -146,7 +154,11 @@ impl Controller {
             );
         }
         self.ignored.clone_from(&inputs.ignored);
-        let Some(request) = inputs.request.clone() else {
+        let asked = match self.standalone {
+            true => Some(Request::default()),
+            false => inputs.request.clone(),
+        };
+        let Some(request) = asked else {
             self.authority.send_replace(None);
             if !self
                 .update_pool_finalizers(&inputs, &BTreeSet::new(), false)
@@ -184,12 +196,23 @@ impl Controller {
             });
         match complete(&request, &inputs) {
             Ok(spec) => {
-                let plan = render::plan(&spec, &inputs, &request.owner, &self.settings);
+                let plan = match self.standalone {
+                    true => render::configuration(&spec, &inputs, &self.settings),
+                    false => render::plan(&spec, &inputs, &request.owner, &self.settings),
+                };
                 findings.waiting.clone_from(&plan.waiting);
-                findings
-                    .failures
-                    .extend(self.write_back(&request, &json!(spec)).await);
-                let pools = render::pools(&spec, &inputs);
+                if !self.standalone {
+                    findings
+                        .failures
+                        .extend(self.write_back(&request, &json!(spec)).await);
+                }
+                let mut pools = match self.standalone {
+                    true => render::first_pools(&spec, &inputs),
+                    false => render::pools(&spec, &inputs),
+                };
+                if self.standalone && inputs.request.is_some() {
+                    pools.conflicts.push(STANDALONE.to_owned());
+                }
                 let objects = [
                     plan.objects.as_slice(),
                     secrets.as_slice(),
@@ -248,7 +271,7 @@ impl Controller {
         request: &Request,
     ) -> Vec<Failure> {
         let failures = self.applier.exec(objects, &inputs.present).await;
-        if !failures.is_empty() {
+        if !failures.is_empty() || self.standalone {
             return failures;
         }
         let unwanted = apply::unwanted(inputs, &plan.objects, &plan.keep, &request.owner);
@@ -363,6 +386,7 @@ impl Controller {
         [
             (certs::TYPHA, &stored.typha),
             (certs::READER, &stored.reader),
+            (certs::CAPTURE, &stored.capture),
         ]
         .iter()
         .filter_map(|(leaf, present)| renewed(authority, leaf, present.as_deref(), now).transpose())
@@ -417,6 +441,9 @@ impl Controller {
             }
         }
         let state = status::overall(&calico, &ippools);
+        if self.standalone {
+            return is_written;
+        }
         let conditions = status::conditions("Ready", &state, generation, &request.conditions, now);
         if request.conditions != conditions {
             is_written &= self.write_installation_status(request, &conditions).await;

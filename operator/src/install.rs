@@ -3,26 +3,64 @@
 
 use kube::ResourceExt;
 use margay_api::crds;
+use margay_api::installation::InstallationSpec;
 use margay_api::report::CONFIG_MAP;
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use crate::csr_policy::SIGNER;
-use crate::manifest::{MANAGER, Object};
-use crate::names::{self, CA_NAME, READER_SECRET, TYPHA_SECRET};
-use crate::render;
+use crate::defaults;
+use crate::inputs::Inputs;
+use crate::manifest::{MANAGED_BY, MANAGER, Object, Owner};
+use crate::names::{self, CA_NAME, CAPTURE_SECRET, READER_SECRET, TYPHA_SECRET};
+use crate::render::{self, Settings};
 
 /// Namespace of the operator.
 const NAMESPACE: &str = "margay-operator";
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9097;
 const READ: [&str; 3] = ["get", "list", "watch"];
+/// Secrets with certificates in the components' namespace.
+const SECRETS: [&str; 3] = [CAPTURE_SECRET, READER_SECRET, TYPHA_SECRET];
 /// Server-side apply creates objects that are absent, so it needs both verbs.
 const APPLY: [&str; 2] = ["create", "patch"];
 const APPLY_AND_SWEEP: [&str; 3] = ["create", "delete", "patch"];
 
 /// Returns everything but the CRDs, in the order of creation, for clusters with that storage.
 pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
+    own(version, cluster_rules(mode), &[])
+}
+
+/// Returns everything but the CRDs of an installation without an Installation: the components as
+/// the operator renders them for an empty one, and the operator itself for what is left: the CA and
+/// certificates, default objects, reports, host endpoints and IPAM collection. In the newer storage
+/// only.
+pub fn standalone(version: &str) -> Vec<Object> {
+    let settings = Settings {
+        version: version.to_owned(),
+        ..Settings::default()
+    };
+    let inputs = Inputs {
+        // kubelet puts the address of a Service of the pod's own namespace there.
+        typha_address: Some("$(MARGAY_TYPHA_SERVICE_HOST)".to_owned()),
+        ..Inputs::default()
+    };
+    let spec = defaults::complete(&InstallationSpec::default(), &inputs);
+    let mut objects = own(version, standalone_rules(), &["--standalone"]);
+    let plan = render::plan(&spec, &inputs, &Owner::default(), &settings);
+    let rendered = plan.objects.into_iter().map(|mut object| {
+        // It belongs to whoever applies the manifest.
+        if let Some(labels) = object.body["metadata"]["labels"].as_object_mut() {
+            labels.remove(MANAGED_BY);
+        }
+        object
+    });
+    objects.extend(rendered);
+    objects
+}
+
+/// Returns the operator's own objects.
+fn own(version: &str, rules: Vec<Value>, arguments: &[&str]) -> Vec<Object> {
     let labels = json!({
         "app.kubernetes.io/name": MANAGER,
         "app.kubernetes.io/part-of": "margay",
@@ -44,10 +82,7 @@ pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
             json!({ "metadata": { "name": NAMESPACE, "labels": labels } }),
         ),
         Object::new("ServiceAccount", json!({ "metadata": placed })),
-        Object::new(
-            "ClusterRole",
-            json!({ "metadata": named, "rules": cluster_rules(mode) }),
-        ),
+        Object::new("ClusterRole", json!({ "metadata": named, "rules": rules })),
         Object::new(
             "ClusterRoleBinding",
             json!({ "metadata": named, "roleRef": role("ClusterRole"), "subjects": subject }),
@@ -59,7 +94,7 @@ pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
         ),
         Object::new(
             "Deployment",
-            json!({ "metadata": placed, "spec": deployment(version) }),
+            json!({ "metadata": placed, "spec": deployment(version, arguments) }),
         ),
     ]
 }
@@ -86,6 +121,22 @@ fn cluster_rules(mode: Mode) -> Vec<Value> {
         write_rules(),
         certificate_rules(),
         render::granted(mode),
+    ]
+    .concat()
+}
+
+/// The same without those for components that come from a manifest.
+fn standalone_rules() -> Vec<Value> {
+    let certificates = vec![
+        named("", &["configmaps"], &[CA_NAME, CONFIG_MAP], &APPLY),
+        named("", &["secrets"], &SECRETS, &APPLY),
+    ];
+    [
+        api_rules(),
+        storage_rules(Mode::V3),
+        read_rules(),
+        certificates,
+        certificate_rules(),
     ]
     .concat()
 }
@@ -187,7 +238,7 @@ fn read_rules() -> Vec<Value> {
             &[CA_NAME, CONFIG_MAP, "kubeadm-config"],
             &READ,
         ),
-        named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &READ),
+        named("", &["secrets"], &SECRETS, &READ),
     ]
 }
 
@@ -215,7 +266,7 @@ fn write_rules() -> Vec<Value> {
             both,
         ),
         named("", &["configmaps"], &[CA_NAME], &APPLY),
-        named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
+        named("", &["secrets"], &SECRETS, &APPLY),
     ]
 }
 
@@ -255,20 +306,21 @@ fn own_rules() -> Vec<Value> {
     ]
 }
 
-fn deployment(version: &str) -> Value {
+fn deployment(version: &str, arguments: &[&str]) -> Value {
     let labels =
         json!({ "app.kubernetes.io/name": MANAGER, "app.kubernetes.io/part-of": "margay" });
     json!({
         "replicas": 1,
         "selector": { "matchLabels": { "app.kubernetes.io/name": MANAGER } },
         "strategy": { "type": "Recreate" },
-        "template": { "metadata": { "labels": labels }, "spec": pod(version) },
+        "template": { "metadata": { "labels": labels }, "spec": pod(version, arguments) },
     })
 }
 
 /// Returns the pod spec: in the host's network, on any node, because it runs before the network
 /// works.
-fn pod(version: &str) -> Value {
+fn pod(version: &str, arguments: &[&str]) -> Value {
+    let command = [&["/margay", "operator"], arguments].concat();
     json!({
         "serviceAccountName": MANAGER,
         "hostNetwork": true,
@@ -287,7 +339,7 @@ fn pod(version: &str) -> Value {
             "name": MANAGER,
             "image": format!("margay.io/margay:{version}"),
             "imagePullPolicy": "IfNotPresent",
-            "command": ["/margay", "operator"],
+            "command": command,
             "env": [
                 render::field_env("NAMESPACE", "metadata.namespace"),
                 render::field_env("POD_NAME", "metadata.name"),

@@ -78,6 +78,10 @@ pub struct Args {
     /// Address of the admin port (/metrics, /healthz, /readyz).
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9097")]
     pub admin_listen: SocketAddr,
+    /// The components come from a manifest and not from an Installation: no component is rendered
+    /// and none is swept.
+    #[arg(long, env = "MARGAY_STANDALONE")]
+    pub standalone: bool,
     /// Log filter, also of every component.
     #[arg(long, env = "MARGAY_LOG", default_value = "info")]
     pub log: String,
@@ -133,6 +137,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         mode,
         metrics,
         ignored: Default::default(),
+        standalone: args.standalone,
     };
     let signer = csr_controller::run(client.clone(), authorities, leads.clone(), shutdown.clone());
     let collector = collector::run(
@@ -205,6 +210,7 @@ mod tests {
             image: String::new(),
             api_group: String::new(),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            standalone: false,
             log: "info".to_owned(),
         }
     }

@@ -286,9 +286,13 @@ impl Object {
         self
     }
 
-    /// Makes the Installation its owner: the garbage collector removes both together.
+    /// Makes the Installation its owner: the garbage collector removes both together. Without an
+    /// Installation nobody owns it.
     pub fn owned_by(self, owner: &Owner) -> Self {
         let mut object = self.managed();
+        if owner.uid.is_empty() {
+            return object;
+        }
         object.body["metadata"]["ownerReferences"] = serde_json::json!([{
             "apiVersion": kind("Installation").api_version(),
             "kind": "Installation",

@@ -18,6 +18,8 @@ pub const CA_NAME: &str = "margay-ca";
 pub const TYPHA_SECRET: &str = "margay-typha-tls";
 /// Name of the Secret with the certificate for manual debugging.
 pub const READER_SECRET: &str = "margay-reader-tls";
+/// Name of the Secret with the certificate for captures of packets.
+pub const CAPTURE_SECRET: &str = "margay-capture-tls";
 /// Prefix of the common name of nodes' certificates, before the node's name.
 pub const COMMON_NAME_PREFIX: &str = "margay:node:";
 /// Organization of nodes' certificates.

@@ -154,6 +154,30 @@ pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &
     plan
 }
 
+/// Renders what is left to write where the components come from a manifest: configuration that is
+/// absent, and the trusted CAs.
+pub fn configuration(spec: &InstallationSpec, inputs: &Inputs, settings: &Settings) -> Plan {
+    let context = Context {
+        spec,
+        inputs,
+        owner: &Owner::default(),
+        settings,
+        image: String::new(),
+    };
+    let mut plan = Plan::default();
+    plan.objects.extend(config::objects(&context));
+    plan.objects.extend(config::bundle(&context));
+    plan
+}
+
+/// Returns the default pools while there is no pool at all; from then on pools are the user's.
+pub fn first_pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
+    match inputs.pools.as_deref() {
+        Some([]) => pools::plan(spec, inputs),
+        _ => PoolPlan::default(),
+    }
+}
+
 /// Returns pools to write, and those that cannot be created or changed.
 pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     pools::plan(spec, inputs)

@@ -24,7 +24,7 @@ use crate::facts::{host_facts, node_facts, pool_facts, present, request_of};
 use crate::inputs::{Inputs, Request};
 use crate::kubeadm;
 use crate::manifest::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, key_of, kind};
-use crate::names::{CA_NAME, NAMESPACE, READER_SECRET, TYPHA, TYPHA_SECRET};
+use crate::names::{CA_NAME, CAPTURE_SECRET, NAMESPACE, READER_SECRET, TYPHA, TYPHA_SECRET};
 use crate::storage_v1;
 
 /// Selection of the objects of one watch.
@@ -114,6 +114,7 @@ impl Reflectors {
             ("Secret", namespace, CA_NAME),
             ("Secret", NAMESPACE, TYPHA_SECRET),
             ("Secret", NAMESPACE, READER_SECRET),
+            ("Secret", NAMESPACE, CAPTURE_SECRET),
             ("ConfigMap", NAMESPACE, CA_NAME),
             ("ConfigMap", NAMESPACE, CONFIG_MAP),
             ("ConfigMap", KUBE_SYSTEM, kubeadm::CONFIG_MAP),
@@ -220,6 +221,7 @@ impl Reflectors {
         let mut stored = Stored {
             typha: certificate(TYPHA_SECRET),
             reader: certificate(READER_SECRET),
+            capture: certificate(CAPTURE_SECRET),
             ..Stored::default()
         };
         if let Some(found) = self.one("Secret", CA_NAME) {

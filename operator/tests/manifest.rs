@@ -1,5 +1,6 @@
 //! `deploy/operator.yaml` has every CRD, then the operator's own objects;
-//! `deploy/operator-v1.yaml`, for clusters with the older storage, has the CRDs of neither storage.
+//! `deploy/operator-v1.yaml`, for clusters with the older storage, has the CRDs of neither storage;
+//! `deploy/margay.yaml` has the components too, for an installation without an Installation.
 //! The Helm chart's template has the operator's objects with places for values.
 //! `UPDATE_EXPECT=1` rewrites all of them.
 
@@ -37,9 +38,21 @@ fn custom_resource_definitions(mode: Mode) -> Vec<String> {
 
 #[test]
 fn the_manifests_are_the_crds_and_the_operator() {
-    for (mode, name) in [(Mode::V3, "operator.yaml"), (Mode::V1, "operator-v1.yaml")] {
+    let manifests = [
+        (
+            "operator.yaml",
+            Mode::V3,
+            install::objects(VERSION, Mode::V3),
+        ),
+        (
+            "operator-v1.yaml",
+            Mode::V1,
+            install::objects(VERSION, Mode::V1),
+        ),
+        ("margay.yaml", Mode::V3, install::standalone(VERSION)),
+    ];
+    for (name, mode, objects) in manifests {
         let mut documents = custom_resource_definitions(mode);
-        let objects = install::objects(VERSION, mode);
         documents.extend(
             objects
                 .iter()

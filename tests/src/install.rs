@@ -37,6 +37,8 @@ pub struct Options {
     pub ipv6: Option<(String, String)>,
     /// Storage of Calico's data that the cluster has.
     pub mode: Mode,
+    /// True for one manifest without an Installation; the other options have no effect then.
+    pub standalone: bool,
     /// Collector of traces as the nodes see it, `http://HOST:PORT`.
     pub collector: Option<String>,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             encapsulation: "VXLANCrossSubnet".to_owned(),
             ipv6: None,
             mode: Mode::V3,
+            standalone: false,
             collector: None,
         }
     }
@@ -129,6 +132,9 @@ pub fn apply(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> R
         ));
         cluster.kubectl(arguments).map(|_| ())
     };
+    if options.standalone {
+        return kubectl(&["apply", "--server-side", "-f", &path("margay.yaml")]);
+    }
     let manifest = match options.mode {
         Mode::V1 => "operator-v1.yaml",
         Mode::V3 => "operator.yaml",

@@ -40,7 +40,9 @@ fn render(values: &[&str]) -> BTreeMap<Identity, Value> {
 
 fn parse(text: &str) -> BTreeMap<Identity, Value> {
     let documents = serde_yaml_ng::Deserializer::from_str(text).map(Value::deserialize);
-    let objects = documents.map(Result::unwrap).filter(|object| !object.is_null());
+    let objects = documents
+        .map(Result::unwrap)
+        .filter(|object| !object.is_null());
     objects
         .map(|object| {
             let text = |path: &str| {
@@ -76,7 +78,10 @@ fn the_chart_installs_what_the_manifests_do() {
     }
     assert_eq!(rendered.len(), wanted.len());
     assert_eq!(installation["metadata"]["name"], "default");
-    assert_eq!(installation["spec"], json!({"imagePullPolicy": "IfNotPresent"}));
+    assert_eq!(
+        installation["spec"],
+        json!({"imagePullPolicy": "IfNotPresent"})
+    );
 }
 
 #[test]
@@ -91,7 +96,10 @@ fn values_reach_the_operator_and_the_installation() {
     let pod = &of(&rendered, "Deployment")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     let image = container["image"].as_str().unwrap();
-    assert!(image.starts_with("registry.test/mirror/our-margay:v"), "{image}");
+    assert!(
+        image.starts_with("registry.test/mirror/our-margay:v"),
+        "{image}"
+    );
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "key"}]));
     assert_eq!(container["resources"]["requests"]["cpu"], "10m");
     let variables = container["env"].as_array().unwrap();

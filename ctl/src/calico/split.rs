@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use margay_api::storage::Kind;
 use serde_json::{Value, json};
 
-use crate::live::{Connection, ConnectionArgs, Found};
+use crate::live::{Connection, ConnectionArgs, Found, explained};
 use crate::output::Finding;
 
 /// Prefix length of blocks of a pool that names none, for IPv4 and IPv6 (Calico).
@@ -78,21 +80,20 @@ pub async fn run(args: &Args) -> Result<Finding> {
 /// Deletes a pool although it has blocks. Its finalizers keep it for their sake; they are in its
 /// parts.
 async fn remove(cluster: &Connection, pools: &Kind, found: &Found) -> Result<()> {
-    let name = found.object["metadata"]["name"]
-        .as_str()
-        .unwrap_or_default();
-    if found.object["metadata"]["deletionTimestamp"].is_null() {
-        cluster.delete(pools, found).await?;
+    let api: Api<DynamicObject> =
+        Api::all_with(cluster.client().clone(), &pools.resource(cluster.mode()));
+    let name = &found.stored_name;
+    // Its version is no condition: the operator writes its status at the same time.
+    match api.delete(name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        deleted => drop(deleted.map_err(explained)?),
     }
     // Finalizers cannot be added from here on.
-    if let Some(ending) = cluster.find(pools, None, name).await? {
-        let mut object = ending.object.clone();
-        if let Some(metadata) = object["metadata"].as_object_mut() {
-            metadata.remove("finalizers");
-        }
-        cluster.replace(pools, &ending, object).await?;
+    let none = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    match api.patch(name, &PatchParams::default(), &none).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        patched => patched.map(drop).map_err(explained),
     }
-    Ok(())
 }
 
 fn kind(name: &str) -> Result<&'static Kind> {

@@ -165,12 +165,9 @@ async fn all(stage: &Stage, checks: Vec<Check>, limit: Duration) -> Vec<Outcome>
 async fn one(stage: &Stage, check: Check) -> Outcome {
     let role = if check.is_guest { "guest" } else { "client" };
     let (pods, pod) = (stage.pods(), stage::name_of(role, &check.from));
-    let host = match check.host.contains(':') {
-        true => format!("[{}]", check.host),
-        false => check.host.clone(),
-    };
     let path = format!(
-        "/dial?host={host}&port={}&protocol={}&request={}&tries=1",
+        "/dial?host={}&port={}&protocol={}&request={}&tries=1",
+        check.host,
         check.port,
         check.protocol,
         check.request.replace('?', "%3F").replace('=', "%3D"),

@@ -18,8 +18,11 @@ use crate::live::{Connection, explained};
 
 /// Namespace of the components.
 pub const NAMESPACE: &str = "margay-system";
-/// Secret with the certificate of readers, and ConfigMap with the authorities to trust.
+/// Secret with the certificate of readers.
 const READER_SECRET: &str = "margay-reader-tls";
+/// Secret with the certificate of those who capture packets.
+pub const CAPTURE_SECRET: &str = "margay-capture-tls";
+/// ConfigMap with the authorities to trust.
 const CA_NAME: &str = "margay-ca";
 /// Label of the components' pods, and its values.
 const LABEL: &str = "app.kubernetes.io/name";
@@ -30,6 +33,9 @@ const TYPHA_PORT: u16 = 5473;
 const NODE_PORT: u16 = 5474;
 /// Time limit of a connection, and of a call.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Time between two pings, which is shorter than any limit on silence in between.
+const PING: Duration = Duration::from_secs(10);
 
 /// Replica of typha, by the name of its pod.
 pub struct Replica {
@@ -48,18 +54,23 @@ pub struct Link {
 impl Link {
     /// Reads the certificate of readers with the rights of the user.
     pub async fn open(cluster: &Connection) -> Result<Self> {
+        Self::with_secret(cluster, READER_SECRET).await
+    }
+
+    /// Reads the certificate of that Secret with the rights of the user.
+    pub async fn with_secret(cluster: &Connection, name: &str) -> Result<Self> {
         let client = cluster.client().clone();
         let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-        let secret = secrets.get_opt(READER_SECRET).await.map_err(explained)?;
-        let secret = secret.with_context(|| absent("Secret", READER_SECRET))?;
+        let secret = secrets.get_opt(name).await.map_err(explained)?;
+        let secret = secret.with_context(|| absent("Secret", name))?;
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
         let map = maps.get_opt(CA_NAME).await.map_err(explained)?;
         let map = map.with_context(|| absent("ConfigMap", CA_NAME))?;
-        let part = |name: &str| {
-            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
+        let part = |key: &str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(key));
             bytes
                 .map(|bytes| bytes.0.clone())
-                .with_context(|| format!("Secret {NAMESPACE}/{READER_SECRET} has no {name}"))
+                .with_context(|| format!("Secret {NAMESPACE}/{name} has no {key}"))
         };
         let authorities = map.data.as_ref().and_then(|data| data.get("ca.crt"));
         let authorities = authorities
@@ -105,8 +116,13 @@ impl Link {
 
     /// Connects to an agent by its pod.
     pub async fn agent(&self, pod: &Pod) -> Result<NodeDebugClient<Channel>> {
-        let channel = self.channel(&pod.name_any(), NODE_PORT, NODE).await?;
+        let channel = self.channel_to_agent(pod).await?;
         Ok(NodeDebugClient::new(channel).max_decoding_message_size(usize::MAX))
+    }
+
+    /// A connection to an agent by its pod, for whichever of its services.
+    pub async fn channel_to_agent(&self, pod: &Pod) -> Result<Channel> {
+        self.channel(&pod.name_any(), NODE_PORT, NODE).await
     }
 
     async fn list(&self, name: &str) -> Result<Vec<Pod>> {
@@ -130,6 +146,9 @@ impl Link {
         let endpoint = Endpoint::from_shared(format!("https://{server}:{port}"))?
             .tls_config(self.tls.clone().domain_name(server))?
             .connect_timeout(TIMEOUT)
+            // A capture may be silent for longer than the API server's client waits.
+            .http2_keep_alive_interval(PING)
+            .keep_alive_while_idle(true)
             .timeout(TIMEOUT);
         let channel = endpoint.connect_with_connector(connector).await;
         channel.with_context(|| format!("pod {NAMESPACE}/{pod} does not answer on port {port}"))

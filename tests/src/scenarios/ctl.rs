@@ -49,6 +49,9 @@ pub fn run(suite: &mut Suite, environment: &Environment) {
     suite.case("a_change_is_traced_to_every_node", || {
         network::tracing(&ctl)
     });
+    suite.case("packets_of_a_pod_are_captured_within_bounds", || {
+        network::capture(&ctl)
+    });
     suite.case("agents_and_their_kernels_are_shown", || {
         network::agents(&ctl)
     });
@@ -61,7 +64,7 @@ pub fn run(suite: &mut Suite, environment: &Environment) {
         network::connectivity(&ctl)
     });
     suite.case("a_sysdump_has_what_helps_and_no_secret", || sysdump(&ctl));
-    suite.case("who_has_no_rights_is_told_which", || strangers(&ctl));
+    suite.case("who_has_no_rights_learns_which", || strangers(&ctl));
 }
 
 /// Takes Margay out of the cluster.

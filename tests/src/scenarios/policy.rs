@@ -51,6 +51,17 @@ pub fn all_open(environment: &Environment) -> Result<()> {
     expect(environment, &Matrix::open(&PODS, &demo::ports()))
 }
 
+/// Verdicts while these pods get no answer through and everything else is open.
+pub fn without(closed: &[&str]) -> Matrix {
+    let mut expected = Matrix::open(&PODS, &demo::ports());
+    for ((_, _, to), verdict) in &mut expected.cells {
+        if closed.contains(&to.as_str()) {
+            *verdict = Verdict::Silent;
+        }
+    }
+    expected
+}
+
 /// Waits until packets obey.
 pub fn expect(environment: &Environment, expected: &Matrix) -> Result<()> {
     let outcome = matrix::wait_for_match(&environment.stage.world, expected, OBEY)?;

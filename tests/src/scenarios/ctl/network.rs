@@ -7,15 +7,15 @@ use super::{Ctl, DENY};
 use crate::cluster::images::AGNHOST;
 use crate::demo;
 use crate::matrix::{self, Cell, Matrix};
-use crate::probe::Verdict;
-use crate::scenarios::policy::{all_open, expect};
+use crate::probe::{Protocol, Target, ask};
+use crate::scenarios::policy::{all_open, expect, without};
 use crate::world::PODS;
 
 /// The policy is written by the program, and packets agree with what it says of them.
 pub(super) fn verdicts(ctl: &Ctl<'_>) -> Result<()> {
     let file = ctl.file("ctl-deny", DENY)?.display().to_string();
     ctl.run(&["apply", "-f", &file])?;
-    expect(ctl.environment, &closed())?;
+    expect(ctl.environment, &without(&["x/b"]))?;
     let denied = ctl.ask(&["explain", "y/a", "x/b", "--port", "80"])?;
     ensure!(
         denied.status == Some(1) && denied.out.contains("ctl-deny"),
@@ -37,7 +37,7 @@ pub(super) fn verdicts(ctl: &Ctl<'_>) -> Result<()> {
 /// As soon as it returns, no packet passes: nothing else is waited for.
 pub(super) fn waiting(ctl: &Ctl<'_>) -> Result<()> {
     let file = ctl.file("ctl-deny", DENY)?.display().to_string();
-    let (open, closed) = (Matrix::open(&PODS, &demo::ports()), closed());
+    let (open, closed) = (Matrix::open(&PODS, &demo::ports()), without(&["x/b"]));
     for _ in 0..3 {
         ctl.run(&["apply", "-f", &file])?;
         let text = ctl.run(&["wait", "policy/ctl-deny", "-n", "x"])?;
@@ -75,17 +75,6 @@ pub(super) fn waiting(ctl: &Ctl<'_>) -> Result<()> {
     let missing = ctl.refused(&["wait", "policy/nope"])?;
     ensure!(missing.contains("there is no policy nope"), "{missing}");
     Ok(())
-}
-
-/// Verdicts while x/b is closed.
-fn closed() -> Matrix {
-    let mut closed = Matrix::open(&PODS, &demo::ports());
-    for ((_, _, to), verdict) in &mut closed.cells {
-        if to == "x/b" {
-            *verdict = Verdict::Silent;
-        }
-    }
-    closed
 }
 
 /// Fails unless one measurement, which begins now, is as expected.
@@ -150,6 +139,61 @@ pub(super) fn agents(ctl: &Ctl<'_>) -> Result<()> {
         kernel.out.lines().count() >= 3 && kernel.status != Some(2),
         "{kernel:?}"
     );
+    Ok(())
+}
+
+/// The file has what another pod asks meanwhile, and ends at its bound.
+pub(super) fn capture(ctl: &Ctl<'_>) -> Result<()> {
+    let world = &ctl.environment.stage.world;
+    let (asked, address) = (world.pod("x/a")?, world.address("x/a")?);
+    let path = ctl.folder().join("ctl-capture.pcap").display().to_string();
+    let arguments = [
+        "capture",
+        "a",
+        "-n",
+        "x",
+        "-w",
+        &path,
+        "--seconds",
+        "60",
+        "--bytes",
+        "2000",
+    ];
+    let target = Target::new(Protocol::Tcp, address, 80);
+    let asking = &world.pod("y/a")?.place;
+    let answer = std::thread::scope(|scope| {
+        let running = scope.spawn(|| ctl.run(&arguments));
+        // Packets until it has enough of them.
+        while !running.is_finished() {
+            ask(asking, &[target])?;
+        }
+        running
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    ensure!(answer.contains("bytes are in"), "{answer}");
+    let file = std::fs::read(ctl.folder().join("ctl-capture.pcap"))?;
+    let wanted = asked.address.octets();
+    let is_there = file.windows(4).any(|bytes| bytes == wanted);
+    ensure!(
+        file.starts_with(&[0x4d, 0x3c, 0xb2, 0xa1]) && is_there && file.len() < 4096,
+        "{} bytes",
+        file.len()
+    );
+    let again = ctl.refused(&arguments)?;
+    ensure!(again.contains("cannot be created"), "{again}");
+    let long = [
+        "capture",
+        "a",
+        "-n",
+        "x",
+        "-w",
+        "long.pcap",
+        "--seconds",
+        "3600",
+    ];
+    let long = ctl.refused(&long)?;
+    ensure!(long.contains("at most 600"), "{long}");
     Ok(())
 }
 
