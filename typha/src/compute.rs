@@ -199,6 +199,8 @@ impl GraphOwner {
                     ..Cause::default()
                 };
                 self.apply(kind, updates, cause);
+                // Also of a kind without versions, such as one that is not served.
+                self.record_answer(kind, version);
                 self.registry.notify_problems();
                 self.check_sync();
             }

@@ -23,6 +23,9 @@ pub struct Placement {
     generation: u64,
 }
 
+/// Servers that a node is given: one whose first choices all refuse it need not try every replica
+/// of a large cluster before it takes whichever answers.
+const MAX_SERVERS: usize = 5;
 /// Nodes that a replica takes before others are asked to take theirs, in any cluster.
 const MIN_SHARE: usize = 100;
 /// Percentage of an even share up to which a replica takes nodes, so that those of one replica that
@@ -60,9 +63,9 @@ impl Placement {
         self.replicas.iter().any(|replica| replica.pod != self.own)
     }
 
-    /// Servers in the order in which a node in this zone is to try them.
+    /// Servers in the order in which a node in this zone is to try them before the Service.
     pub fn servers(&self, node: &str, zone: &str) -> Vec<String> {
-        let ranked = self.rank(node, zone).into_iter();
+        let ranked = self.rank(node, zone).into_iter().take(MAX_SERVERS);
         ranked.map(|replica| replica.server.clone()).collect()
     }
 
@@ -71,6 +74,7 @@ impl Placement {
         let ranked = self.rank(node, zone).into_iter();
         ranked
             .filter(|replica| replica.pod != self.own)
+            .take(MAX_SERVERS)
             .map(|replica| replica.server.clone())
             .collect()
     }
@@ -216,6 +220,11 @@ mod tests {
             );
         }
         assert_eq!(Placement::default().limit(5000), None);
+        let many = mk_placement(27);
+        assert_eq!(
+            (many.servers("n1", "").len(), many.others("n1", "").len()),
+            (5, 5)
+        );
     }
 
     #[test]

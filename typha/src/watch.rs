@@ -118,11 +118,8 @@ impl Watch {
             if error.is_refusal() {
                 self.counters.lists_refused.get_or_create(&label).inc();
             }
-            if error.is_unanswered() {
-                let (kind, reason) = (self.kind, error.to_string());
-                if self.send(Event::Unanswered { kind, reason }).await.is_err() {
-                    return;
-                }
+            if self.report_error(&feed, &error).await.is_err() {
+                return;
             }
             if error.needs_list() || feed.version().is_none() {
                 feed.restart();
@@ -298,6 +295,26 @@ impl Watch {
             feed.restart();
         }
         used
+    }
+
+    /// Reports whether the API server has answered with this error, or not at all.
+    async fn report_error<K: DeserializeOwned>(
+        &self,
+        feed: &Feed<K>,
+        error: &WatchError,
+    ) -> Result<(), Stopped> {
+        let kind = self.kind;
+        let event = match error.is_unanswered() {
+            true => Event::Unanswered {
+                kind,
+                reason: error.to_string(),
+            },
+            false => Event::Answered {
+                kind,
+                version: feed.version_number(),
+            },
+        };
+        self.send(event).await
     }
 
     /// Reports that the API server answers, and the version that is known, unless there is none
