@@ -4,6 +4,7 @@
 pub mod crds;
 pub mod endpoint;
 pub mod fields;
+pub mod host_port;
 pub mod hosts;
 pub mod installation;
 pub mod ipam;

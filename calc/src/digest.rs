@@ -339,6 +339,7 @@ impl DigestEncoder {
             ipv6,
             vtep,
             vtep6,
+            ipip,
             labels,
             standing: _,
         } = node;
@@ -358,6 +359,10 @@ impl DigestEncoder {
         if let Some(vtep) = vtep6 {
             self.put_address(&IpAddr::V6(vtep.address));
             self.0.update(vtep.mac.0);
+        }
+        if let Some(address) = ipip {
+            self.put_text("ipip");
+            self.put_address(&IpAddr::V4(*address));
         }
     }
 

@@ -192,6 +192,7 @@ fn node_text(node: &NodeInfo) -> String {
         ipv6,
         vtep,
         vtep6,
+        ipip,
         labels,
         standing: _,
     } = node;
@@ -203,6 +204,8 @@ fn node_text(node: &NodeInfo) -> String {
     vtep6
         .iter()
         .for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
+    ipip.iter()
+        .for_each(|address| text += &format!(" ipip {address}"));
     labels
         .iter()
         .for_each(|(key, value)| text += &format!(" {key}={value}"));

@@ -1,19 +1,19 @@
-//! Nodes: their addresses and VXLAN tunnel endpoints.
+//! Nodes: their addresses and the ends of their tunnels.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 
 use crate::meta::{
-    self, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
-    ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
+    self, ANNOTATION_IPIP, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
+    ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
 };
 use crate::network::{NodeInfo, Standing, Vtep};
 
-/// Reads the addresses and the tunnel of a node. Without the agent's annotations its address is the
-/// one that kubelet reports, with a full prefix, so that packets to it are never sent
+/// Reads the addresses and the tunnels of a node. Without the agent's annotations its address is
+/// the one that kubelet reports, with a full prefix, so that packets to it are never sent
 /// unencapsulated because of a guessed subnet.
 pub fn node_info(node: &Node) -> NodeInfo {
     let annotation = |name: &str| {
@@ -54,6 +54,9 @@ pub fn node_info(node: &Node) -> NodeInfo {
         ipv6,
         vtep: vtep4(),
         vtep6: vtep6(),
+        ipip: annotation(ANNOTATION_IPIP)
+            .and_then(|address| address.parse().ok())
+            .filter(|address: &Ipv4Addr| !address.is_unspecified()),
         labels: node.metadata.labels.clone().unwrap_or_default(),
         standing,
     }

@@ -53,6 +53,8 @@ macro_rules! felix_settings {
                 /// `failsafeOutboundHostPorts`, in order, each once.
                 failsafe_outbound: Vec<$crate::settings::Failsafe> =
                     $crate::settings::Failsafe::default_outbound();
+                /// `ipipMTU`; 0: detected.
+                ipip_mtu: u32 = 0;
             }
         }
     };

@@ -33,6 +33,7 @@ fn settings_keep_their_digest() {
         checksum_offload_broken: true,
         failsafe_inbound: vec![ssh],
         failsafe_outbound: Vec::new(),
+        ipip_mtu: 0,
     };
     let digest = |settings| digest::digest(&RecordId::Settings, &Record::Settings(settings));
     assert_eq!(digest(FelixSettings::default()), 0x0005_3078_af78_3ab5);

@@ -7,6 +7,7 @@
 
 pub mod addresses;
 pub mod conntrack;
+mod devices;
 pub mod diff;
 pub mod driver;
 mod ethtool;
@@ -20,5 +21,6 @@ pub mod pod;
 pub mod present;
 pub mod removal;
 pub mod sysctl;
+pub mod tunnel;
 pub mod underlay;
 pub mod worker;

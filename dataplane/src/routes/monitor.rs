@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use margay_api::network::Mac;
-use margay_api::rule::IpVersion;
+use margay_api::network::{Mac, TunnelKind};
 use margay_netlink::Subscription;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 use margay_netlink::wire::messages;
@@ -17,7 +16,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hint::Hint;
-use super::plan::{HOST_MAC, ROUTE_PROTOCOL, vxlan_device_name};
+use super::plan::{HOST_MAC, ROUTE_PROTOCOL};
 use super::{message, netconf};
 use crate::links::is_workload;
 
@@ -140,16 +139,10 @@ fn parse_hint(links: &mut SeenLinks, message: &RouteNetlinkMessage) -> Option<Hi
     }
 }
 
-fn tunnel_version(name: &str) -> Option<IpVersion> {
-    IpVersion::ALL
-        .into_iter()
-        .find(|version| vxlan_device_name(*version) == name)
-}
-
 /// Hint for a change of a link: that of our kind of link, else `otherwise`.
 fn link_hint(name: &str, otherwise: Hint) -> Hint {
-    match tunnel_version(name) {
-        Some(version) => Hint::Tunnel(version),
+    match TunnelKind::of_device(name) {
+        Some(kind) => Hint::Tunnel(kind),
         None if is_workload(name) => Hint::PodRemoved(name.to_owned()),
         None => otherwise,
     }
@@ -186,8 +179,8 @@ fn parse_link(link: &LinkMessage) -> Option<(u32, SeenLink)> {
 /// Hint for a new or changed link. A tunnel device has settings that are not compared here, so any
 /// notification counts.
 fn link_change_hint(before: Option<&SeenLink>, now: &SeenLink) -> Option<Hint> {
-    if let Some(version) = tunnel_version(&now.name) {
-        return Some(Hint::Tunnel(version));
+    if let Some(kind) = TunnelKind::of_device(&now.name) {
+        return Some(Hint::Tunnel(kind));
     }
     match before {
         None if is_workload(&now.name) => Some(Hint::PodAdded(now.name.clone())),
@@ -218,7 +211,9 @@ fn address_hint(links: &SeenLinks, message: &AddressMessage, is_new: bool) -> Op
 }
 
 fn neighbour_hint(links: &SeenLinks, message: &NeighbourMessage, is_new: bool) -> Option<Hint> {
-    tunnel_version(&links.get(&message.header.ifindex)?.name)?;
+    let kind = TunnelKind::of_device(&links.get(&message.header.ifindex)?.name)?;
+    // IPIP has no peers.
+    matches!(kind, TunnelKind::Vxlan(_)).then_some(())?;
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -265,6 +260,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use margay_api::rule::IpVersion;
     use netlink_packet_core::NetlinkHeader;
 
     fn mk_link(index: u32, name: &str, flags: LinkFlags, mtu: u32) -> LinkMessage {
@@ -317,15 +313,15 @@ mod tests {
             ),
             (
                 mk_link(4, "vxlan.calico", up, 1450),
-                vec![Hint::Tunnel(IpVersion::V4)],
+                vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4))],
             ),
             (
                 mk_link(4, "vxlan.calico", up, 1450),
-                vec![Hint::Tunnel(IpVersion::V4)],
+                vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4))],
             ),
             (
                 mk_link(5, "vxlan-v6.calico", up, 1430),
-                vec![Hint::Tunnel(IpVersion::V6)],
+                vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V6))],
             ),
         ] {
             assert_eq!(
@@ -335,7 +331,7 @@ mod tests {
             );
         }
         for (index, expected) in [
-            (4, vec![Hint::Tunnel(IpVersion::V4)]),
+            (4, vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4))]),
             (2, vec![Hint::Underlay]),
             (9, vec![]),
         ] {

@@ -321,16 +321,20 @@ fn node() -> impl Strategy<Value = NodeInfo> {
             mac: Mac(mac),
         }),
     );
-    (ipv4, ipv6, vtep, vtep6, btree_map(name(), name(), 0..3)).prop_map(
-        |(ipv4, ipv6, vtep, vtep6, labels)| NodeInfo {
+    // The unspecified address is none.
+    let ipip = of((1_u32..).prop_map(Ipv4Addr::from_bits));
+    let labels = btree_map(name(), name(), 0..3);
+    (ipv4, ipv6, vtep, vtep6, ipip, labels).prop_map(|(ipv4, ipv6, vtep, vtep6, ipip, labels)| {
+        NodeInfo {
             ipv4,
             ipv6,
             vtep,
             vtep6,
+            ipip,
             labels,
             ..NodeInfo::default()
-        },
-    )
+        }
+    })
 }
 
 pub fn upsert() -> impl Strategy<Value = Change> {

@@ -370,18 +370,19 @@ fn node() -> impl Strategy<Value = NodeInfo> {
         created,
     });
     let labels = labels(vec!["zone"], vec!["a", "b"]);
-    (ipv4, ipv6, vtep6, labels, standing).prop_map(|(ipv4, ipv6, vtep6, labels, standing)| {
-        NodeInfo {
-            ipv4: Some(ipv4.parse().expect("an address")),
-            ipv6: ipv6.map(|text| text.parse().expect("an address")),
-            vtep6: vtep6.map(|text| Vtep {
-                address: text.parse().expect("an address"),
-                mac: Mac([0x66, 0, 0, 0, 0, 6]),
-            }),
-            labels,
-            standing,
-            ..NodeInfo::default()
-        }
+    let ipip = option::of(select(&["10.0.0.1", "10.0.0.65"][..]));
+    let all = (ipv4, ipv6, vtep6, ipip, labels, standing);
+    all.prop_map(|(ipv4, ipv6, vtep6, ipip, labels, standing)| NodeInfo {
+        ipip: ipip.map(|text| text.parse().expect("an address")),
+        ipv4: Some(ipv4.parse().expect("an address")),
+        ipv6: ipv6.map(|text| text.parse().expect("an address")),
+        vtep6: vtep6.map(|text| Vtep {
+            address: text.parse().expect("an address"),
+            mac: Mac([0x66, 0, 0, 0, 0, 6]),
+        }),
+        labels,
+        standing,
+        ..NodeInfo::default()
     })
 }
 
