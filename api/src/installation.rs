@@ -112,6 +112,10 @@ pub struct CniSpec {
     /// IPAM plugin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipam: Option<IpamSpec>,
+    /// Version of the CNI specification: `Auto` (the default), the newest one that each container
+    /// runtime supports of `1.0.0` and `1.1.0`; or `0.3.1`, `0.4.0`, `1.0.0` or `1.1.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_version: Option<String>,
     /// Absolute path of the host's folder of plugin binaries. Default `/opt/cni/bin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bin_dir: Option<String>,
@@ -152,8 +156,8 @@ pub struct CalicoNetworkSpec {
     /// MTU of pods and tunnels in bytes; 0 or unset: derived from the interface of each node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
-    /// Host ports of pods: `Disabled` (the default) or `Enabled`. Enabled chains the `portmap`
-    /// plugin, which must be installed on the host.
+    /// Host ports of pods: `Enabled` (the default) or `Disabled`. A change applies to pods that are
+    /// created after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ports: Option<String>,
     /// Time that creating a pod waits for its policy to be enforced, in seconds, before it fails
@@ -174,8 +178,8 @@ pub struct IpPoolSpec {
     /// Range of the pool, for example `10.244.0.0/16` or `fd00:10:244::/56`. Pods get an address of
     /// each IP version that has a pool.
     pub cidr: String,
-    /// Encapsulation of traffic between nodes: `VXLAN` (the default), `VXLANCrossSubnet` or `None`.
-    /// Calico's default is `IPIP`, which needs BGP; without BGP only VXLAN works on any network.
+    /// Encapsulation of traffic between nodes: `VXLAN` (the default), `VXLANCrossSubnet`, `IPIP` or
+    /// `IPIPCrossSubnet` (IPv4 only), or `None`. Networks of some clouds drop IPIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<String>,
     /// Masquerading of traffic from the pool to addresses outside of all pools: `Enabled` (the

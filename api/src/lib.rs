@@ -5,6 +5,7 @@ pub mod bgp;
 pub mod crds;
 pub mod endpoint;
 pub mod fields;
+pub mod host_port;
 pub mod hosts;
 pub mod installation;
 pub mod ipam;

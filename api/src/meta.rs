@@ -88,6 +88,8 @@ pub const ANNOTATION_VXLAN_MAC: &str = "projectcalico.org/VXLANTunnelMACAddr";
 pub const ANNOTATION_VXLAN_IPV6: &str = "projectcalico.org/IPv6VXLANTunnelAddr";
 /// Node annotation: the MAC address of the node's VXLAN device for IPv6.
 pub const ANNOTATION_VXLAN_MAC_V6: &str = "projectcalico.org/VXLANTunnelMACAddrV6";
+/// Node annotation: the address of the node's IPIP device.
+pub const ANNOTATION_IPIP: &str = "projectcalico.org/IPv4IPIPTunnelAddr";
 /// Node annotation: the node's interfaces with their addresses, as JSON; see
 /// [`NodeInterface`](crate::hosts::NodeInterface).
 pub const ANNOTATION_NODE_INTERFACES: &str = "projectcalico.org/Interfaces";

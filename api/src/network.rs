@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::meta::Labels;
+use crate::rule::IpVersion;
 
 /// Encapsulation of packets between nodes to and from addresses of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -22,6 +23,74 @@ pub enum Encapsulation {
     Ipip,
     /// IP in IP between nodes of different subnets, plain routes within one.
     IpipCrossSubnet,
+}
+
+impl Encapsulation {
+    /// The tunnel that packets of an IP version take, at least between subnets.
+    pub const fn tunnel(self, version: IpVersion) -> Option<TunnelKind> {
+        match self {
+            Self::None => None,
+            Self::Vxlan | Self::VxlanCrossSubnet => Some(TunnelKind::Vxlan(version)),
+            Self::Ipip | Self::IpipCrossSubnet => Some(TunnelKind::Ipip),
+        }
+    }
+
+    /// True when packets between nodes of one subnet take no tunnel.
+    pub const fn is_cross_subnet(self) -> bool {
+        matches!(self, Self::VxlanCrossSubnet | Self::IpipCrossSubnet)
+    }
+}
+
+/// A tunnel of a node: each has a device and an address of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TunnelKind {
+    /// VXLAN for packets of one IP version, between the nodes' addresses of that version.
+    Vxlan(IpVersion),
+    /// IP in IP, which carries IPv4 only.
+    Ipip,
+}
+
+impl TunnelKind {
+    /// All tunnels that a node may have.
+    pub const ALL: [Self; 3] = [
+        Self::Vxlan(IpVersion::V4),
+        Self::Vxlan(IpVersion::V6),
+        Self::Ipip,
+    ];
+
+    /// Name of the device, as in Calico. `tunl0` is also the device that the kernel creates itself.
+    pub const fn device_name(self) -> &'static str {
+        match self {
+            Self::Vxlan(IpVersion::V4) => "vxlan.calico",
+            Self::Vxlan(IpVersion::V6) => "vxlan-v6.calico",
+            Self::Ipip => "tunl0",
+        }
+    }
+
+    /// The tunnel of a device.
+    pub fn of_device(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.device_name() == name)
+    }
+
+    /// IP version of inner and outer packets.
+    pub const fn version(self) -> IpVersion {
+        match self {
+            Self::Vxlan(version) => version,
+            Self::Ipip => IpVersion::V4,
+        }
+    }
+
+    /// Bytes that it adds to a packet: the outer IP header (20 or 40) and, for VXLAN, UDP (8),
+    /// VXLAN (8, RFC 7348) and the inner Ethernet header (14).
+    pub const fn overhead(self) -> u32 {
+        match self {
+            Self::Vxlan(IpVersion::V4) => 50,
+            Self::Vxlan(IpVersion::V6) => 70,
+            Self::Ipip => 20,
+        }
+    }
 }
 
 /// An IP pool, as far as routes and NAT depend on it.
@@ -146,6 +215,8 @@ pub struct NodeInfo {
     pub vtep: Option<Vtep<Ipv4Addr>>,
     /// VXLAN tunnel endpoint for IPv6, once the node has one.
     pub vtep6: Option<Vtep<Ipv6Addr>>,
+    /// Address of the IPIP device, once the node has one.
+    pub ipip: Option<Ipv4Addr>,
     /// Labels, for selectors over nodes.
     pub labels: Labels,
     /// BGP speaker of the node; `None`: it has none, or it is not known which.
@@ -154,6 +225,34 @@ pub struct NodeInfo {
     pub bgp_annotations: BgpAnnotations,
     /// Precedence over other nodes that report the same addresses.
     pub standing: Standing,
+}
+
+impl NodeInfo {
+    /// Address of a tunnel device of the node.
+    pub fn tunnel_address(&self, kind: TunnelKind) -> Option<IpAddr> {
+        match kind {
+            TunnelKind::Vxlan(IpVersion::V4) => self.vtep.map(|vtep| vtep.address.into()),
+            TunnelKind::Vxlan(IpVersion::V6) => self.vtep6.map(|vtep| vtep.address.into()),
+            TunnelKind::Ipip => self.ipip.map(IpAddr::V4),
+        }
+    }
+
+    /// Removes a tunnel.
+    pub fn remove_tunnel(&mut self, kind: TunnelKind) {
+        match kind {
+            TunnelKind::Vxlan(IpVersion::V4) => self.vtep = None,
+            TunnelKind::Vxlan(IpVersion::V6) => self.vtep6 = None,
+            TunnelKind::Ipip => self.ipip = None,
+        }
+    }
+
+    /// Address of the node itself.
+    pub fn own_address(&self, version: IpVersion) -> Option<IpAddr> {
+        match version {
+            IpVersion::V4 => self.ipv4.map(|net| net.addr().into()),
+            IpVersion::V6 => self.ipv6.map(|net| net.addr().into()),
+        }
+    }
 }
 
 /// A NetworkSet (with its namespace) or GlobalNetworkSet (without).

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::NodeInfo;
+use margay_api::network::{NodeInfo, TunnelKind};
 
 use crate::blocks::Blocks;
 
@@ -19,8 +19,8 @@ use crate::blocks::Blocks;
 pub(crate) enum Claim {
     /// As the node's own address.
     Own(IpAddr),
-    /// As the address of its tunnel device (VTEP).
-    Tunnel(IpAddr),
+    /// As the address of a tunnel device.
+    Tunnel(TunnelKind, IpAddr),
 }
 
 /// Priority among the claimants of an address; the smallest that may have it wins. Reported by
@@ -70,12 +70,13 @@ impl Claims {
 
     /// Nodes that claim an address in the range.
     pub(crate) fn within(&self, range: IpNet) -> impl Iterator<Item = &String> {
-        let claims = [Claim::Own, Claim::Tunnel]
+        let (first, last) = (range.network(), range.broadcast());
+        let tunnels =
+            TunnelKind::ALL.map(|kind| Claim::Tunnel(kind, first)..=Claim::Tunnel(kind, last));
+        let claims = [Claim::Own(first)..=Claim::Own(last)]
             .into_iter()
-            .flat_map(move |claim| {
-                self.by_address
-                    .range(claim(range.network())..=claim(range.broadcast()))
-            });
+            .chain(tunnels)
+            .flat_map(|claims| self.by_address.range(claims));
         claims.flat_map(|(_, claimants)| claimants.iter().map(|(_, _, name)| name))
     }
 
@@ -86,8 +87,7 @@ impl Claims {
             match claim {
                 Claim::Own(IpAddr::V4(_)) => info.ipv4 = None,
                 Claim::Own(IpAddr::V6(_)) => info.ipv6 = None,
-                Claim::Tunnel(IpAddr::V4(_)) => info.vtep = None,
-                Claim::Tunnel(IpAddr::V6(_)) => info.vtep6 = None,
+                Claim::Tunnel(kind, _) => info.remove_tunnel(kind),
             }
         }
         NodeInfo {
@@ -117,7 +117,7 @@ impl Claims {
         let mut claimants = self.by_address.get(&claim)?.iter();
         let is_eligible = |(is_unreported, _, name): &&Rank| match claim {
             Claim::Own(address) => !is_unreported || may_have(blocks, address, name),
-            Claim::Tunnel(address) => may_have(blocks, address, name),
+            Claim::Tunnel(_, address) => may_have(blocks, address, name),
         };
         claimants
             .find(is_eligible)
@@ -150,10 +150,10 @@ fn ranks<'a>(name: &'a str, info: &'a NodeInfo) -> impl Iterator<Item = (Claim, 
         info.ipv6
             .map(|net| (IpAddr::from(net.addr()), standing.ipv6_reported)),
     ];
-    let tunnels = [
-        info.vtep.map(|vtep| IpAddr::from(vtep.address)),
-        info.vtep6.map(|vtep| vtep.address.into()),
-    ];
+    let tunnels = TunnelKind::ALL.map(|kind| {
+        info.tunnel_address(kind)
+            .map(|address| Claim::Tunnel(kind, address))
+    });
     let rank = move |is_reported: bool| (!is_reported, standing.created, name.to_owned());
     let own = own
         .into_iter()
@@ -163,6 +163,6 @@ fn ranks<'a>(name: &'a str, info: &'a NodeInfo) -> impl Iterator<Item = (Claim, 
     let tunnels = tunnels
         .into_iter()
         .flatten()
-        .map(move |address| (Claim::Tunnel(address), rank(true)));
+        .map(move |claim| (claim, rank(true)));
     own.chain(tunnels)
 }

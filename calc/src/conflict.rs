@@ -5,9 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::ipam::names;
 use margay_api::meta::{
-    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
+    ANNOTATION_IPIP, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
+    ANNOTATION_VXLAN_IPV6,
 };
+use margay_api::network::TunnelKind;
 use margay_api::policy::PolicyKey;
+use margay_api::rule::IpVersion;
 
 use crate::blocks::{BlockRefusal, Excess};
 
@@ -52,8 +55,8 @@ pub enum Conflict {
         node: String,
         /// The address.
         address: IpAddr,
-        /// True for a tunnel (VTEP) address, false for the node's own address.
-        is_tunnel: bool,
+        /// The tunnel whose address it is claimed as; none: the node's own address.
+        tunnel: Option<TunnelKind>,
         /// The node that has it, if any.
         winner: Option<String>,
     },
@@ -165,15 +168,16 @@ impl Conflict {
             }
             Self::AddressRejected {
                 address,
-                is_tunnel,
+                tunnel,
                 winner,
                 ..
             } => {
-                let annotations = match (is_tunnel, address) {
-                    (true, IpAddr::V4(_)) => ANNOTATION_VXLAN_IPV4,
-                    (true, IpAddr::V6(_)) => ANNOTATION_VXLAN_IPV6,
-                    (false, IpAddr::V4(_)) => ANNOTATION_NODE_IPV4,
-                    (false, IpAddr::V6(_)) => ANNOTATION_NODE_IPV6,
+                let annotations = match (tunnel, address) {
+                    (Some(TunnelKind::Vxlan(IpVersion::V4)), _) => ANNOTATION_VXLAN_IPV4,
+                    (Some(TunnelKind::Vxlan(IpVersion::V6)), _) => ANNOTATION_VXLAN_IPV6,
+                    (Some(TunnelKind::Ipip), _) => ANNOTATION_IPIP,
+                    (None, IpAddr::V4(_)) => ANNOTATION_NODE_IPV4,
+                    (None, IpAddr::V6(_)) => ANNOTATION_NODE_IPV6,
                 };
                 let why = match winner {
                     Some(winner) => format!("node {winner} has that address"),

@@ -343,6 +343,7 @@ impl DigestEncoder {
             ipv6,
             vtep,
             vtep6,
+            ipip,
             labels,
             bgp,
             bgp_annotations: _,
@@ -368,6 +369,10 @@ impl DigestEncoder {
         if let Some(bgp) = bgp {
             self.put_text("bgp");
             self.put_node_bgp(bgp);
+        }
+        if let Some(address) = ipip {
+            self.put_text("ipip");
+            self.put_address(&IpAddr::V4(*address));
         }
     }
 

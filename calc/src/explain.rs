@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::NodeInfo;
-use margay_api::rule::{Action, Protocol};
+use margay_api::network::{NodeInfo, TunnelKind};
+use margay_api::rule::{Action, IpVersion, Protocol};
 
 use crate::evaluate::{
     Direction, HostStage, Packet, Records, Step, Verdict, evaluate, evaluate_host,
@@ -315,18 +315,12 @@ fn find_by_address(graph: &Graph, address: IpAddr) -> PacketEnd {
 }
 
 fn has_address(node: &NodeInfo, address: IpAddr) -> bool {
-    let own = [
-        node.ipv4.map(|net| net.addr().into()),
-        node.ipv6.map(|net| net.addr().into()),
-    ];
-    let tunnels = [
-        node.vtep.map(|vtep| vtep.address.into()),
-        node.vtep6.map(|vtep| vtep.address.into()),
-    ];
+    let own = IpVersion::ALL.map(|version| node.own_address(version));
+    let tunnels = TunnelKind::ALL.map(|kind| node.tunnel_address(kind));
     own.into_iter()
         .chain(tunnels)
         .flatten()
-        .any(|known: IpAddr| known == address)
+        .any(|known| known == address)
 }
 
 /// Host endpoints of a node; only those with the address, if there are any.

@@ -394,14 +394,14 @@ impl Graph {
             self.globals
                 .rejected_claims()
                 .map(|(node, RejectedClaim { claim, winner })| {
-                    let (address, is_tunnel) = match claim {
-                        Claim::Own(address) => (address, false),
-                        Claim::Tunnel(address) => (address, true),
+                    let (address, tunnel) = match claim {
+                        Claim::Own(address) => (address, None),
+                        Claim::Tunnel(kind, address) => (address, Some(kind)),
                     };
                     Conflict::AddressRejected {
                         node: node.clone(),
                         address,
-                        is_tunnel,
+                        tunnel,
                         winner,
                     }
                 });

@@ -196,6 +196,7 @@ fn node_text(node: &NodeInfo) -> String {
         ipv6,
         vtep,
         vtep6,
+        ipip,
         labels,
         bgp,
         bgp_annotations: _,
@@ -214,6 +215,8 @@ fn node_text(node: &NodeInfo) -> String {
         let cluster = bgp.cluster_id.map(|cluster| format!(" cluster {cluster}"));
         text += &cluster.unwrap_or_default();
     }
+    ipip.iter()
+        .for_each(|address| text += &format!(" ipip {address}"));
     labels
         .iter()
         .for_each(|(key, value)| text += &format!(" {key}={value}"));

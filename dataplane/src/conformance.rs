@@ -96,6 +96,7 @@ pub fn mk_attached(number: usize) -> (String, Attached) {
             endpoint,
             uid: String::new(),
             addresses,
+            host_ports: Vec::new(),
         },
     )
 }

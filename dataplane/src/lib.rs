@@ -25,6 +25,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use margay_api::endpoint::EndpointKey;
+use margay_api::host_port::HostPort;
 use margay_calc::model::{Record, RecordId};
 
 pub use dirty::Dirty;
@@ -44,6 +45,8 @@ pub struct Attached {
     pub uid: String,
     /// Addresses that it may send from.
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// Result of a commit.

@@ -15,8 +15,8 @@ use nix::sched::{CloneFlags, unshare};
 use crate::nftables;
 use crate::routes::conntrack;
 use crate::routes::message::{self, VethPair};
-use crate::routes::plan::VxlanDevice;
 use crate::routes::sysctl;
+use crate::routes::tunnel::VxlanDevice;
 use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 use margay_nft::{
     AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, ExecError, Field,

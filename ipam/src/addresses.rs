@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::watch;
@@ -15,15 +16,14 @@ use super::pools::{PoolChoice, Pools, Use};
 use super::request::{AddressRequest, Addresses, Demand, NoAddress};
 use super::store::Namespace;
 
-/// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
-fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
-    match version {
-        IpVersion::V4 => (format!("vxlan-tunnel-addr-{node}"), "vxlanTunnelAddress"),
-        IpVersion::V6 => (
-            format!("vxlan-v6-tunnel-addr-{node}"),
-            "vxlanV6TunnelAddress",
-        ),
-    }
+/// Handle and type of a node's tunnel address, as Calico names them.
+fn tunnel_names(node: &str, kind: TunnelKind) -> (String, &'static str) {
+    let (prefix, name) = match kind {
+        TunnelKind::Vxlan(IpVersion::V4) => ("vxlan", "vxlanTunnelAddress"),
+        TunnelKind::Vxlan(IpVersion::V6) => ("vxlan-v6", "vxlanV6TunnelAddress"),
+        TunnelKind::Ipip => ("ipip", "ipipTunnelAddress"),
+    };
+    (format!("{prefix}-tunnel-addr-{node}"), name)
 }
 
 /// Addresses of a node: assigned to its pods and its tunnels, and released.
@@ -54,18 +54,18 @@ impl NodeAddresses {
         }
     }
 
-    /// Assigns the address of this node's VXLAN device for an IP version. It is the same one after
-    /// a restart, until its pool goes.
-    pub async fn tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
-        let present = self.assign_tunnel(version).await?;
+    /// Assigns the address of a tunnel device of this node. It is the same one after a restart,
+    /// until its pool goes.
+    pub async fn tunnel(&self, kind: TunnelKind) -> Result<Vec<IpNet>, NoAddress> {
+        let present = self.assign_tunnel(kind).await?;
         if !self.has_to_move(&present) {
             return Ok(present);
         }
         // Nobody else gets it meanwhile, because nothing is assigned from such a pool any more.
         self.allocator
-            .release(tunnel_names(&self.node, version).0)
+            .release(tunnel_names(&self.node, kind).0)
             .await?;
-        self.assign_tunnel(version).await
+        self.assign_tunnel(kind).await
     }
 
     /// Returns true when a tunnel's address has no pool, or one that is being deleted, and another
@@ -99,11 +99,11 @@ impl NodeAddresses {
         self.allocator.watch_pools()
     }
 
-    async fn assign_tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
-        let (handle, kind) = tunnel_names(&self.node, version);
+    async fn assign_tunnel(&self, kind: TunnelKind) -> Result<Vec<IpNet>, NoAddress> {
+        let (handle, name) = tunnel_names(&self.node, kind);
         let secondary = BTreeMap::from([
             ("node".to_owned(), self.node.clone()),
-            ("type".to_owned(), kind.to_owned()),
+            ("type".to_owned(), name.to_owned()),
         ]);
         let attribute = AllocationAttribute {
             handle_id: Some(handle),
@@ -111,7 +111,7 @@ impl NodeAddresses {
             ..AllocationAttribute::default()
         };
         let any = Demand::Always(Vec::new());
-        let (ipv4, ipv6) = match version {
+        let (ipv4, ipv6) = match kind.version() {
             IpVersion::V4 => (any, Demand::Never),
             IpVersion::V6 => (Demand::Never, any),
         };

@@ -2,7 +2,6 @@
 //! the endpoints of its tunnels.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,10 +11,10 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use margay_api::hosts::NodeInterface;
 use margay_api::meta::{
-    ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
-    ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
+    ANNOTATION_IPIP, ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6,
+    ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
 };
-use margay_api::network::Mac;
+use margay_api::network::{Mac, TunnelKind};
 use margay_api::rule::IpVersion;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -88,35 +87,32 @@ async fn put_annotations(
     written: Option<&Vec<NodeInterface>>,
 ) -> Result<()> {
     let mut wanted = Map::new();
-    for (version, subnet) in node_subnets(own, seen.has_ipv6)? {
+    let subnets = node_subnets(own, seen.has_ipv6)?;
+    for (version, subnet) in &subnets {
         let (present, annotation) = match version {
             IpVersion::V4 => (seen.own.ipv4.map(IpNet::V4), ANNOTATION_NODE_IPV4),
             IpVersion::V6 => (seen.own.ipv6.map(IpNet::V6), ANNOTATION_NODE_IPV6),
         };
-        if present != Some(subnet) {
+        if present != Some(*subnet) {
             wanted.insert(annotation.to_owned(), json!(subnet));
         }
-        let (present, tunnel, mac) = match version {
-            IpVersion::V4 => (
-                seen.own.vtep.map(|vtep| vtep.address.into()),
-                ANNOTATION_VXLAN_IPV4,
-                ANNOTATION_VXLAN_MAC,
-            ),
-            IpVersion::V6 => (
-                seen.own.vtep6.map(|vtep| vtep.address.into()),
-                ANNOTATION_VXLAN_IPV6,
-                ANNOTATION_VXLAN_MAC_V6,
-            ),
-        };
-        let is_due = present.is_none_or(|address: IpAddr| addresses.has_to_move(&[address.into()]));
-        if seen.vxlan.contains_key(&version) && is_due {
+    }
+    for kind in TunnelKind::ALL {
+        let has_address = subnets.contains_key(&kind.version());
+        let present = seen.own.tunnel_address(kind);
+        let is_due = present.is_none_or(|address| addresses.has_to_move(&[address.into()]));
+        if has_address && seen.tunnels.contains_key(&kind) && is_due {
             let claimed = addresses
-                .tunnel(version)
+                .tunnel(kind)
                 .await
-                .context("address of the VXLAN device")?;
+                .with_context(|| format!("address of {}", kind.device_name()))?;
             if let Some(address) = claimed.first() {
-                wanted.insert(tunnel.to_owned(), json!(address.addr()));
-                wanted.insert(mac.to_owned(), json!(tunnel_mac(node, version).to_string()));
+                let (name, mac) = tunnel_annotations(kind);
+                wanted.insert(name.to_owned(), json!(address.addr()));
+                if let Some(mac) = mac {
+                    let value = tunnel_mac(node, kind.version()).to_string();
+                    wanted.insert(mac.to_owned(), json!(value));
+                }
             }
         }
     }
@@ -134,6 +130,15 @@ async fn put_annotations(
         .await
         .with_context(|| format!("annotate Node {node}"))?;
     Ok(())
+}
+
+/// Annotations with the address of a tunnel device and with its MAC address, if it has one.
+const fn tunnel_annotations(kind: TunnelKind) -> (&'static str, Option<&'static str>) {
+    match kind {
+        TunnelKind::Vxlan(IpVersion::V4) => (ANNOTATION_VXLAN_IPV4, Some(ANNOTATION_VXLAN_MAC)),
+        TunnelKind::Vxlan(IpVersion::V6) => (ANNOTATION_VXLAN_IPV6, Some(ANNOTATION_VXLAN_MAC_V6)),
+        TunnelKind::Ipip => (ANNOTATION_IPIP, None),
+    }
 }
 
 /// Text of the annotation with the interfaces. Kubernetes refuses a Node whose annotations are too
@@ -188,6 +193,8 @@ fn tunnel_mac(node: &str, version: IpVersion) -> Mac {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use kube::Client;
 use margay_api::hosts::{NodeInterface, node_interfaces};
 use margay_api::meta::Labels;
-use margay_api::network::NodeInfo;
+use margay_api::network::{NodeInfo, TunnelKind};
 use margay_api::rule::IpVersion;
 use margay_api::settings::FelixSettings;
 use margay_api::storage::Mode;
@@ -33,9 +33,9 @@ use crate::state::State;
 use crate::upstream::notices::{AnnounceBoth, Notices};
 use margay_dataplane::routes::conntrack::Conntrack;
 use margay_dataplane::routes::driver::tunnel_mtu;
-use margay_dataplane::routes::plan::{has_vxlan, vxlan_device_name};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::LinkRemover;
+use margay_dataplane::routes::tunnel::{configured_mtu, has_tunnel};
 use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane};
 use margay_ipam::addresses::NodeAddresses;
@@ -89,9 +89,8 @@ pub(crate) struct ViewInputs {
     /// itself.
     blocks: BlockMap,
     pub(crate) own: NodeInfo,
-    /// IP versions with encapsulation, each with the configured MTU of the tunnel; 0: not
-    /// configured.
-    pub(crate) vxlan: BTreeMap<IpVersion, u32>,
+    /// Tunnels that pools use, each with its configured MTU; 0: not configured.
+    pub(crate) tunnels: BTreeMap<TunnelKind, u32>,
     /// Whether there is an IPv6 pool.
     pub(crate) has_ipv6: bool,
     /// No Namespace names pools for its pods: by a server whose stream is up, because one that is
@@ -120,20 +119,14 @@ fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, is_whole: bool)
             _ => {}
         }
     }
-    let settings = match records.get(&RecordId::Settings) {
-        Some(Record::Settings(settings)) => settings.clone(),
-        _ => FelixSettings::default(),
-    };
-    inputs.no_namespace_names_pools = settings.no_namespace_names_pools;
-    let configured = |version| match version {
-        IpVersion::V4 => settings.vxlan_mtu,
-        IpVersion::V6 => settings.vxlan_mtu_v6,
-    };
-    let encapsulated = IpVersion::ALL
+    if let Some(Record::Settings(settings)) = records.get(&RecordId::Settings) {
+        inputs.no_namespace_names_pools = settings.no_namespace_names_pools;
+    }
+    let used = TunnelKind::ALL
         .into_iter()
-        .filter(|version| has_vxlan(records, *version));
-    inputs.vxlan = encapsulated
-        .map(|version| (version, configured(version)))
+        .filter(|kind| has_tunnel(records, *kind));
+    inputs.tunnels = used
+        .map(|kind| (kind, configured_mtu(records, kind)))
         .collect();
     // Blocks of this node may be missing in a partial view, and typha may not have seen the node
     // yet.
@@ -220,11 +213,8 @@ pub fn start<S: Store, N: Announcer>(
     let mut underlay = underlay::watch(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(None::<Labels>);
-    // Until the encapsulation is known, assume both tunnels: smaller packets always arrive.
-    let every = IpVersion::ALL
-        .into_iter()
-        .map(|version| (version, 0))
-        .collect();
+    // Until the encapsulation is known, assume all tunnels: smaller packets always arrive.
+    let every = TunnelKind::ALL.map(|kind| (kind, 0)).into();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (known_mtu, known_mtu_seen) = watch::channel(None);
     let (unnamed, unnamed_seen) = watch::channel(false);
@@ -296,10 +286,10 @@ pub fn start<S: Store, N: Announcer>(
             unnamed.send_if_modified(|present| replace_value(present, is_unnamed));
             let below = *underlay.borrow_and_update();
             if seen.blocks.is_some() {
-                let wanted = pod_mtu(settings.mtu, below, &seen.vxlan);
+                let wanted = pod_mtu(settings.mtu, below, &seen.tunnels);
                 mtu.send_if_modified(|present| replace_value(present, wanted));
                 known_mtu.send_if_modified(|present| replace_value(present, Some(wanted)));
-                let problem = mtu_problem(settings.mtu, below, &seen.vxlan);
+                let problem = mtu_problem(settings.mtu, below, &seen.tunnels);
                 settings.problems.report("mtu", true, problem.as_deref());
             }
             let known_labels = seen.blocks.is_some().then(|| seen.own.labels.clone());
@@ -324,10 +314,10 @@ fn replace_value<T: PartialEq>(present: &mut T, wanted: T) -> bool {
 
 /// MTU of pods: the configured one, else the smallest of the tunnels (which have these configured
 /// MTUs), else the underlay's.
-fn pod_mtu(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> u32 {
-    let carried = vxlan
+fn pod_mtu(configured: u32, underlay: u32, tunnels: &BTreeMap<TunnelKind, u32>) -> u32 {
+    let carried = tunnels
         .iter()
-        .map(|(version, mtu)| tunnel_mtu(*version, *mtu, Some(underlay), None));
+        .map(|(kind, mtu)| tunnel_mtu(*kind, *mtu, Some(underlay), None));
     if configured == 0 {
         carried.min().unwrap_or(underlay)
     } else {
@@ -337,24 +327,28 @@ fn pod_mtu(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> 
 
 /// Describes configured MTUs that are larger than the node's link allows: the setting, the
 /// consequence and the remedy.
-fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> Option<String> {
+fn mtu_problem(
+    configured: u32,
+    underlay: u32,
+    tunnels: &BTreeMap<TunnelKind, u32>,
+) -> Option<String> {
     let mut found = Vec::new();
-    for (version, wanted) in vxlan {
-        let carried = tunnel_mtu(*version, *wanted, Some(underlay), None);
+    for (kind, wanted) in tunnels {
+        let carried = tunnel_mtu(*kind, *wanted, Some(underlay), None);
         if *wanted > carried {
-            let field = if *version == IpVersion::V4 {
-                "vxlanMTU"
-            } else {
-                "vxlanMTUV6"
+            let field = match kind {
+                TunnelKind::Vxlan(IpVersion::V4) => "vxlanMTU",
+                TunnelKind::Vxlan(IpVersion::V6) => "vxlanMTUV6",
+                TunnelKind::Ipip => "ipipMTU",
             };
             found.push(format!(
                 "{field} of FelixConfiguration is {wanted}, but the node's link has MTU \
                  {underlay}, so {} is given {carried}",
-                vxlan_device_name(*version)
+                kind.device_name()
             ));
         }
     }
-    let carried = pod_mtu(0, underlay, vxlan);
+    let carried = pod_mtu(0, underlay, tunnels);
     if configured > carried {
         found.push(format!(
             "calicoNetwork.mtu of the Installation is {configured}, but packets to other nodes may \
@@ -379,11 +373,20 @@ mod tests {
 
     #[test]
     fn pods_have_the_mtu_of_the_smallest_tunnel_and_one_that_does_not_fit_is_a_problem() {
-        let (v4, v6) = (IpVersion::V4, IpVersion::V6);
-        for (configured, underlay, vxlan, mtu, problems) in [
+        let [v4, v6, ipip] = TunnelKind::ALL;
+        for (configured, underlay, tunnels, mtu, problems) in [
             (0, 1500, vec![], 1500, vec![]),
             (0, 1500, vec![(v4, 0)], 1450, vec![]),
             (0, 1500, vec![(v4, 0), (v6, 0)], 1430, vec![]),
+            (0, 1500, vec![(ipip, 0)], 1480, vec![]),
+            (0, 1500, vec![(ipip, 0), (v4, 0)], 1450, vec![]),
+            (
+                0,
+                1500,
+                vec![(ipip, 1500)],
+                1480,
+                vec!["ipipMTU of", "tunl0 is given 1480"],
+            ),
             (0, 1500, vec![(v4, 1300), (v6, 0)], 1300, vec![]),
             (0, 1500, vec![(v4, 1450), (v6, 1430)], 1430, vec![]),
             (
@@ -420,17 +423,17 @@ mod tests {
                 vec!["vxlanMTU of", "calicoNetwork.mtu of", "smaller MTU"],
             ),
         ] {
-            let vxlan = vxlan.into_iter().collect();
+            let tunnels = tunnels.into_iter().collect();
             assert_eq!(
-                pod_mtu(configured, underlay, &vxlan),
+                pod_mtu(configured, underlay, &tunnels),
                 mtu,
-                "{configured} {underlay} {vxlan:?}"
+                "{configured} {underlay} {tunnels:?}"
             );
-            let problem = mtu_problem(configured, underlay, &vxlan);
+            let problem = mtu_problem(configured, underlay, &tunnels);
             assert_eq!(
                 problem.is_some(),
                 !problems.is_empty(),
-                "{configured} {underlay} {vxlan:?}: {problem:?}"
+                "{configured} {underlay} {tunnels:?}: {problem:?}"
             );
             for part in problems {
                 assert!(
@@ -462,7 +465,8 @@ mod tests {
             ),
         ]);
         let inputs = view_inputs("own", &records, true);
-        assert_eq!(inputs.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
+        let vxlan = TunnelKind::Vxlan(IpVersion::V4);
+        assert_eq!(inputs.tunnels, BTreeMap::from([(vxlan, 1300)]));
     }
 
     #[test]

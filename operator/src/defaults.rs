@@ -59,7 +59,7 @@ pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
         .calico_network
         .get_or_insert_with(CalicoNetworkSpec::default);
     set(&mut network.linux_dataplane, "Nftables");
-    set(&mut network.host_ports, "Disabled");
+    set(&mut network.host_ports, "Enabled");
     network
         .linux_policy_setup_timeout_seconds
         .get_or_insert(DEFAULT_POLICY_TIMEOUT);

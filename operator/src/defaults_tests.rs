@@ -37,7 +37,7 @@ fn everything_that_has_a_default_gets_it() {
                 "binDir": "/opt/cni/bin", "confDir": "/etc/cni/net.d",
             },
             "calicoNetwork": {
-                "linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled",
+                "linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Enabled",
                 "linuxPolicySetupTimeoutSeconds": 30,
                 "ipPools": [{
                     "name": "default-ipv4-ippool", "cidr": "192.168.0.0/16",

@@ -7,8 +7,8 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use margay_api::hosts::NodeInterface;
 use margay_api::meta::{
-    ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
-    ANNOTATION_VXLAN_IPV6,
+    ANNOTATION_IPIP, ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6,
+    ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
 };
 use serde_json::Value;
 
@@ -103,7 +103,11 @@ fn node_interfaces(node: &DynamicObject) -> Option<Result<Vec<NodeInterface>, St
 /// Annotations with a node's own addresses, with or without prefix length.
 const OWN_ADDRESSES: [&str; 2] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6];
 /// Annotations with the addresses of a node's tunnels.
-const TUNNEL_ADDRESSES: [&str; 2] = [ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
+const TUNNEL_ADDRESSES: [&str; 3] = [
+    ANNOTATION_VXLAN_IPV4,
+    ANNOTATION_VXLAN_IPV6,
+    ANNOTATION_IPIP,
+];
 
 /// Returns the internal addresses that kubelet reports.
 fn reported_addresses(node: &DynamicObject) -> BTreeSet<IpAddr> {
@@ -118,7 +122,10 @@ fn reported_addresses(node: &DynamicObject) -> BTreeSet<IpAddr> {
 }
 
 /// Returns the addresses that the agent has written into those annotations.
-fn annotated_addresses(node: &DynamicObject, annotations: [&str; 2]) -> BTreeSet<IpAddr> {
+fn annotated_addresses<const N: usize>(
+    node: &DynamicObject,
+    annotations: [&str; N],
+) -> BTreeSet<IpAddr> {
     let written = annotations
         .into_iter()
         .filter_map(|name| node.annotations().get(name));

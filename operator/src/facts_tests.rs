@@ -25,6 +25,7 @@ fn addresses_of_a_node_include_those_of_its_tunnels() {
         "metadata": { "name": "n", "annotations": {
             "projectcalico.org/IPv4Address": "192.0.2.1/24",
             "projectcalico.org/IPv4VXLANTunnelAddr": "10.0.0.1",
+            "projectcalico.org/IPv4IPIPTunnelAddr": "10.0.0.2",
             "projectcalico.org/IPv6VXLANTunnelAddr": "none",
             "projectcalico.org/Interfaces": r#"[{"name":"eth0","addresses":["192.0.2.1"]},{"name":"eth1","addresses":["198.51.100.1"]},{"name":"eth2"}]"#,
             "other": "10.9.9.9",
@@ -37,8 +38,14 @@ fn addresses_of_a_node_include_those_of_its_tunnels() {
         ] },
     }));
     let facts = node_facts(&node);
-    let wanted = ["10.0.0.1", "192.0.2.1", "198.51.100.1", "fd00::1"]
-        .map(|address| address.parse().unwrap());
+    let wanted = [
+        "10.0.0.1",
+        "10.0.0.2",
+        "192.0.2.1",
+        "198.51.100.1",
+        "fd00::1",
+    ]
+    .map(|address| address.parse().unwrap());
     assert_eq!(facts.addresses, BTreeSet::from(wanted));
     let names = |interfaces: Vec<NodeInterface>| {
         interfaces

@@ -130,10 +130,7 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
     );
     assert_eq!(
         shown(&found.ippools),
-        [
-            "false IPAMConfiguration default spec.kubeVirtVMAddressPersistence is Enabled",
-            "true IPPool a spec.ipipMode is Always",
-        ]
+        ["false IPAMConfiguration default spec.kubeVirtVMAddressPersistence is Enabled"]
     );
 }
 

@@ -149,6 +149,11 @@ fn cni(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     validator.check_one_of("cni.type", cni.kind.as_ref(), &["Calico"]);
     let ipam = cni.ipam.as_ref().and_then(|ipam| ipam.kind.as_ref());
     validator.check_one_of("cni.ipam.type", ipam, &["Calico"]);
+    validator.check_one_of(
+        "cni.specVersion",
+        cni.spec_version.as_ref(),
+        &["Auto", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    );
     validator.check_absolute("cni.binDir", cni.bin_dir.as_ref());
     validator.check_absolute("cni.confDir", cni.conf_dir.as_ref());
 }
@@ -241,8 +246,26 @@ fn pool_settings(validator: &mut Validator<'_>, pool: &IpPoolSpec, at: impl Fn(&
     validator.check_one_of(
         &at("encapsulation"),
         pool.encapsulation.as_ref(),
-        &["VXLAN", "VXLANCrossSubnet", "None"],
+        &[
+            "VXLAN",
+            "VXLANCrossSubnet",
+            "IPIP",
+            "IPIPCrossSubnet",
+            "None",
+        ],
     );
+    let is_ipip = pool
+        .encapsulation
+        .as_deref()
+        .is_some_and(|mode| mode.starts_with("IPIP"));
+    if is_ipip && pool.cidr.contains(':') {
+        validator.fail(
+            &at("encapsulation"),
+            pool.encapsulation.as_deref().unwrap_or_default(),
+            "IPIP carries IPv4 only",
+            "set VXLAN, VXLANCrossSubnet or None",
+        );
+    }
     validator.check_one_of(
         &at("natOutgoing"),
         pool.nat_outgoing.as_ref(),

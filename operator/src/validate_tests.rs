@@ -79,6 +79,10 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.cni.ipam.type is HostLocal",
         ),
         (
+            json!({ "cni": { "specVersion": "0.2.0" } }),
+            "spec.cni.specVersion is 0.2.0: it must be Auto or 0.3.1 or 0.4.0 or 1.0.0 or 1.1.0",
+        ),
+        (
             json!({ "cni": { "binDir": "opt/cni" } }),
             "spec.cni.binDir is opt/cni: it must be an absolute path",
         ),
@@ -186,7 +190,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         ),
         (
             pool(json!({ "cidr": "fd00::/48", "encapsulation": "IPIP" })),
-            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP",
+            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP: IPIP carries IPv4 only",
         ),
         (
             json!({
@@ -220,9 +224,9 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
              pool",
         ),
         (
-            pool(json!({ "cidr": "10.0.0.0/16", "encapsulation": "IPIP" })),
-            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP: it must be VXLAN or \
-             VXLANCrossSubnet or None",
+            pool(json!({ "cidr": "10.0.0.0/16", "encapsulation": "GRE" })),
+            "spec.calicoNetwork.ipPools[0].encapsulation is GRE: it must be VXLAN or \
+             VXLANCrossSubnet or IPIP or IPIPCrossSubnet or None",
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "natOutgoing": "true" })),

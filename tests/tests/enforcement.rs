@@ -58,6 +58,7 @@ impl Pod {
             endpoint: self.key.clone(),
             uid: String::new(),
             addresses: self.addresses().to_vec(),
+            host_ports: Vec::new(),
         }
     }
 

@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
+use margay_api::network::{Encapsulation, Mac, NodeInfo, TunnelKind, Vtep};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::routes::driver::RoutingPart;
-use margay_dataplane::routes::plan::{LocalPods, plan, vxlan_device_name};
+use margay_dataplane::routes::plan::{LocalPods, plan};
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_dataplane::routes::worker::Network;
 use margay_netlink::route::RouteSocket;
 use margay_tests::namespace::{Namespace, connect};
 
+#[path = "routing/ipip.rs"]
+mod ipip;
 #[path = "routing/links.rs"]
 mod links;
 #[path = "routing/parameters.rs"]
@@ -35,6 +37,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(2);
 /// Interval of datagrams until one is answered.
 const RESEND: Duration = Duration::from_millis(200);
+
+fn vxlan_device_name(version: IpVersion) -> &'static str {
+    TunnelKind::Vxlan(version).device_name()
+}
 
 struct Node {
     name: &'static str,
@@ -73,6 +79,7 @@ impl Node {
                         address: [10, 244, number, 0].into(),
                         mac,
                     });
+                    info.ipip = Some([10, 244, number, 1].into());
                 }
                 IpVersion::V6 => {
                     info.ipv6 = format!("fd01::{number}/64").parse().ok();
@@ -440,7 +447,7 @@ fn a_tunnel_that_cannot_be_is_named_and_comes_when_it_can() -> Result<()> {
     let progress = runtime.block_on(one.network.wait_applied(generation));
     let reason = progress
         .failed
-        .get(&RoutingPart::Tunnel(IpVersion::V4))
+        .get(&RoutingPart::Tunnel(TunnelKind::Vxlan(IpVersion::V4)))
         .context("the tunnel cannot be")?;
     ensure!(reason.contains("4789"), "{reason}");
     ensure!(

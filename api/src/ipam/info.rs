@@ -55,13 +55,17 @@ pub fn block_info(object: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, Bloc
     )))
 }
 
-/// Returns the node whose VXLAN tunnel's handle the allocation is under.
+/// Returns the node whose tunnel's handle the allocation is under.
 fn tunnel_of(attribute: &AllocationAttribute) -> Option<&str> {
     let handle = attribute
         .handle_id
         .as_deref()
         .filter(|_| attribute.released_at.is_none())?;
-    ["vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-"]
-        .iter()
-        .find_map(|prefix| handle.strip_prefix(prefix))
+    [
+        "vxlan-tunnel-addr-",
+        "vxlan-v6-tunnel-addr-",
+        "ipip-tunnel-addr-",
+    ]
+    .iter()
+    .find_map(|prefix| handle.strip_prefix(prefix))
 }

@@ -1,6 +1,6 @@
-//! Nodes: their addresses and VXLAN tunnel endpoints.
+//! Nodes: their addresses and the ends of their tunnels.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -8,15 +8,15 @@ use k8s_openapi::api::core::v1::Node;
 
 use crate::bgp;
 use crate::meta::{
-    self, ANNOTATION_NODE_ASN, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6,
+    self, ANNOTATION_IPIP, ANNOTATION_NODE_ASN, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6,
     ANNOTATION_ROUTE_REFLECTOR, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
     ANNOTATION_VXLAN_MAC_V6,
 };
 use crate::network::{BgpAnnotations, NodeInfo, Standing, Vtep};
 use crate::problem::{Problem, Problems};
 
-/// Reads the addresses and the tunnel of a node. Without the agent's annotations its address is the
-/// one that kubelet reports, with a full prefix, so that packets to it are never sent
+/// Reads the addresses and the tunnels of a node. Without the agent's annotations its address is
+/// the one that kubelet reports, with a full prefix, so that packets to it are never sent
 /// unencapsulated because of a guessed subnet.
 pub fn node_info(node: &Node) -> NodeInfo {
     let annotation = |name: &str| {
@@ -57,6 +57,9 @@ pub fn node_info(node: &Node) -> NodeInfo {
         ipv6,
         vtep: vtep4(),
         vtep6: vtep6(),
+        ipip: annotation(ANNOTATION_IPIP)
+            .and_then(|address| address.parse().ok())
+            .filter(|address: &Ipv4Addr| !address.is_unspecified()),
         labels: node.metadata.labels.clone().unwrap_or_default(),
         bgp: None,
         bgp_annotations: bgp_annotations(node, &mut Problems::default()),

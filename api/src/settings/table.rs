@@ -64,6 +64,8 @@ macro_rules! felix_settings {
                 metrics_host: String = String::new();
                 /// `prometheusMetricsPort`.
                 metrics_port: u16 = 9091;
+                /// `ipipMTU`; 0: detected.
+                ipip_mtu: u32 = 0;
             }
         }
     };

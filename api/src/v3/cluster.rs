@@ -40,6 +40,9 @@ pub struct FelixConfigurationSpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub vxlan_mtu_v6: Option<i64>,
+    /// MTU of the IPIP device in bytes; 0 (the default): derived from the node's interface.
+    #[serde(default, rename = "ipipMTU", skip_serializing_if = "Option::is_none")]
+    pub ipip_mtu: Option<i64>,
     /// Features considered present or absent regardless of detection, as NAME=true or NAME=false
     /// separated by commas. Only ChecksumOffloadBroken is applied: with true, VXLAN devices leave
     /// no checksums to hardware.

@@ -32,8 +32,8 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 128))]
     pub block_size: Option<i32>,
-    /// Never (the default). Other modes are preserved and reported: Margay has no IPIP, and packets
-    /// of such a pool reach no other node.
+    /// IP in IP encapsulation, for IPv4 only: Never (the default), Always, or CrossSubnet for
+    /// packets to nodes of other subnets only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::encapsulation_mode")]
     pub ipip_mode: Option<String>,

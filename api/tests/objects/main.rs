@@ -179,24 +179,25 @@ fn nodes() {
         ));
         let info = k8s::node::node_info(&node);
         format!(
-            "{:?} {:?} {:?} {:?}",
-            info.ipv4, info.ipv6, info.vtep, info.vtep6
+            "{:?} {:?} {:?} {:?} {:?}",
+            info.ipv4, info.ipv6, info.vtep, info.vtep6, info.ipip
         )
     };
     let kubelet = "{type: Hostname, address: n}, {type: ExternalIP, address: 1.2.3.4}, {type: \
                    InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 192.168.0.1}";
-    assert_eq!(node("", ""), "None None None None");
+    assert_eq!(node("", ""), "None None None None None");
     assert_eq!(
         node("", kubelet),
-        "Some(192.168.0.1/32) Some(fd00::1/128) None None"
+        "Some(192.168.0.1/32) Some(fd00::1/128) None None None"
     );
     let ours = "projectcalico.org/IPv4Address: 192.168.0.2/24, \
                 projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, \
-                projectcalico.org/VXLANTunnelMACAddr: '66:00:00:00:0a:FF'";
+                projectcalico.org/VXLANTunnelMACAddr: '66:00:00:00:0a:FF', \
+                projectcalico.org/IPv4IPIPTunnelAddr: 10.0.0.2";
     assert_eq!(
         node(ours, kubelet),
         "Some(192.168.0.2/24) Some(fd00::1/128) Some(Vtep { address: 10.0.0.1, mac: Mac([102, 0, \
-         0, 0, 10, 255]) }) None"
+         0, 0, 10, 255]) }) None Some(10.0.0.2)"
     );
     let sixth = "projectcalico.org/IPv6Address: 'fd00::2/64', \
                  projectcalico.org/IPv6VXLANTunnelAddr: 'fd00:10::1', \
@@ -204,13 +205,14 @@ fn nodes() {
     assert_eq!(
         node(sixth, kubelet),
         "Some(192.168.0.1/32) Some(fd00::2/64) None Some(Vtep { address: fd00:10::1, mac: \
-         Mac([102, 0, 0, 0, 0, 1]) })"
+         Mac([102, 0, 0, 0, 0, 1]) }) None"
     );
     let half = "projectcalico.org/IPv4Address: x, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, \
-                projectcalico.org/VXLANTunnelMACAddr: '66'";
+                projectcalico.org/VXLANTunnelMACAddr: '66', \
+                projectcalico.org/IPv4IPIPTunnelAddr: 0.0.0.0";
     assert_eq!(
         node(half, kubelet),
-        "Some(192.168.0.1/32) Some(fd00::1/128) None None"
+        "Some(192.168.0.1/32) Some(fd00::1/128) None None None"
     );
 }
 

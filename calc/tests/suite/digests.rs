@@ -37,6 +37,7 @@ fn settings_keep_their_digest() {
         metrics_enabled: false,
         metrics_host: String::new(),
         metrics_port: 9091,
+        ipip_mtu: 0,
     };
     let digest = |settings| digest::digest(&RecordId::Settings, &Record::Settings(settings));
     assert_eq!(digest(FelixSettings::default()), 0x0005_3078_af78_3ab5);

@@ -381,6 +381,10 @@ fn node(args: &[&str]) -> NodeInfo {
         .iter()
         .filter(|arg| **arg != "reported" && !arg.starts_with("since:"))
     {
+        if let Some(address) = arg.strip_prefix("ipip:") {
+            info.ipip = Some(address.parse().expect("an address"));
+            continue;
+        }
         if let Some((address, mac)) = arg.split_once('@') {
             let mac = mac.parse().expect("a MAC address");
             match address.parse().expect("an address") {

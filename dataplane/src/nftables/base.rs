@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use margay_api::rule::IpVersion;
+use margay_api::network::TunnelKind;
 use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_calc::model::{Record, RecordId, globals};
 
@@ -14,7 +14,7 @@ use super::names;
 use super::rule::Logging;
 use crate::Links;
 use crate::links::ipvs_services;
-use crate::routes::plan::{has_vxlan, vxlan_device_name};
+use crate::routes::tunnel::has_tunnel;
 use margay_nft::{
     AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, Datum, Family,
     Field, FieldType, Hook, IfName, Key, Masquerade, Match, Proto, Rule, Selector, Set, SetKind,
@@ -29,7 +29,7 @@ const NAT_POOLS: &str = "nat-pools";
 const POOLS: &str = "pools";
 /// Set of interface and source address of the node's pods.
 const PODS: &str = "pods";
-/// IP in IP (`IPPROTO_IPIP`), which a workload must not send: the other end would take the inner
+/// IP in IP (`IPPROTO_IPIP`). A workload must not send it: the other end would take the inner
 /// packet for a node's.
 const IPIP: Proto = Proto(4);
 /// Before connection tracking (`NF_IP_PRI_RAW`).
@@ -44,10 +44,8 @@ pub(super) struct Inputs {
     settings: FelixSettings,
     pools: BTreeMap<IpNet, bool>,
     nodes: Vec<IpAddr>,
-    /// IP versions with VXLAN tunnels.
-    vxlan: Vec<IpVersion>,
-    /// Addresses of this node's tunnel devices.
-    tunnels: Vec<IpAddr>,
+    /// Tunnels that pools use, with the addresses of this node's devices.
+    tunnels: BTreeMap<TunnelKind, Option<IpAddr>>,
     /// Addresses of Services, in IPVS mode.
     services: Option<BTreeSet<IpAddr>>,
 }
@@ -66,6 +64,7 @@ impl Inputs {
             services: ipvs_services(links),
             ..Self::default()
         };
+        let mut me = None;
         for (id, record) in globals(records) {
             match (id, record) {
                 (RecordId::Settings, Record::Settings(settings)) => {
@@ -82,22 +81,18 @@ impl Inputs {
                         .nodes
                         .extend(node.ipv6.map(|net| IpAddr::V6(net.addr())));
                     if name == own {
-                        inputs
-                            .tunnels
-                            .extend(node.vtep.map(|vtep| IpAddr::V4(vtep.address)));
-                        inputs
-                            .tunnels
-                            .extend(node.vtep6.map(|vtep| IpAddr::V6(vtep.address)));
+                        me = Some(node);
                     }
                 }
                 _ => {}
             }
         }
-        inputs.vxlan.extend(
-            IpVersion::ALL
-                .into_iter()
-                .filter(|version| has_vxlan(records, *version)),
-        );
+        let used = TunnelKind::ALL
+            .into_iter()
+            .filter(|kind| has_tunnel(records, *kind));
+        inputs.tunnels = used
+            .map(|kind| (kind, me.and_then(|me| me.tunnel_address(kind))))
+            .collect();
         inputs
     }
 
@@ -134,9 +129,20 @@ impl Inputs {
         self.settings.allow_conntrack_invalid
     }
 
-    /// UDP port of the tunnels, if there are any; their endpoints are in [`nodes_set`].
-    pub(super) fn tunnel_port(&self) -> Option<u16> {
-        (!self.vxlan.is_empty()).then_some(self.settings.vxlan_port)
+    /// Matches of the packets of tunnels that pools use; their endpoints are in [`nodes_set`].
+    pub(super) fn tunnel_packets(&self) -> Vec<Match> {
+        let is_used = |wanted: &dyn Fn(&TunnelKind) -> bool| self.tunnels.keys().any(wanted);
+        let vxlan = is_used(&|kind| matches!(kind, TunnelKind::Vxlan(_)));
+        let ipip = is_used(&|kind| *kind == TunnelKind::Ipip);
+        let vxlan = vxlan.then(|| self.vxlan_packets());
+        vxlan.into_iter().chain(ipip.then(ipip_packets)).collect()
+    }
+
+    fn vxlan_packets(&self) -> Match {
+        Match::is(
+            Selector::Dport(Transport::Udp),
+            Datum::Port(self.settings.vxlan_port),
+        )
     }
 
     /// Inbound and outbound failsafe ports.
@@ -199,11 +205,7 @@ impl Inputs {
 
     fn add_to_host(&self, families: &[Family], section: &mut Section) {
         let mut rules = Vec::new();
-        if !self.vxlan.is_empty() {
-            let port = Match::is(
-                Selector::Dport(Transport::Udp),
-                Datum::Port(self.settings.vxlan_port),
-            );
+        for packets in self.tunnel_packets() {
             for family in Family::ALL {
                 section.add_set(
                     &nodes_set(family),
@@ -212,12 +214,12 @@ impl Inputs {
                 );
                 rules.push(
                     Rule::new()
-                        .when(port.clone())
+                        .when(packets.clone())
                         .when(Match::in_set(source(family), &nodes_set(family)))
                         .accept(),
                 );
             }
-            rules.push(Rule::new().when(port).counter().drop());
+            rules.push(Rule::new().when(packets).counter().drop());
         }
         rules.push(accept_not_from_workload());
         rules.push(accept_tracked());
@@ -338,15 +340,11 @@ impl Inputs {
             }
             rules.push(rule.then(masquerade.clone()));
         }
-        for address in self
-            .tunnels
-            .iter()
-            .filter(|address| self.vxlan.contains(&IpVersion::of(**address)))
-        {
+        for (kind, address) in &self.tunnels {
+            let Some(address) = address else { continue };
             // If a process of the node chose another of its addresses, the reply would bypass the
             // tunnel and be dropped as spoofed.
-            let device =
-                IfName::new(vxlan_device_name(IpVersion::of(*address))).expect("a constant name");
+            let device = IfName::new(kind.device_name()).expect("a constant name");
             let not_own = match address {
                 IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
                 IpAddr::V6(address) => Match::not(Selector::Saddr6, *address),
@@ -389,17 +387,8 @@ impl Inputs {
 
     /// Drops tunnel packets of workloads, which would hide their inner packets from policy.
     fn drop_tunnels(&self) -> [Rule; 2] {
-        let port = Match::is(
-            Selector::Dport(Transport::Udp),
-            Datum::Port(self.settings.vxlan_port),
-        );
-        [
-            Rule::new()
-                .when(Match::is(Selector::L4proto, IPIP))
-                .counter()
-                .drop(),
-            Rule::new().when(port).counter().drop(),
-        ]
+        [ipip_packets(), self.vxlan_packets()]
+            .map(|packets| Rule::new().when(packets).counter().drop())
     }
 }
 
@@ -422,6 +411,10 @@ impl Section {
     ) {
         self.sets.insert(name.clone(), Set::members(kind, keys));
     }
+}
+
+fn ipip_packets() -> Match {
+    Match::is(Selector::L4proto, IPIP)
 }
 
 /// Name of the set of pods' interfaces and addresses.
@@ -484,7 +477,7 @@ pub(super) fn accept_tracked() -> Rule {
 
 /// Loopback addresses. Pods' links route them (`route_localnet`), so that ports of the node can
 /// lead into pods; only replies may use that way.
-fn loopback_net() -> Ipv4Net {
+pub(super) fn loopback_net() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
 }
 

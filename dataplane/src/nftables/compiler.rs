@@ -6,6 +6,7 @@
 
 mod classes;
 mod delta;
+mod dispatch;
 mod hosts;
 mod origins;
 mod room;
@@ -19,22 +20,20 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::policy::PolicyKey;
 use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
-use super::base::{self, Inputs, Section};
+use super::base::{Inputs, Section};
 use super::class::{Class, Policies};
 use super::elements::{self, Shape};
 use super::host;
-use super::ipvs;
+use super::host_ports;
 use super::merge::{self, Unions};
 use super::names;
 use super::origin::RuleRef;
-use super::stage::Direction;
 use super::union::Union;
 use crate::{Attached, Dirty, Records};
 use delta::TableDelta;
 use hosts::HostEndpoints;
 use margay_nft::{
-    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction,
-    TransactionOp, Value, Verdict,
+    Chain, ChainName, Family, Ruleset, Set, SetName, Transaction, TransactionOp, Verdict,
 };
 
 /// Sets with more members than this are not merged into unions: the memory would cost more than the
@@ -402,11 +401,11 @@ impl Compiler {
 
     fn update_base(&mut self, delta: &mut TableDelta) {
         let section = self.inputs.render(&self.families);
-        let is_ours = |name: &str| !host::is_host(name);
+        let is_ours = |name: &str| !host::is_host(name) && !host_ports::is_host_port(name);
         self.replace_section(
             section,
             |name, chain| chain.base.is_some() && is_ours(name.as_str()),
-            |name| !is_dispatch_set(name) && is_ours(name.as_str()),
+            |name| !dispatch::is_dispatch_set(name) && is_ours(name.as_str()),
             delta,
         );
     }
@@ -447,67 +446,6 @@ impl Compiler {
             .sets
             .into_iter()
             .for_each(|(name, set)| self.put_set(name, Some(set), delta));
-    }
-
-    /// Updates the maps from interface to class and the addresses from which each interface may
-    /// send.
-    fn update_dispatch(&mut self, delta: &mut TableDelta) {
-        let mut maps =
-            [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
-        let mut pods: BTreeMap<Family, Set> = self
-            .families
-            .iter()
-            .map(|family| (*family, Set::new(base::pods_kind(*family))))
-            .collect();
-        let has_ipvs = self.inputs.services().is_some();
-        let mut by_address: BTreeMap<IpAddr, [Verdict; 2]> = BTreeMap::new();
-        for (interface, pod) in &self.attached {
-            let Some(interface) = IfName::new(interface) else {
-                continue;
-            };
-            if has_ipvs {
-                let egress = self.classes_of(pod).map(|[_, egress]| egress.entry.clone());
-                let egress = egress.unwrap_or([Verdict::Drop, Verdict::Drop]);
-                by_address.extend(
-                    pod.addresses
-                        .iter()
-                        .map(|address| (*address, egress.clone())),
-                );
-            }
-            for address in &pod.addresses {
-                if let Some(set) = pods.get_mut(&elements::family(*address)) {
-                    set.elements.insert(
-                        Key::from([
-                            Field::from(interface),
-                            Field::from(margay_nft::Datum::from(*address)),
-                        ]),
-                        Value::Member,
-                    );
-                }
-            }
-            let Some(classes) = self.classes_of(pod) else {
-                continue;
-            };
-            for (map, bound) in maps.iter_mut().zip(classes) {
-                let entries = Family::ALL.into_iter().zip(&bound.entry);
-                for (family, entry) in entries.filter(|(family, _)| self.families.contains(family))
-                {
-                    map.elements.insert(
-                        base::dispatch_key(family, interface),
-                        Value::Verdict(entry.clone()),
-                    );
-                }
-            }
-        }
-        let [receivers, senders] = maps;
-        self.put_set(names::set(names::RECEIVERS), Some(receivers), delta);
-        self.put_set(names::set(names::SENDERS), Some(senders), delta);
-        for family in Family::ALL {
-            self.put_set(base::pods_set(family), pods.remove(&family), delta);
-            let has_map = has_ipvs && self.families.contains(&family);
-            let map = has_map.then(|| ipvs::render_senders_map(family, &by_address));
-            self.put_set(ipvs::senders_map_name(family), map, delta);
-        }
     }
 
     fn put_chain(&mut self, name: ChainName, chain: Option<Chain>, delta: &mut TableDelta) {
@@ -553,14 +491,6 @@ impl Compiler {
             delta.old.sets.extend(old.map(|old| (name, old)));
         }
     }
-}
-
-/// Whether [`Compiler::update_dispatch`] owns the set.
-fn is_dispatch_set(name: &SetName) -> bool {
-    [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
-        || Family::ALL
-            .iter()
-            .any(|family| [base::pods_set(*family), ipvs::senders_map_name(*family)].contains(name))
 }
 
 /// Looks up a set of the view.

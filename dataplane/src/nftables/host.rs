@@ -369,13 +369,12 @@ impl Hooks<'_> {
                 .when(Match::any_of(Selector::Icmp6Type, kinds))
                 .accept(),
         ];
-        if let Some(port) = self.inputs.tunnel_port() {
-            let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(port));
-            let from_node = |family| Match::in_set(peer(family), &base::nodes_set(family));
+        for packets in self.inputs.tunnel_packets() {
+            let of_node = |family| Match::in_set(peer(family), &base::nodes_set(family));
             rules.extend(Family::ALL.map(|family| {
                 Rule::new()
-                    .when(port.clone())
-                    .when(from_node(family))
+                    .when(packets.clone())
+                    .when(of_node(family))
                     .accept()
             }));
         }

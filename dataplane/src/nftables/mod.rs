@@ -21,7 +21,8 @@
 //!  postrouting 0     host-leave           the same for translated packets, by their interface
 //! ```
 //!
-//! and, where kube-proxy is in IPVS mode, those of `ipvs.rs`.
+//! and, where a pod has host ports, those of `host_ports.rs`; where kube-proxy is in IPVS mode,
+//! those of `ipvs.rs`.
 //!
 //! Egress and ingress are separate base chains, so that Allow is `accept` at any depth: it ends one
 //! decision, and the packet goes on to the other. Both begin with the connection state, so that an
@@ -40,6 +41,7 @@ pub mod dataplane;
 mod demands;
 mod elements;
 mod host;
+mod host_ports;
 mod ipvs;
 pub mod kernel;
 mod merge;

@@ -1,6 +1,7 @@
 //! Watches the addresses of the node's interfaces.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -61,6 +62,12 @@ impl AddressWatch {
     }
 }
 
+/// Lists the addresses of all interfaces, those of loopback and link-local ones included.
+pub fn list(socket: &mut RouteSocket) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let present = present::list_addresses(socket)?;
+    Ok(present.into_iter().map(|(_, net)| net.addr()).collect())
+}
+
 /// Whether a notification concerns interfaces other than pods': a new pod must cost nothing here.
 pub(super) fn concerns_node(message: &RouteNetlinkMessage) -> bool {
     match message {
@@ -80,6 +87,6 @@ pub(super) fn concerns_node(message: &RouteNetlinkMessage) -> bool {
     }
 }
 
-fn is_of_link(address: std::net::IpAddr) -> bool {
-    matches!(address, std::net::IpAddr::V6(address) if address.is_unicast_link_local())
+fn is_of_link(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

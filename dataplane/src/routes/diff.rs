@@ -4,19 +4,21 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 
-use super::plan::{Peer, Plan, Target, VxlanDevice};
+use super::plan::{Peer, Plan, Target};
+use super::tunnel::TunnelDevice;
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteOp {
     /// Remove a tunnel device, and with it its routes and neighbours.
-    RemoveVxlan(IpVersion),
+    RemoveTunnel(TunnelKind),
     /// Create a tunnel device, bring it up and set its address.
-    CreateVxlan(IpVersion, VxlanDevice),
+    CreateTunnel(TunnelKind, TunnelDevice),
     /// Change what a tunnel device allows while in use: MTU, address, up.
-    AdjustVxlan(IpVersion, VxlanDevice),
+    AdjustTunnel(TunnelKind, TunnelDevice),
     /// Bring the host side of a pod's link up, with the MAC address and the IPv6 gateway that pods
     /// know.
     SetPod(String),
@@ -45,11 +47,14 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
             .map(RouteOp::SetPod),
     );
     let goes_with_device = |destination: &IpNet, target: &Target| {
-        matches!(target, Target::Vxlan { .. })
-            && rebuilt.contains(&IpVersion::of(destination.addr()))
+        target
+            .tunnel(destination)
+            .is_some_and(|kind| rebuilt.contains(&kind))
     };
+    let is_rebuilt =
+        |address: &IpAddr| rebuilt.contains(&TunnelKind::Vxlan(IpVersion::of(*address)));
     for (address, peer) in &wanted.peers {
-        if rebuilt.contains(&IpVersion::of(*address)) || present.peers.get(address) != Some(peer) {
+        if is_rebuilt(address) || present.peers.get(address) != Some(peer) {
             ops.push(RouteOp::SetPeer(*address, peer.clone()));
         }
     }
@@ -65,7 +70,7 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
         }
     }
     for (address, peer) in present.peers.iter().rev() {
-        if !wanted.peers.contains_key(address) && !rebuilt.contains(&IpVersion::of(*address)) {
+        if !wanted.peers.contains_key(address) && !is_rebuilt(address) {
             ops.push(RouteOp::RemovePeer(*address, peer.clone()));
         }
     }
@@ -75,17 +80,16 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
 impl Plan {
     /// Applies an operation that the kernel has executed.
     pub fn apply_op(&mut self, op: RouteOp) {
-        let on = |version: IpVersion, address: IpAddr| IpVersion::of(address) == version;
         match op {
-            RouteOp::RemoveVxlan(version) => {
-                self.tunnels.remove(&version);
-                self.peers.retain(|address, _| !on(version, *address));
-                self.routes.retain(|destination, target| {
-                    !matches!(target, Target::Vxlan { .. }) || !on(version, destination.addr())
-                });
+            RouteOp::RemoveTunnel(kind) => {
+                self.tunnels.remove(&kind);
+                self.peers
+                    .retain(|address, _| TunnelKind::Vxlan(IpVersion::of(*address)) != kind);
+                self.routes
+                    .retain(|destination, target| target.tunnel(destination) != Some(kind));
             }
-            RouteOp::CreateVxlan(version, device) | RouteOp::AdjustVxlan(version, device) => {
-                self.tunnels.insert(version, device);
+            RouteOp::CreateTunnel(kind, device) | RouteOp::AdjustTunnel(kind, device) => {
+                self.tunnels.insert(kind, device);
             }
             RouteOp::SetPod(name) => drop(self.pods.insert(name)),
             RouteOp::SetPeer(address, peer) => drop(self.peers.insert(address, peer)),
@@ -96,24 +100,22 @@ impl Plan {
     }
 }
 
-/// Adds the operations of tunnel devices and returns the IP versions whose device is recreated,
-/// which loses everything on it.
-fn diff_tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<RouteOp>) -> BTreeSet<IpVersion> {
+/// Adds the operations of tunnel devices and returns the tunnels whose device is recreated, which
+/// loses everything on it.
+fn diff_tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<RouteOp>) -> BTreeSet<TunnelKind> {
     let mut rebuilt = BTreeSet::new();
-    for version in IpVersion::ALL {
-        match (present.tunnels.get(&version), wanted.tunnels.get(&version)) {
+    for kind in TunnelKind::ALL {
+        match (present.tunnels.get(&kind), wanted.tunnels.get(&kind)) {
             (None, None) => {}
             (Some(present), Some(wanted)) if present.can_become(wanted) => {
-                let adjustable = |device: &VxlanDevice| (device.address, device.mtu, device.up);
-                if adjustable(present) != adjustable(wanted) || present.offloads && !wanted.offloads
-                {
-                    ops.push(RouteOp::AdjustVxlan(version, wanted.clone()));
+                if !present.is_as(wanted) {
+                    ops.push(RouteOp::AdjustTunnel(kind, wanted.clone()));
                 }
             }
             (present, wanted) => {
-                rebuilt.insert(version);
-                ops.extend(present.map(|_| RouteOp::RemoveVxlan(version)));
-                ops.extend(wanted.map(|device| RouteOp::CreateVxlan(version, device.clone())));
+                rebuilt.insert(kind);
+                ops.extend(present.map(|_| RouteOp::RemoveTunnel(kind)));
+                ops.extend(wanted.map(|device| RouteOp::CreateTunnel(kind, device.clone())));
             }
         }
     }
@@ -126,36 +128,39 @@ mod tests {
     use margay_api::network::Mac;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+
+    use crate::routes::tunnel::{IpipDevice, VxlanDevice};
 
     /// Executes an operation, asserting that what it needs exists.
     fn exec(kernel: &mut Plan, op: RouteOp) {
         match &op {
-            RouteOp::CreateVxlan(version, _) => {
-                assert!(!kernel.tunnels.contains_key(version), "there is a device")
+            RouteOp::CreateTunnel(kind, _) => {
+                assert!(!kernel.tunnels.contains_key(kind), "there is a device")
             }
-            RouteOp::AdjustVxlan(version, device) => {
+            RouteOp::AdjustTunnel(kind, device) => {
                 assert!(
-                    kernel.tunnels[version].can_become(device),
+                    kernel.tunnels[kind].can_become(device),
                     "changed in place what cannot be"
                 );
             }
             RouteOp::SetPeer(address, _) => assert!(
-                kernel.tunnels.contains_key(&IpVersion::of(*address)),
+                kernel
+                    .tunnels
+                    .contains_key(&TunnelKind::Vxlan(IpVersion::of(*address))),
                 "no device"
             ),
             RouteOp::RemovePeer(address, _) => assert!(kernel.peers.contains_key(address)),
-            RouteOp::SetRoute(destination, Target::Vxlan { .. }) => {
-                assert!(
-                    kernel
-                        .tunnels
-                        .contains_key(&IpVersion::of(destination.addr())),
-                    "route without its device"
-                );
-            }
+            RouteOp::SetRoute(destination, target) => assert!(
+                target
+                    .tunnel(destination)
+                    .is_none_or(|kind| kernel.tunnels.contains_key(&kind)),
+                "route without its device"
+            ),
             RouteOp::RemoveRoute(destination, _) => {
                 assert!(kernel.routes.contains_key(destination))
             }
-            RouteOp::RemoveVxlan(_) | RouteOp::SetPod(_) | RouteOp::SetRoute(..) => {}
+            RouteOp::RemoveTunnel(_) | RouteOp::SetPod(_) => {}
         }
         kernel.apply_op(op);
     }
@@ -225,7 +230,7 @@ mod tests {
                             up: true,
                             offloads: n == 0,
                         })
-                        .map(|device| (version, device))
+                        .map(|device| (TunnelKind::Vxlan(version), TunnelDevice::Vxlan(device)))
                         .into_iter()
                         .collect(),
                     peers: if tunnel { peers } else { BTreeMap::new() },
@@ -235,9 +240,42 @@ mod tests {
         )
     }
 
+    /// The part of IPIP.
+    fn ipip() -> impl Strategy<Value = Plan> {
+        proptest::option::of((0u8..3, 3u32..5)).prop_flat_map(|device| {
+            let range = |n: u8| format!("10.2.{n}.0/26").parse().expect("a range");
+            let via = |n: u8| Target::Ipip {
+                via: address(IpVersion::V4, n),
+            };
+            let most = if device.is_some() { 4 } else { 1 };
+            proptest::collection::btree_map(
+                (0u8..4).prop_map(range),
+                (0u8..3).prop_map(via),
+                0..most,
+            )
+            .prop_map(move |routes| Plan {
+                routes,
+                tunnels: device
+                    .map(|(n, mtu)| IpipDevice {
+                        address: [10, 9, 9, n].into(),
+                        local: None,
+                        mtu,
+                        up: true,
+                    })
+                    .map(|device| (TunnelKind::Ipip, TunnelDevice::Ipip(device)))
+                    .into_iter()
+                    .collect(),
+                ..Plan::default()
+            })
+        })
+    }
+
     fn any_plan() -> impl Strategy<Value = Plan> {
-        (half(IpVersion::V4), half(IpVersion::V6)).prop_map(|(mut plan, other)| {
-            plan.routes.extend(other.routes);
+        let all = (half(IpVersion::V4), half(IpVersion::V6), ipip());
+        all.prop_map(|(mut plan, other, ipip)| {
+            plan.routes
+                .extend(other.routes.into_iter().chain(ipip.routes));
+            plan.tunnels.extend(ipip.tunnels);
             plan.tunnels.extend(other.tunnels);
             plan.peers.extend(other.peers);
             plan.pods = plan
@@ -268,17 +306,28 @@ mod tests {
                 // Links of removed pods are deleted by the CNI service, not by the driver.
                 kernel.pods.retain(|name| wanted.pods.contains(name));
                 // A device without offload is accepted where offload is allowed.
-                for (version, device) in &mut kernel.tunnels {
-                    let wanted = &wanted.tunnels[version];
-                    prop_assert!(wanted.offloads || !device.offloads);
-                    device.offloads = wanted.offloads;
+                for (kind, device) in &mut kernel.tunnels {
+                    if let (TunnelDevice::Vxlan(device), TunnelDevice::Vxlan(wanted)) =
+                        (device, &wanted.tunnels[kind])
+                    {
+                        prop_assert!(wanted.offloads || !device.offloads);
+                        device.offloads = wanted.offloads;
+                    }
                 }
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
                 // Changes of devices by other programs.
-                kernel.tunnels.values_mut().for_each(
-                    |device| (device.up, device.mtu, device.offloads) = (false, 9, true),
-                );
+                for device in kernel.tunnels.values_mut() {
+                    match device {
+                        TunnelDevice::Vxlan(device) => {
+                            (device.up, device.mtu, device.offloads) = (false, 9, true);
+                        }
+                        TunnelDevice::Ipip(device) => {
+                            (device.up, device.mtu) = (false, 9);
+                            device.address = Ipv4Addr::UNSPECIFIED;
+                        }
+                    }
+                }
                 kernel.pods.clear();
             }
         }

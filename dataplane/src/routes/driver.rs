@@ -3,20 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv6Net};
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
 use super::diff::{RouteOp, diff};
 use super::message::{self, Route};
-use super::plan::{Peer, Plan, Target, VxlanDevice, vxlan_device_name, vxlan_overhead};
+use super::parameters;
+use super::plan::{Peer, Plan, Target};
+use super::pod;
 use super::present::{self, Link, LinksByName};
 use super::sysctl::ChangedParameter;
-use super::{ethtool, parameters, pod};
 use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 
 /// MTU if no link has the node's address.
@@ -30,7 +31,7 @@ pub enum RoutingPart {
     /// Forwarding of an IP version.
     Forwarding(IpVersion),
     /// A tunnel device.
-    Tunnel(IpVersion),
+    Tunnel(TunnelKind),
     /// One of our links: its state or its kernel parameters.
     Link(String),
     /// Another node behind a tunnel, by its tunnel address.
@@ -44,7 +45,7 @@ impl fmt::Display for RoutingPart {
         match self {
             Self::Netlink => f.write_str("netlink"),
             Self::Forwarding(version) => write!(f, "forwarding of {version:?}"),
-            Self::Tunnel(version) => f.write_str(vxlan_device_name(*version)),
+            Self::Tunnel(kind) => f.write_str(kind.device_name()),
             Self::Link(name) => write!(f, "link {name}"),
             Self::Peer(address) => write!(f, "peer {address}"),
             Self::Route(destination) => write!(f, "route {destination}"),
@@ -66,8 +67,8 @@ pub struct ApplyOutcome {
 /// Driver of the node's routing. It blocks, and lives on a thread of its own in the node's network
 /// namespace.
 pub struct Driver {
-    socket: RouteSocket,
-    links: LinksByName,
+    pub(super) socket: RouteSocket,
+    pub(super) links: LinksByName,
     /// What the kernel holds, as far as known; `None`: it must be read back.
     present: Option<Plan>,
     /// Links of pods in the last plan that did not exist: their routes wait for them.
@@ -262,30 +263,27 @@ impl Driver {
             wanted.pods.retain(|name| self.links.contains_key(name));
             wanted.routes.retain(|_, target| self.has_link(target));
         }
-        for (version, device) in &mut wanted.tunnels {
-            let underlay = self
-                .find_underlay(device.local)?
-                .map(|link| (link.index, link.mtu));
-            device.underlay = underlay.map(|(index, _)| index);
-            let present = self
-                .links
-                .get(vxlan_device_name(*version))
-                .map(|link| link.mtu);
-            device.mtu = tunnel_mtu(*version, device.mtu, underlay.map(|(_, mtu)| mtu), present);
+        for (kind, device) in &mut wanted.tunnels {
+            let underlay = match device.local() {
+                Some(local) => self.find_underlay(local)?,
+                None => None,
+            };
+            let (index, below) = underlay.map(|link| (link.index, link.mtu)).unzip();
+            let present = self.links.get(kind.device_name()).map(|link| link.mtu);
+            device.resolve(index, tunnel_mtu(*kind, device.mtu(), below, present));
         }
         Ok(wanted)
     }
 
     fn exec(&mut self, op: &RouteOp) -> Result<(), NetlinkError> {
         match op {
-            RouteOp::RemoveVxlan(version) => {
-                let name = vxlan_device_name(*version);
+            RouteOp::RemoveTunnel(TunnelKind::Ipip) => self.release_ipip(),
+            RouteOp::RemoveTunnel(kind) => {
+                let name = kind.device_name();
                 self.exec_removal(message::delete_link(name), || format!("delete {name}"))
             }
-            RouteOp::CreateVxlan(version, device) => self.create_vxlan(*version, device),
-            RouteOp::AdjustVxlan(version, device) => {
-                self.adjust_vxlan(vxlan_device_name(*version), device)
-            }
+            RouteOp::CreateTunnel(kind, device) => self.create_tunnel(*kind, device),
+            RouteOp::AdjustTunnel(kind, device) => self.adjust_tunnel(kind.device_name(), device),
             RouteOp::SetPod(name) => {
                 let index = self.link_index(name)?;
                 pod::restore(&mut self.socket, name, index)
@@ -337,7 +335,7 @@ impl Driver {
         }
     }
 
-    fn exec_removal(
+    pub(super) fn exec_removal(
         &mut self,
         request: RouteNetlinkMessage,
         what: impl FnOnce() -> String,
@@ -365,10 +363,10 @@ impl Driver {
                 gateway: Some(*via),
                 ..blank
             },
-            Target::Vxlan { via } => {
-                let link = self.link_index(vxlan_device_name(IpVersion::of(*via)))?;
+            Target::Vxlan { via } | Target::Ipip { via } => {
+                let kind = target.tunnel(&destination).map(TunnelKind::device_name);
                 Route {
-                    link: Some(link),
+                    link: Some(self.link_index(kind.unwrap_or_default())?),
                     gateway: Some(*via),
                     onlink: true,
                     ..blank
@@ -378,7 +376,12 @@ impl Driver {
         })
     }
 
-    fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
+    /// Index of the VXLAN device of a peer.
+    fn vxlan_index(&self, peer: IpAddr) -> Result<u32, NetlinkError> {
+        self.link_index(TunnelKind::Vxlan(IpVersion::of(peer)).device_name())
+    }
+
+    pub(super) fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
         let missing = || NetlinkError::Refused {
             what: format!("link {name}"),
             errno: Errno::ENODEV,
@@ -389,72 +392,8 @@ impl Driver {
             .ok_or_else(missing)
     }
 
-    fn create_vxlan(
-        &mut self,
-        version: IpVersion,
-        device: &VxlanDevice,
-    ) -> Result<(), NetlinkError> {
-        let name = vxlan_device_name(version);
-        let underlay = device.underlay.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!(
-                    "no link has the node's address {}; correct NODE_IP",
-                    device.local
-                ),
-            )
-        })?;
-        self.socket.exec(
-            message::new_vxlan(device, underlay),
-            RequestMode::Create,
-            || format!("create {name}"),
-        )?;
-        self.links = present::list_links(&mut self.socket)?;
-        parameters::set_tunnel_parameters(version)?;
-        self.bring_up_vxlan(name, device)
-    }
-
-    fn adjust_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
-        let index = self.link_index(name)?;
-        self.socket.exec(
-            message::set_mtu(index, device.mtu),
-            RequestMode::Change,
-            || format!("MTU of {name}"),
-        )?;
-        self.bring_up_vxlan(name, device)
-    }
-
-    fn bring_up_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
-        let index = self.link_index(name)?;
-        if !device.offloads {
-            ethtool::turn_checksum_offload_off(name)?;
-        }
-        match self
-            .socket
-            .exec(message::set_up(index), RequestMode::Change, || {
-                format!("bring {name} up")
-            }) {
-            Err(NetlinkError::Refused {
-                errno: Errno::EADDRINUSE,
-                ..
-            }) => {
-                return Err(
-                    io::Error::new(io::ErrorKind::AddrInUse, port_in_use(name, device)).into(),
-                );
-            }
-            result => result?,
-        }
-        // After bringing it up: an IPv6 address set on a link that is down is lost when the link
-        // comes up.
-        self.socket.exec(
-            message::new_host_address(index, device.address),
-            RequestMode::Replace,
-            || format!("address of {name}"),
-        )
-    }
-
     fn set_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
-        let index = self.link_index(vxlan_device_name(IpVersion::of(address)))?;
+        let index = self.vxlan_index(address)?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
         self.socket.exec(
             RouteNetlinkMessage::NewNeighbour(entry),
@@ -470,7 +409,7 @@ impl Driver {
     }
 
     fn remove_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
-        let index = self.link_index(vxlan_device_name(IpVersion::of(address)))?;
+        let index = self.vxlan_index(address)?;
         let neighbour = message::neighbour(index, address, peer.mac);
         self.exec_removal(RouteNetlinkMessage::DelNeighbour(neighbour), || {
             format!("delete neighbour {address}")
@@ -494,33 +433,25 @@ impl ApplyOutcome {
 /// MTU of a tunnel: at most that of its underlay less the overhead, whatever is configured, as the
 /// kernel accepts no more. While the underlay is unknown it stays as it is.
 pub fn tunnel_mtu(
-    version: IpVersion,
+    kind: TunnelKind,
     configured: u32,
     underlay: Option<u32>,
     present: Option<u32>,
 ) -> u32 {
-    let fits = underlay.map(|mtu| mtu.saturating_sub(vxlan_overhead(version)));
+    let fits = underlay.map(|mtu| mtu.saturating_sub(kind.overhead()));
     match (configured, fits) {
         (0, Some(fits)) => fits,
-        (0, None) => present.unwrap_or(ETHERNET_MTU - vxlan_overhead(version)),
+        (0, None) => present.unwrap_or(ETHERNET_MTU - kind.overhead()),
         (configured, Some(fits)) => configured.min(fits),
         (configured, None) => present.unwrap_or(configured),
     }
 }
 
-fn port_in_use(name: &str, device: &VxlanDevice) -> String {
-    format!(
-        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove \
-         that device, or set another vxlanPort in FelixConfiguration",
-        device.port
-    )
-}
-
 fn part_of(op: &RouteOp) -> RoutingPart {
     match op {
-        RouteOp::RemoveVxlan(version)
-        | RouteOp::CreateVxlan(version, _)
-        | RouteOp::AdjustVxlan(version, _) => RoutingPart::Tunnel(*version),
+        RouteOp::RemoveTunnel(kind)
+        | RouteOp::CreateTunnel(kind, _)
+        | RouteOp::AdjustTunnel(kind, _) => RoutingPart::Tunnel(*kind),
         RouteOp::SetPod(name) => RoutingPart::Link(name.clone()),
         RouteOp::SetPeer(address, _) | RouteOp::RemovePeer(address, _) => {
             RoutingPart::Peer(*address)
@@ -548,10 +479,19 @@ mod tests {
             (1300, None, None, 1300),
         ] {
             assert_eq!(
-                tunnel_mtu(IpVersion::V4, configured, underlay, present),
+                tunnel_mtu(
+                    TunnelKind::Vxlan(IpVersion::V4),
+                    configured,
+                    underlay,
+                    present
+                ),
                 mtu,
                 "{configured} {underlay:?} {present:?}"
             );
         }
+        assert_eq!(
+            tunnel_mtu(TunnelKind::Ipip, 0, Some(1500), Some(1400)),
+            1480
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::Mac;
+use margay_api::network::{Mac, TunnelKind};
 use margay_api::rule::IpVersion;
 
 use super::plan::Plan;
@@ -34,7 +34,7 @@ pub enum Hint {
     /// controller.
     PodRemoved(String),
     /// A tunnel device changed.
-    Tunnel(IpVersion),
+    Tunnel(TunnelKind),
     /// A neighbour on a tunnel device has this permanent MAC address; `None`: it was removed or may
     /// expire.
     Neighbour(IpAddr, Option<Mac>),
@@ -78,16 +78,22 @@ impl HintFilter<'_> {
         match hint {
             Hint::Lost | Hint::Underlay | Hint::AddressRemoved(_) | Hint::Parameter => true,
             Hint::AddressAdded(address) => {
-                self.is_failing || plan.tunnels.values().any(|device| device.local == *address)
+                self.is_failing
+                    || plan
+                        .tunnels
+                        .values()
+                        .any(|device| device.local() == Some(*address))
             }
             Hint::PodAdded(name) => self.missing.contains(name),
             Hint::PodRemoved(name) => plan.pods.contains(name) && !self.missing.contains(name),
-            Hint::Tunnel(version) => plan.tunnels.contains_key(version),
+            Hint::Tunnel(kind) => plan.tunnels.contains_key(kind),
             Hint::Neighbour(address, mac) => {
                 plan.peers
                     .get(address)
                     .is_some_and(|peer| Some(peer.mac) != *mac)
-                    && plan.tunnels.contains_key(&IpVersion::of(*address))
+                    && plan
+                        .tunnels
+                        .contains_key(&TunnelKind::Vxlan(IpVersion::of(*address)))
             }
             Hint::Forwarding(mac, leads_to) => macs
                 .get(mac)
@@ -108,7 +114,8 @@ pub fn merge_hints(waiting: &mut BTreeSet<Hint>, hints: BTreeSet<Hint>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routes::plan::{Peer, Target, VxlanDevice};
+    use crate::routes::plan::{Peer, Target};
+    use crate::routes::tunnel::{TunnelDevice, VxlanDevice};
 
     const MAC: Mac = Mac([0x66, 0, 0, 0, 0, 2]);
     const OTHER: Mac = Mac([0x66, 0, 0, 0, 0, 9]);
@@ -122,7 +129,7 @@ mod tests {
     }
 
     fn mk_plan() -> Plan {
-        let device = VxlanDevice {
+        let device = TunnelDevice::Vxlan(VxlanDevice {
             address: ip("10.1.1.0"),
             mac: Mac([0x66, 0, 0, 0, 0, 1]),
             local: ip("172.30.0.1"),
@@ -132,7 +139,7 @@ mod tests {
             underlay: None,
             up: true,
             offloads: true,
-        };
+        });
         Plan {
             routes: [
                 (
@@ -149,7 +156,7 @@ mod tests {
                 ),
             ]
             .into(),
-            tunnels: [(IpVersion::V4, device)].into(),
+            tunnels: [(TunnelKind::Vxlan(IpVersion::V4), device)].into(),
             peers: [(
                 ip("10.1.2.0"),
                 Peer {
@@ -179,8 +186,9 @@ mod tests {
             (Hint::PodRemoved(pod("cali1")), true, true),
             (Hint::PodRemoved(pod("cali2")), false, false),
             (Hint::PodRemoved(pod("cali3")), false, false),
-            (Hint::Tunnel(IpVersion::V4), true, true),
-            (Hint::Tunnel(IpVersion::V6), false, false),
+            (Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4)), true, true),
+            (Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V6)), false, false),
+            (Hint::Tunnel(TunnelKind::Ipip), false, false),
             (Hint::Neighbour(ip("10.1.2.0"), Some(MAC)), false, false),
             (Hint::Neighbour(ip("10.1.2.0"), Some(OTHER)), true, true),
             (Hint::Neighbour(ip("10.1.2.0"), None), true, true),

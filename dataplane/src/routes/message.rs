@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
 use ipnet::IpNet;
-use margay_api::network::Mac;
+use margay_api::network::{Mac, TunnelKind};
 use margay_api::rule::IpVersion;
 use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -21,7 +21,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::plan::{ROUTE_PROTOCOL, VxlanDevice, vxlan_device_name};
+use super::plan::ROUTE_PROTOCOL;
+use super::tunnel::VxlanDevice;
 
 /// A veth pair to be created in one request: the host side here, the other end in the pod's network
 /// namespace.
@@ -68,9 +69,10 @@ pub fn new_vxlan(device: &VxlanDevice, underlay: u32) -> RouteNetlinkMessage {
         IpAddr::V4(address) => InfoVxlan::Local(address),
         IpAddr::V6(address) => InfoVxlan::Local6(address),
     };
+    let name = TunnelKind::Vxlan(IpVersion::of(device.address)).device_name();
     let mut link = LinkMessage::default();
     link.attributes = vec![
-        LinkAttribute::IfName(vxlan_device_name(IpVersion::of(device.address)).to_owned()),
+        LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::Mtu(device.mtu),
         LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![
@@ -85,6 +87,46 @@ pub fn new_vxlan(device: &VxlanDevice, underlay: u32) -> RouteNetlinkMessage {
         ]),
     ];
     RouteNetlinkMessage::NewLink(link)
+}
+
+/// Creates the IPIP device, down, without ends: each route names the other one. The kernel loads
+/// the module for it, and then has a device of this name already.
+pub fn new_ipip() -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(TunnelKind::Ipip.device_name().to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::IpIp)]),
+    ];
+    RouteNetlinkMessage::NewLink(link)
+}
+
+/// Sets the alias of a link; empty: none.
+pub fn set_alias(index: u32, alias: &str) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = vec![LinkAttribute::IfAlias(alias.to_owned())];
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Brings a link down.
+pub fn set_down(index: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.change_mask = LinkFlags::Up;
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Removes an address from a link.
+pub fn delete_address(index: u32, net: IpNet) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(net.addr());
+    message.header.prefix_len = net.prefix_len();
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Local(net.addr()),
+        AddressAttribute::Address(net.addr()),
+    ];
+    RouteNetlinkMessage::DelAddress(message)
 }
 
 /// Brings a link up.

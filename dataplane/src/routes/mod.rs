@@ -8,6 +8,7 @@
 
 pub mod addresses;
 pub mod conntrack;
+mod devices;
 pub mod diff;
 pub mod driver;
 mod ethtool;
@@ -23,5 +24,6 @@ pub mod pod;
 pub mod present;
 pub mod removal;
 pub mod sysctl;
+pub mod tunnel;
 pub mod underlay;
 pub mod worker;

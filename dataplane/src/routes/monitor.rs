@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use margay_api::network::Mac;
-use margay_api::rule::IpVersion;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use margay_api::network::{Mac, TunnelKind};
 use margay_netlink::Subscription;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 use margay_netlink::wire::messages;
@@ -17,7 +17,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hint::Hint;
 use super::learned::LEARNED_PROTOCOL;
-use super::plan::{HOST_MAC, ROUTE_PROTOCOL, vxlan_device_name};
+use super::plan::{HOST_MAC, ROUTE_PROTOCOL};
 use super::{message, netconf};
 use crate::links::is_workload;
 
@@ -138,16 +138,10 @@ fn parse_hint(links: &mut SeenLinks, message: &RouteNetlinkMessage) -> Option<Hi
     }
 }
 
-fn tunnel_version(name: &str) -> Option<IpVersion> {
-    IpVersion::ALL
-        .into_iter()
-        .find(|version| vxlan_device_name(*version) == name)
-}
-
 /// Hint for a change of a link: that of our kind of link, else `otherwise`.
 fn link_hint(name: &str, otherwise: Hint) -> Hint {
-    match tunnel_version(name) {
-        Some(version) => Hint::Tunnel(version),
+    match TunnelKind::of_device(name) {
+        Some(kind) => Hint::Tunnel(kind),
         None if is_workload(name) => Hint::PodRemoved(name.to_owned()),
         None => otherwise,
     }
@@ -184,8 +178,8 @@ fn parse_link(link: &LinkMessage) -> Option<(u32, SeenLink)> {
 /// Hint for a new or changed link. A tunnel device has settings that are not compared here, so any
 /// notification counts.
 fn link_change_hint(before: Option<&SeenLink>, now: &SeenLink) -> Option<Hint> {
-    if let Some(version) = tunnel_version(&now.name) {
-        return Some(Hint::Tunnel(version));
+    if let Some(kind) = TunnelKind::of_device(&now.name) {
+        return Some(Hint::Tunnel(kind));
     }
     match before {
         None if is_workload(&now.name) => Some(Hint::PodAdded(now.name.clone())),
@@ -216,7 +210,9 @@ fn address_hint(links: &SeenLinks, message: &AddressMessage, is_new: bool) -> Op
 }
 
 fn neighbour_hint(links: &SeenLinks, message: &NeighbourMessage, is_new: bool) -> Option<Hint> {
-    tunnel_version(&links.get(&message.header.ifindex)?.name)?;
+    let kind = TunnelKind::of_device(&links.get(&message.header.ifindex)?.name)?;
+    // IPIP has no peers.
+    matches!(kind, TunnelKind::Vxlan(_)).then_some(())?;
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -250,6 +246,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use margay_api::rule::IpVersion;
     use netlink_packet_core::NetlinkHeader;
 
     fn mk_link(index: u32, name: &str, flags: LinkFlags, mtu: u32) -> LinkMessage {
@@ -302,15 +299,15 @@ mod tests {
             ),
             (
                 mk_link(4, "vxlan.calico", up, 1450),
-                vec![Hint::Tunnel(IpVersion::V4)],
+                vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4))],
             ),
             (
                 mk_link(4, "vxlan.calico", up, 1450),
-                vec![Hint::Tunnel(IpVersion::V4)],
+                vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4))],
             ),
             (
                 mk_link(5, "vxlan-v6.calico", up, 1430),
-                vec![Hint::Tunnel(IpVersion::V6)],
+                vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V6))],
             ),
         ] {
             assert_eq!(
@@ -320,7 +317,7 @@ mod tests {
             );
         }
         for (index, expected) in [
-            (4, vec![Hint::Tunnel(IpVersion::V4)]),
+            (4, vec![Hint::Tunnel(TunnelKind::Vxlan(IpVersion::V4))]),
             (2, vec![Hint::Underlay]),
             (9, vec![]),
         ] {

@@ -2,11 +2,11 @@
 //! kernel notifies only forwarding, reverse path filters and proxies; the periodic check finds
 //! other parameters.
 
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 use margay_netlink::wire;
 
 use super::parameters::{Notified, expected_value};
-use super::plan::vxlan_device_name;
 use crate::links::is_workload;
 
 /// Message type `RTM_NEWNETCONF` of `linux/rtnetlink.h`.
@@ -54,9 +54,7 @@ pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>
     let Some(name) = u32::try_from(index).ok().and_then(name) else {
         return false;
     };
-    let is_tunnel = IpVersion::ALL
-        .into_iter()
-        .any(|of| of == version && vxlan_device_name(of) == name);
+    let is_tunnel = TunnelKind::of_device(name).is_some_and(|kind| kind.version() == version);
     (is_tunnel || is_workload(name))
         && expected_value(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }
@@ -84,7 +82,7 @@ mod tests {
     #[test]
     fn only_a_value_that_is_not_wanted_of_a_link_of_ours_counts() {
         let name = |index| {
-            [(3, "eth0"), (4, "cali1"), (5, "vxlan.calico")]
+            [(3, "eth0"), (4, "cali1"), (5, "vxlan.calico"), (6, "tunl0")]
                 .into_iter()
                 .find(|(of, _)| *of == index)
         };
@@ -103,6 +101,8 @@ mod tests {
             (10, vec![(INDEX, 4), (PROXY_NEIGH, 0)], true),
             (2, vec![(INDEX, 5), (RP_FILTER, 1)], true),
             (10, vec![(INDEX, 5), (FORWARDING, 0)], false),
+            (2, vec![(INDEX, 6), (RP_FILTER, 1)], true),
+            (10, vec![(INDEX, 6), (FORWARDING, 0)], false),
             (2, vec![(INDEX, 9), (FORWARDING, 0)], false),
             (
                 2,

@@ -5,9 +5,10 @@
 
 use std::io;
 
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 
-use super::plan::{Plan, vxlan_device_name};
+use super::plan::Plan;
 use super::sysctl::{self, ChangedParameter};
 
 /// Parameters of the host side of a pod's link under `ipv4/`; `{}` is the link.
@@ -41,8 +42,8 @@ const POD_V6: [(&str, &str); 8] = [
 /// may depend on.
 const FORWARDING_POD_V6: [(&str, &str); 1] = [("conf/{}/forwarding", "1")];
 
-/// Parameters of the IPv4 tunnel device under `ipv4/`. Tunnel packets are accepted from nodes only,
-/// so it needs no reverse path filter.
+/// Parameters of a tunnel device of IPv4 under `ipv4/`. Tunnel packets are accepted from nodes
+/// only, so it needs no reverse path filter.
 const TUNNEL: [(&str, &str); 3] = [
     ("conf/{}/forwarding", "1"),
     ("conf/{}/proxy_arp", "0"),
@@ -65,10 +66,10 @@ pub fn set_pod_parameters(link: &str) -> io::Result<bool> {
 }
 
 /// Sets the parameters of a tunnel device. Returns whether any differed.
-pub fn set_tunnel_parameters(version: IpVersion) -> io::Result<bool> {
-    match version {
-        IpVersion::V4 => set_parameters(vxlan_device_name(version), "ipv4", &TUNNEL),
-        IpVersion::V6 => set_parameters(vxlan_device_name(version), "ipv6", &TUNNEL_V6),
+pub fn set_tunnel_parameters(kind: TunnelKind) -> io::Result<bool> {
+    match kind.version() {
+        IpVersion::V4 => set_parameters(kind.device_name(), "ipv4", &TUNNEL),
+        IpVersion::V6 => set_parameters(kind.device_name(), "ipv6", &TUNNEL_V6),
     }
 }
 
@@ -107,9 +108,9 @@ pub fn any_differs(plan: &Plan) -> bool {
         };
         Ok(has_parameters(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
     };
-    let are_tunnels = |version: &IpVersion| match version {
-        IpVersion::V4 => has_parameters(vxlan_device_name(*version), "ipv4", &TUNNEL),
-        IpVersion::V6 => has_parameters(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
+    let are_tunnels = |kind: &TunnelKind| match kind.version() {
+        IpVersion::V4 => has_parameters(kind.device_name(), "ipv4", &TUNNEL),
+        IpVersion::V6 => has_parameters(kind.device_name(), "ipv6", &TUNNEL_V6),
     };
     let mut all = forwarding
         .chain(plan.pods.iter().map(is_pods))
@@ -140,11 +141,10 @@ pub fn set_link_parameters(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
         .pods
         .iter()
         .map(|link| (link.as_str(), set_pod_parameters(link)));
-    let tunnels = IpVersion::ALL
-        .into_iter()
-        .filter(|version| plan.tunnels.contains_key(version));
-    let tunnels =
-        tunnels.map(|version| (vxlan_device_name(version), set_tunnel_parameters(version)));
+    let tunnels = plan
+        .tunnels
+        .keys()
+        .map(|kind| (kind.device_name(), set_tunnel_parameters(*kind)));
     for (link, result) in pods.chain(tunnels) {
         match result {
             Ok(was_other) => differed += usize::from(was_other),

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, Mac, NodeInfo};
+use margay_api::network::{Encapsulation, Mac, NodeInfo, TunnelKind};
 use margay_api::rule::IpVersion;
-use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId, globals};
+
+use super::tunnel::{self, TunnelDevice};
 
 /// IPv6 gateway of every pod: the link-local address derived from [`HOST_MAC`] (EUI-64, RFC 4291).
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
@@ -18,23 +19,6 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
 /// Protocol number that marks our routes; Calico's is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
-/// Name of the VXLAN device of an IP version, as in Calico.
-pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
-    match version {
-        IpVersion::V4 => "vxlan.calico",
-        IpVersion::V6 => "vxlan-v6.calico",
-    }
-}
-
-/// Bytes that VXLAN adds to a packet with an outer header of this IP version: IP (20 or 40), UDP
-/// (8), VXLAN (8, RFC 7348) and the inner Ethernet header (14).
-pub const fn vxlan_overhead(version: IpVersion) -> u32 {
-    match version {
-        IpVersion::V4 => 50,
-        IpVersion::V6 => 70,
-    }
-}
-
 /// Target of a route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -55,46 +39,25 @@ pub enum Target {
         /// Tunnel address of the other node.
         via: IpAddr,
     },
+    /// The IPIP device.
+    Ipip {
+        /// Address of the other node.
+        via: IpAddr,
+    },
 }
 
-/// A tunnel device of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VxlanDevice {
-    /// Tunnel address of this node.
-    pub address: IpAddr,
-    /// MAC address of the device.
-    pub mac: Mac,
-    /// Outer source address: the node's address of the same IP version.
-    pub local: IpAddr,
-    /// Network identifier.
-    pub vni: u32,
-    /// Outer UDP port.
-    pub port: u16,
-    /// MTU; 0: that of the underlay less the overhead.
-    pub mtu: u32,
-    /// Index of the link of the outer packets; `None`: not resolved.
-    pub underlay: Option<u32>,
-    /// Whether it is up; always true in a wanted plan.
-    pub up: bool,
-    /// Whether TX checksum offload may be on. A wanted device with `true` accepts a present one
-    /// without offload.
-    pub offloads: bool,
-}
-
-impl VxlanDevice {
-    /// Whether the device can be changed to `wanted` in place: identifier, port and outer address
-    /// cannot.
-    pub fn can_become(&self, wanted: &Self) -> bool {
-        let is_same = |own: &Self| (own.mac, own.local, own.vni, own.port);
-        let has_address = self.address == wanted.address || self.address.is_unspecified();
-        let is_on_link = self.underlay.is_none()
-            || wanted.underlay.is_none()
-            || self.underlay == wanted.underlay;
-        is_same(self) == is_same(wanted) && has_address && is_on_link
+impl Target {
+    /// The tunnel of a route to this destination, if it takes one.
+    pub fn tunnel(&self, destination: &IpNet) -> Option<TunnelKind> {
+        match self {
+            Self::Vxlan { .. } => Some(TunnelKind::Vxlan(IpVersion::of(destination.addr()))),
+            Self::Ipip { .. } => Some(TunnelKind::Ipip),
+            Self::Pod { .. } | Self::Blackhole | Self::Gateway { .. } => None,
+        }
     }
 }
 
-/// Another node behind the tunnel.
+/// Another node behind a VXLAN tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// MAC address of its tunnel device.
@@ -108,9 +71,9 @@ pub struct Peer {
 pub struct Plan {
     /// Routes by destination.
     pub routes: BTreeMap<IpNet, Target>,
-    /// Tunnel devices, for IP versions with encapsulation in which this node has a tunnel address.
-    pub tunnels: BTreeMap<IpVersion, VxlanDevice>,
-    /// Other nodes behind the tunnels, by tunnel address.
+    /// Tunnel devices, of the tunnels that pools use and this node has an address for.
+    pub tunnels: BTreeMap<TunnelKind, TunnelDevice>,
+    /// Other nodes behind VXLAN tunnels, by tunnel address.
     pub peers: BTreeMap<IpAddr, Peer>,
     /// Destinations without a route, with the reason.
     pub unreachable: BTreeMap<IpNet, String>,
@@ -177,9 +140,9 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
         }
     }
-    for version in IpVersion::ALL {
+    for kind in TunnelKind::ALL {
         plan.tunnels
-            .extend(vxlan_device(me, records, version).map(|device| (version, device)));
+            .extend(tunnel::plan_device(me, records, kind).map(|device| (kind, device)));
     }
     plan.peers = plan_peers(own, &nodes);
     remove_without_tunnel(&mut plan);
@@ -249,17 +212,19 @@ fn remove_without_tunnel(plan: &mut Plan) {
         ..
     } = plan;
     let mut leave_out = |destination: &IpNet, target: &mut Target| {
-        let is_there = !matches!(target, Target::Vxlan { .. })
-            || tunnels.contains_key(&IpVersion::of(destination.addr()));
-        if !is_there {
-            let reason = "this node has no VXLAN tunnel address of that IP version yet";
-            unreachable.insert(*destination, reason.to_owned());
+        let missing = target
+            .tunnel(destination)
+            .filter(|kind| !tunnels.contains_key(kind));
+        if let Some(kind) = missing {
+            let device = kind.device_name();
+            let reason = format!("this node has no address for its tunnel device {device} yet");
+            unreachable.insert(*destination, reason);
         }
-        is_there
+        missing.is_none()
     };
     routes.retain(&mut leave_out);
     base.shadowed.retain(leave_out);
-    peers.retain(|address, _| tunnels.contains_key(&IpVersion::of(*address)));
+    peers.retain(|address, _| tunnels.contains_key(&TunnelKind::Vxlan(IpVersion::of(*address))));
 }
 
 fn pool_versions(records: &BTreeMap<RecordId, Record>) -> BTreeSet<IpVersion> {
@@ -287,34 +252,24 @@ fn route_to_node(
     encapsulation: Encapsulation,
 ) -> Result<Target, String> {
     let other = other.ok_or("its Node object does not exist")?;
-    let address = match destination {
-        IpNet::V4(_) => other.ipv4.map(|net| IpAddr::V4(net.addr())),
-        IpNet::V6(_) => other.ipv6.map(|net| IpAddr::V6(net.addr())),
-    };
+    let address = other.own_address(IpVersion::of(destination.addr()));
     let address = address.ok_or("it has no address of that IP version yet")?;
-    let tunnel = || {
-        let via = match destination {
-            IpNet::V4(_) => other.vtep.map(|vtep| IpAddr::V4(vtep.address)),
-            IpNet::V6(_) => other.vtep6.map(|vtep| IpAddr::V6(vtep.address)),
-        };
-        via.map(|via| Target::Vxlan { via })
-            .ok_or_else(|| "it has no VXLAN tunnel address of that IP version yet".to_owned())
-    };
-    match encapsulation {
-        Encapsulation::None if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
-        Encapsulation::None => Err(format!(
-            "its address {address} is in another subnet and the pool has no encapsulation; set \
-             vxlanMode CrossSubnet, or route the pool in the network between the nodes"
-        )),
-        Encapsulation::Vxlan => tunnel(),
-        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => {
+    let shares_subnet = shares_subnet(me, address);
+    match encapsulation.tunnel(IpVersion::of(address)) {
+        _ if encapsulation.is_cross_subnet() && shares_subnet => {
             Ok(Target::Gateway { via: address })
         }
-        Encapsulation::VxlanCrossSubnet => tunnel(),
-        Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => Err(
-            "the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet"
-                .to_owned(),
-        ),
+        Some(TunnelKind::Ipip) if address.is_ipv6() => Err("IPIP carries IPv4 only".to_owned()),
+        Some(TunnelKind::Ipip) => Ok(Target::Ipip { via: address }),
+        Some(kind) => other
+            .tunnel_address(kind)
+            .map(|via| Target::Vxlan { via })
+            .ok_or_else(|| "it has no VXLAN tunnel address of that IP version yet".to_owned()),
+        None if shares_subnet => Ok(Target::Gateway { via: address }),
+        None => Err(format!(
+            "its address {address} is in another subnet and the pool has no encapsulation; set \
+             vxlanMode or ipipMode CrossSubnet, or route the pool in the network between the nodes"
+        )),
     }
 }
 
@@ -325,71 +280,10 @@ fn shares_subnet(me: &NodeInfo, address: IpAddr) -> bool {
     }
 }
 
-fn vxlan_device(
-    me: &NodeInfo,
-    records: &BTreeMap<RecordId, Record>,
-    version: IpVersion,
-) -> Option<VxlanDevice> {
-    if !has_vxlan(records, version) {
-        return None;
-    }
-    let (address, mac, local) = tunnel_endpoint(me, version)?;
-    let defaults = FelixSettings::default();
-    let settings = match records.get(&RecordId::Settings) {
-        Some(Record::Settings(settings)) => settings,
-        _ => &defaults,
-    };
-    let mtu = match version {
-        IpVersion::V4 => settings.vxlan_mtu,
-        IpVersion::V6 => settings.vxlan_mtu_v6,
-    };
-    let (vni, port) = (settings.vxlan_vni, settings.vxlan_port);
-    let offloads = !settings.checksum_offload_broken;
-    Some(VxlanDevice {
-        address,
-        mac,
-        local,
-        vni,
-        port,
-        mtu,
-        underlay: None,
-        up: true,
-        offloads,
-    })
-}
-
-/// Whether any pool of this IP version uses VXLAN, at least across subnets.
-pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bool {
-    globals(records).any(|(id, record)| match (id, record) {
-        (RecordId::Pool(range), Record::Pool(pool)) => {
-            IpVersion::of(range.addr()) == version
-                && matches!(
-                    pool.encapsulation,
-                    Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet
-                )
-        }
-        _ => false,
-    })
-}
-
-/// Tunnel address, MAC address and node address of a node's tunnel endpoint.
-fn tunnel_endpoint(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr)> {
-    match version {
-        IpVersion::V4 => {
-            let (vtep, own) = (node.vtep?, node.ipv4?);
-            Some((vtep.address.into(), vtep.mac, own.addr().into()))
-        }
-        IpVersion::V6 => {
-            let (vtep, own) = (node.vtep6?, node.ipv6?);
-            Some((vtep.address.into(), vtep.mac, own.addr().into()))
-        }
-    }
-}
-
 fn plan_peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
     let ends = |info: &NodeInfo| {
         IpVersion::ALL
-            .map(|version| tunnel_endpoint(info, version))
+            .map(|version| tunnel::vxlan_end(info, version))
             .into_iter()
             .flatten()
     };

@@ -19,7 +19,14 @@ fn node(last: u8, tunnel: [u8; 4]) -> NodeInfo {
 }
 
 fn records(nodes: &[(&str, NodeInfo)], routes: &[(&str, &str)]) -> BTreeMap<RecordId, Record> {
-    let encapsulation = Encapsulation::Vxlan;
+    records_with(Encapsulation::Vxlan, nodes, routes)
+}
+
+fn records_with(
+    encapsulation: Encapsulation,
+    nodes: &[(&str, NodeInfo)],
+    routes: &[(&str, &str)],
+) -> BTreeMap<RecordId, Record> {
     let pool = Record::Pool(PoolRecord {
         nat_outgoing: false,
         encapsulation,
@@ -90,6 +97,76 @@ fn no_node_takes_the_place_of_another_behind_the_tunnel() {
         plan("n2").peers.get(&IpAddr::from([10, 0, 2, 0])),
         None,
         "its own end is nobody else's"
+    );
+}
+
+/// Of IPIP a route names the other node itself, which needs no address for its tunnel.
+#[test]
+fn each_encapsulation_has_its_routes_and_devices() {
+    let mut me = node(1, [10, 0, 0, 0]);
+    me.ipip = Some([10, 0, 0, 1].into());
+    let (near, mut far) = (node(2, [10, 0, 2, 0]), node(3, [10, 0, 3, 0]));
+    far.ipv4 = "198.51.100.3/24".parse().ok();
+    let nodes = |me: &NodeInfo| {
+        [
+            ("n1", me.clone()),
+            ("n2", near.clone()),
+            ("n3", far.clone()),
+        ]
+    };
+    let routes = [("10.0.2.0/26", "n2"), ("10.0.3.0/26", "n3")];
+    let plain = |last| Target::Gateway {
+        via: IpAddr::from([192, 0, 2, last]),
+    };
+    let vxlan = |third| Target::Vxlan {
+        via: IpAddr::from([10, 0, third, 0]),
+    };
+    let ipip = |net: [u8; 3], last| Target::Ipip {
+        via: IpAddr::from([net[0], net[1], net[2], last]),
+    };
+    let (own_net, other_net) = ([192, 0, 2], [198, 51, 100]);
+    let v4 = TunnelKind::Vxlan(IpVersion::V4);
+    for (encapsulation, to_near, to_far, device) in [
+        (Encapsulation::None, plain(2), None, None),
+        (Encapsulation::Vxlan, vxlan(2), Some(vxlan(3)), Some(v4)),
+        (
+            Encapsulation::VxlanCrossSubnet,
+            plain(2),
+            Some(vxlan(3)),
+            Some(v4),
+        ),
+        (
+            Encapsulation::Ipip,
+            ipip(own_net, 2),
+            Some(ipip(other_net, 3)),
+            Some(TunnelKind::Ipip),
+        ),
+        (
+            Encapsulation::IpipCrossSubnet,
+            plain(2),
+            Some(ipip(other_net, 3)),
+            Some(TunnelKind::Ipip),
+        ),
+    ] {
+        let records = records_with(encapsulation, &nodes(&me), &routes);
+        let found = plan("n1", &records, &LocalPods::new());
+        let route = |range| found.routes.get(&net(range)).cloned();
+        assert_eq!(route("10.0.2.0/26"), Some(to_near), "{encapsulation:?}");
+        assert_eq!(route("10.0.3.0/26"), to_far, "{encapsulation:?}");
+        let devices: Vec<TunnelKind> = found.tunnels.keys().copied().collect();
+        assert_eq!(devices, Vec::from_iter(device), "{encapsulation:?}");
+    }
+    me.ipip = None;
+    let records = records_with(Encapsulation::IpipCrossSubnet, &nodes(&me), &routes);
+    let found = plan("n1", &records, &LocalPods::new());
+    assert_eq!(
+        found.routes.keys().collect::<Vec<_>>(),
+        [&net("10.0.2.0/26")]
+    );
+    let reason = &found.unreachable[&net("10.0.3.0/26")];
+    assert!(
+        reason.contains("no address for its tunnel device tunl0"),
+        "{reason}"
     );
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use margay_api::network::Mac;
+use margay_api::network::{Mac, TunnelKind};
 use margay_api::rule::IpVersion;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
@@ -15,9 +15,8 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, R
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
-use super::plan::{
-    GATEWAY_V6, HOST_MAC, Peer, Plan, ROUTE_PROTOCOL, Target, VxlanDevice, vxlan_device_name,
-};
+use super::plan::{GATEWAY_V6, HOST_MAC, Peer, Plan, ROUTE_PROTOCOL, Target};
+use super::tunnel::{IPIP_ALIAS, IpipDevice, TunnelDevice, VxlanDevice};
 use super::{ethtool, sysctl};
 use crate::links::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
@@ -35,6 +34,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Whether it is a port of another link, such as a bridge, which then takes its packets.
     pub is_port: bool,
+    /// Alias; empty: none.
+    pub alias: String,
     /// Settings of a VXLAN device.
     vxlan: Option<Vec<InfoVxlan>>,
 }
@@ -47,6 +48,7 @@ impl Link {
             up,
             mac: None,
             is_port: false,
+            alias: String::new(),
             vxlan: None,
         }
     }
@@ -157,25 +159,44 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
         .iter()
         .filter(|(name, link)| is_workload(name) && is_whole(name, link));
     plan.pods = pods.map(|(name, _)| name.clone()).collect();
-    for version in IpVersion::ALL {
-        if let Some(link) = links.get(vxlan_device_name(version)) {
-            let own = addresses.iter().filter(|(index, _)| *index == link.index);
-            let mut own = own
-                .map(|(_, net)| net.addr())
-                .filter(|address| is_global(version, *address));
-            let address = own.next().unwrap_or(unspecified_address(version));
-            let offloads = ethtool::has_checksum_offload(vxlan_device_name(version))?;
-            plan.tunnels.insert(
-                version,
-                VxlanDevice {
-                    offloads,
-                    ..vxlan_device(link, address)
+    for kind in TunnelKind::ALL {
+        let name = kind.device_name();
+        let Some(link) = links.get(name).filter(|link| is_ours(kind, link)) else {
+            continue;
+        };
+        let own: Vec<IpAddr> = addresses
+            .iter()
+            .filter(|(index, _)| *index == link.index)
+            .map(|(_, net)| net.addr())
+            .filter(|address| is_global(kind.version(), *address))
+            .collect();
+        let device = match kind {
+            TunnelKind::Vxlan(version) => {
+                plan.peers.extend(list_peers(socket, version, link.index)?);
+                let address = own.first().copied();
+                TunnelDevice::Vxlan(VxlanDevice {
+                    offloads: ethtool::has_checksum_offload(name)?,
+                    ..vxlan_device(link, address.unwrap_or(unspecified_address(version)))
+                })
+            }
+            TunnelKind::Ipip => TunnelDevice::Ipip(IpipDevice {
+                address: match own[..] {
+                    [IpAddr::V4(address)] => address,
+                    _ => Ipv4Addr::UNSPECIFIED,
                 },
-            );
-            plan.peers.extend(list_peers(socket, version, link.index)?);
-        }
+                local: None,
+                mtu: link.mtu,
+                up: link.up,
+            }),
+        };
+        plan.tunnels.insert(kind, device);
     }
     Ok(plan)
+}
+
+/// Whether a link with the name of a tunnel device is one that we have set up.
+fn is_ours(kind: TunnelKind, link: &Link) -> bool {
+    kind != TunnelKind::Ipip || link.alias == IPIP_ALIAS
 }
 
 /// Whether it is an address of that IP version other than the link-local one.
@@ -234,6 +255,7 @@ fn parse_link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
                 found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac)
             }
             LinkAttribute::Controller(index) => found.is_port = index != 0,
+            LinkAttribute::IfAlias(value) => found.alias = value,
             LinkAttribute::LinkInfo(infos) => {
                 found.vxlan = infos.into_iter().find_map(|info| {
                     if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
@@ -291,12 +313,14 @@ pub fn parse_route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Optio
     let destination = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
     let target = match (message.header.kind, interface, gateway) {
         (RouteType::BlackHole, ..) => Target::Blackhole,
-        (_, Some(name), Some(via))
-            if name == vxlan_device_name(IpVersion::of(destination.addr())) =>
-        {
-            Target::Vxlan { via }
+        (_, name, Some(via)) => {
+            let version = IpVersion::of(destination.addr());
+            match name.and_then(TunnelKind::of_device) {
+                Some(TunnelKind::Ipip) => Target::Ipip { via },
+                Some(kind) if kind.version() == version => Target::Vxlan { via },
+                _ => Target::Gateway { via },
+            }
         }
-        (_, _, Some(via)) => Target::Gateway { via },
         (_, interface, None) => Target::Pod {
             interface: interface.unwrap_or_default().to_owned(),
         },

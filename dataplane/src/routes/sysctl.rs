@@ -5,9 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
-
-use super::plan::vxlan_device_name;
 
 const ROOT: &str = "/proc/sys/net";
 /// Maximal length of a value; all that are used here are numbers.
@@ -78,10 +77,11 @@ pub fn has_ipv6_on(link: &str) -> bool {
 pub const IPV6_MTU: u32 = 1280;
 
 /// Name prefixes of our links, on which there is no router.
-const OWN_PREFIXES: [&str; 3] = [
+const OWN_PREFIXES: [&str; 4] = [
     "cali",
-    vxlan_device_name(IpVersion::V4),
-    vxlan_device_name(IpVersion::V6),
+    TunnelKind::Vxlan(IpVersion::V4).device_name(),
+    TunnelKind::Vxlan(IpVersion::V6).device_name(),
+    TunnelKind::Ipip.device_name(),
 ];
 
 /// Parameter that enables IPv4 forwarding.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 
 use super::*;
@@ -338,7 +339,10 @@ async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_w
         .assign(wanted("pod"))
         .await
         .expect("an address");
-    let tunnel = addresses.tunnel(IpVersion::V4).await.expect("an address");
+    let tunnel = addresses
+        .tunnel(TunnelKind::Vxlan(IpVersion::V4))
+        .await
+        .expect("an address");
     let closed = Some("is being deleted".to_owned());
     let leaving = NodePool {
         closed,
@@ -348,7 +352,10 @@ async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_w
     node.pools
         .send_replace(Some(Arc::new(vec![leaving.clone()])));
     assert_eq!(
-        addresses.tunnel(IpVersion::V4).await.expect("the same"),
+        addresses
+            .tunnel(TunnelKind::Vxlan(IpVersion::V4))
+            .await
+            .expect("the same"),
         tunnel,
         "there is no other pool"
     );
@@ -357,10 +364,16 @@ async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_w
         named_pool("new", "10.1.0.0/24", 28),
     ])));
     assert!(addresses.has_to_move(&tunnel));
-    let moved = addresses.tunnel(IpVersion::V4).await.expect("another one");
+    let moved = addresses
+        .tunnel(TunnelKind::Vxlan(IpVersion::V4))
+        .await
+        .expect("another one");
     assert!(moved[0].to_string().starts_with("10.1.0."), "{moved:?}");
     assert_eq!(
-        addresses.tunnel(IpVersion::V4).await.expect("the same"),
+        addresses
+            .tunnel(TunnelKind::Vxlan(IpVersion::V4))
+            .await
+            .expect("the same"),
         moved
     );
     assert_eq!(

@@ -98,6 +98,7 @@ mod tests {
             endpoint,
             uid: String::new(),
             addresses,
+            host_ports: Vec::new(),
         };
         let count = |linked: &LinkedPods| linked.local_pods().len();
         let mut linked = LinkedPods::default();

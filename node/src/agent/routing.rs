@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use margay_api::rule::IpVersion;
+use margay_api::network::TunnelKind;
 use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;
 
 use super::Routes;
 use margay_dataplane::routes::driver::RoutingPart;
-use margay_dataplane::routes::plan::{LocalPods, Plan, vxlan_device_name};
+use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::Progress;
 
 /// Grace period before failed routing counts against the node: links go down and come back.
@@ -175,9 +175,7 @@ fn describe_failures(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
 fn concerns_node(part: &RoutingPart) -> bool {
     match part {
         RoutingPart::Netlink | RoutingPart::Forwarding(_) | RoutingPart::Tunnel(_) => true,
-        RoutingPart::Link(name) => IpVersion::ALL
-            .iter()
-            .any(|version| vxlan_device_name(*version) == name),
+        RoutingPart::Link(name) => TunnelKind::of_device(name).is_some(),
         RoutingPart::Peer(_) | RoutingPart::Route(_) => false,
     }
 }
@@ -195,10 +193,7 @@ fn record_of(
         }
         RoutingPart::Peer(address) => globals(records).find_map(|(id, record)| match record {
             Record::Node(info) => {
-                let tunnels = [
-                    info.vtep.map(|vtep| vtep.address.into()),
-                    info.vtep6.map(|vtep| vtep.address.into()),
-                ];
+                let tunnels = TunnelKind::ALL.map(|kind| info.tunnel_address(kind));
                 tunnels.contains(&Some(*address)).then(|| id.clone())
             }
             _ => None,
@@ -211,6 +206,7 @@ fn record_of(
 mod tests {
     use super::*;
     use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
+    use margay_api::rule::IpVersion;
     use margay_calc::model::RouteRecord;
 
     struct Fixed(watch::Receiver<Progress>);
@@ -266,7 +262,7 @@ mod tests {
         for (part, id, is_own) in [
             (RoutingPart::Netlink, node("own"), true),
             (RoutingPart::Forwarding(IpVersion::V4), node("own"), true),
-            (RoutingPart::Tunnel(IpVersion::V6), node("own"), true),
+            (RoutingPart::Tunnel(TunnelKind::Ipip), node("own"), true),
             (
                 RoutingPart::Link("vxlan.calico".to_owned()),
                 node("own"),

@@ -160,6 +160,7 @@ impl Rig {
             endpoint: key,
             uid: String::new(),
             addresses,
+            host_ports: Vec::new(),
         };
         tokio::time::timeout(PATIENCE, self.agent.attach(interface, pod))
             .await
@@ -228,6 +229,7 @@ async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
                     endpoint: key,
                     uid: String::new(),
                     addresses,
+                    host_ports: Vec::new(),
                 },
             )
             .await

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
+use margay_api::host_port::HostPort;
 use serde::{Deserialize, Serialize};
 
 use margay_dataplane::Attached;
@@ -57,6 +58,9 @@ pub struct Attachment {
     /// MTU of its network configuration; 0: that of the node. Absent in files of former agents.
     #[serde(default)]
     pub mtu: u32,
+    /// Ports of the node that lead to the pod. Absent in files of former agents.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
     /// Whether ADD has succeeded; stored as the file's extension.
     #[serde(skip)]
     pub is_finished: bool,
@@ -80,6 +84,7 @@ impl Attachment {
             endpoint: self.endpoint(),
             uid: self.uid.clone(),
             addresses,
+            host_ports: self.host_ports.clone(),
         }
     }
 }
@@ -204,6 +209,21 @@ impl Attachments {
         self.known.get(id)
     }
 
+    /// Another pod's attachment that has one of these host ports, and that port.
+    pub fn host_port_owner(&self, of: &Attachment) -> Option<(&Attachment, HostPort)> {
+        let endpoint = of.endpoint();
+        let others = self
+            .known
+            .values()
+            .filter(|other| other.endpoint() != endpoint);
+        let mut ports =
+            others.flat_map(|other| other.host_ports.iter().map(move |port| (other, port)));
+        ports.find_map(|(other, taken)| {
+            let own = of.host_ports.iter().find(|port| port.overlaps(taken))?;
+            Some((other, *own))
+        })
+    }
+
     /// Other attachments with the same host-side interface.
     pub fn others_on_interface(&self, of: &Attachment) -> Vec<Attachment> {
         self.known
@@ -316,6 +336,10 @@ mod tests {
             addresses: vec!["10.0.0.1/32".parse().expect("an address")],
             mac: "02:00:00:00:00:01".to_owned(),
             mtu: 0,
+            host_ports: vec![
+                serde_json::from_str(r#"{"hostPort":8080,"containerPort":80,"hostIP":"::"}"#)
+                    .expect("a mapping"),
+            ],
             is_finished: false,
         }
     }
@@ -364,6 +388,30 @@ mod tests {
         assert_eq!(again.get(&old.id), None);
         assert_eq!(again.get(&new.id), Some(&new));
         assert_eq!(names(folder.path()), ["new@eth0.json"]);
+    }
+
+    #[test]
+    fn a_file_of_a_former_agent_is_read_without_the_fields_that_it_did_not_know() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut attachments = Attachments::load(folder.path()).expect("an empty folder");
+        let one = mk_attachment("one");
+        attachments.put(one.clone()).expect("put");
+        attachments.finish(&one.id).expect("finish");
+        let path = folder.path().join("one@eth0.json");
+        let text = fs::read(&path).expect("a file");
+        let mut written: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let fields = written.as_object_mut().expect("an object");
+        for field in ["mtu", "host_ports"] {
+            assert!(fields.remove(field).is_some(), "{field}");
+        }
+        fs::write(&path, written.to_string()).expect("write");
+        let read = Attachments::load(folder.path()).expect("one file");
+        let wanted = Attachment {
+            host_ports: Vec::new(),
+            is_finished: true,
+            ..one
+        };
+        assert_eq!(read.get(&wanted.id), Some(&wanted));
     }
 
     #[test]

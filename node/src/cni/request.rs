@@ -1,6 +1,6 @@
 //! Parses a request from the socket into valid values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
+use margay_api::host_port::{HostPort, PortMapping};
 use margay_api::meta::{
     ANNOTATION_POD_ADDRESSES, ANNOTATION_POD_ADDRESSES_NO_IPAM, ANNOTATION_POD_POOLS_V4,
     ANNOTATION_POD_POOLS_V6,
@@ -73,6 +74,9 @@ pub struct RuntimeConfig {
     /// Annotations of the pod; a runtime may pass null.
     #[serde(default, rename = "io.kubernetes.cri.pod-annotations")]
     pub annotations: Option<BTreeMap<String, String>>,
+    /// `portMappings`: ports of the pod's containers; a runtime may pass null.
+    #[serde(default, rename = "portMappings")]
+    pub port_mappings: Option<Vec<PortMapping>>,
 }
 
 /// The `ipam` section, with Calico's fields.
@@ -172,6 +176,30 @@ impl Config {
             .flatten();
         let address = |ip: &serde_json::Value| ip.get("address")?.as_str()?.parse::<IpNet>().ok();
         ips.filter_map(address).map(|net| net.addr()).collect()
+    }
+
+    /// Host ports of the pod, each once.
+    pub fn host_ports(&self) -> Result<Vec<HostPort>, CniError> {
+        let written = self.runtime.port_mappings.iter().flatten();
+        let parse = |(index, mapping): (usize, &PortMapping)| {
+            HostPort::try_from(mapping.clone()).map_err(|error| {
+                CniError::new(
+                    code::INVALID_CONFIG,
+                    format!(
+                        "runtimeConfig.portMappings[{index}].{error}; correct the ports of the \
+                         pod's containers"
+                    ),
+                )
+            })
+        };
+        // Some runtimes pass the ports that have no host port, too.
+        let has_host_port = |(_, mapping): &(usize, &PortMapping)| mapping.host_port != 0;
+        let ports: Result<BTreeSet<HostPort>, CniError> = written
+            .enumerate()
+            .filter(has_host_port)
+            .map(parse)
+            .collect();
+        Ok(ports?.into_iter().collect())
     }
 
     fn annotation(&self, name: &str) -> Option<&str> {
@@ -287,6 +315,7 @@ pub fn new_attachment(network: &str, asked: &cni::Attachment) -> Result<Attachme
         addresses: Vec::new(),
         mac,
         mtu: 0,
+        host_ports: Vec::new(),
         is_finished: false,
     })
 }
@@ -325,6 +354,33 @@ fn environment_error(variable: &str, value: &str, rule: &str) -> CniError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn host_ports_are_those_of_the_runtime_each_once() {
+        let ports = |text: &str| {
+            let config = Config::parse(text.as_bytes()).expect("a configuration");
+            let ports = config.host_ports().map_err(|error| error.msg)?;
+            Ok::<_, String>(ports.iter().map(HostPort::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(ports("{}"), Ok(Vec::new()));
+        assert_eq!(
+            ports(r#"{"runtimeConfig": {"portMappings": null}}"#),
+            Ok(Vec::new())
+        );
+        let written = r#"{"runtimeConfig": {"portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+            {"hostPort": 0, "containerPort": 90}
+        ]}}"#;
+        assert_eq!(ports(written), Ok(vec!["8080/TCP".to_owned()]));
+        let bad =
+            r#"{"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 80}]}}"#;
+        let error = ports(bad).expect_err("a port");
+        assert!(
+            error.starts_with("runtimeConfig.portMappings[0].hostPort is 70000"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn demands_are_read_from_calicos_configuration() {
@@ -405,6 +461,7 @@ mod tests {
             ipam,
             runtime: RuntimeConfig {
                 annotations: Some(annotations),
+                ..RuntimeConfig::default()
             },
             ..Config::default()
         }

@@ -81,7 +81,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         asked: &cni::Attachment,
     ) -> Result<cni::Result, CniError> {
         let mut wanted = request::new_attachment(&call.network, asked)?;
-        wanted.mtu = call.config.mtu;
+        (wanted.mtu, wanted.host_ports) = (call.config.mtu, call.config.host_ports()?);
         let namespace = request::open_namespace(&asked.netns)?;
         let pod = self.pod_lock(&wanted.endpoint());
         let _alone = pod.lock().await;
@@ -90,7 +90,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         } else {
             call.config.mtu
         };
-        self.check_interface(&wanted)?;
+        host_ports::check_free(&self.attachments(), &wanted)?;
+        check_interface_free(&self.attachments(), &wanted)?;
         let is_same = |present: &Attachment| present.is_finished && present.netns == asked.netns;
         let present = self.attachments().get(&wanted.id).cloned();
         if let Some(present) = present.filter(is_same)
@@ -299,18 +300,13 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.attachments().finish(&wanted.id).map_err(io_error)
     }
 
-    /// Fails if the interface belongs to another pod (their names have the same hash), or to the
-    /// same sandbox already.
-    fn check_interface(&self, wanted: &Attachment) -> Result<(), CniError> {
-        check_interface_free(&self.attachments(), wanted)
-    }
-
     /// Writes the attachment before anything is created for it, so that a crash leaves nothing
     /// unknown.
     fn record_attachment(&self, wanted: &Attachment) -> Result<(), CniError> {
         let mut attachments = self.attachments();
-        // Checked again: another pod may have taken the interface while earlier sandboxes were
-        // removed.
+        // Checked again: another pod may have taken the interface or a host port while earlier
+        // sandboxes were removed.
+        host_ports::check_free(&attachments, wanted)?;
         check_interface_free(&attachments, wanted)?;
         attachments.put(wanted.clone()).map(drop).map_err(io_error)
     }
@@ -342,7 +338,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Extent::Link,
         )
         .await?;
-        self.wait_for_policy(call, wanted).await
+        self.wait_for_policy(call, wanted).await?;
+        self.delete_untranslated(wanted).await
     }
 
     /// Deletes the conntrack entries of these addresses, none of which belongs to a pod now.
@@ -521,8 +518,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 }
 
-/// Fails if another pod, or the same sandbox, has the interface; earlier sandboxes of the pod are
-/// replaced.
+/// Fails if another pod (their names have the same hash), or the same sandbox, has the interface;
+/// earlier sandboxes of the pod are replaced.
 fn check_interface_free(attachments: &Attachments, wanted: &Attachment) -> Result<(), CniError> {
     for other in attachments.others_on_interface(wanted) {
         let (interface, pod) = (&wanted.interface, wanted.endpoint());
@@ -558,6 +555,7 @@ async fn run_blocking<T: Send + 'static>(
     }
 }
 
+mod host_ports;
 mod mtu;
 mod recovery;
 mod response;

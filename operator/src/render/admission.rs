@@ -89,9 +89,10 @@ const SAME_LABELS: (&str, &str) = (
 );
 
 /// Annotations of Nodes that agents write.
-const OF_NODES: [&str; 7] = [
+const OF_NODES: [&str; 8] = [
     meta::ANNOTATION_NODE_IPV4,
     meta::ANNOTATION_NODE_IPV6,
+    meta::ANNOTATION_IPIP,
     meta::ANNOTATION_VXLAN_IPV4,
     meta::ANNOTATION_VXLAN_MAC,
     meta::ANNOTATION_VXLAN_IPV6,

@@ -93,17 +93,19 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
 
 /// Returns the fields of the IPPool that the Installation determines.
 fn fields(pool: &IpPoolSpec) -> Map<String, Value> {
-    let vxlan = match pool.encapsulation.as_deref() {
-        Some("VXLAN") => "Always",
-        Some("VXLANCrossSubnet") => "CrossSubnet",
-        _ => "Never",
+    let (vxlan, ipip) = match pool.encapsulation.as_deref() {
+        Some("VXLAN") => ("Always", "Never"),
+        Some("VXLANCrossSubnet") => ("CrossSubnet", "Never"),
+        Some("IPIP") => ("Never", "Always"),
+        Some("IPIPCrossSubnet") => ("Never", "CrossSubnet"),
+        _ => ("Never", "Never"),
     };
     let mut fields = Map::new();
     let mut set = |field: &str, value: Value| fields.insert(field.to_owned(), value);
     set("cidr", json!(pool.cidr));
     set("blockSize", json!(pool.block_size));
     set("vxlanMode", json!(vxlan));
-    set("ipipMode", json!("Never"));
+    set("ipipMode", json!(ipip));
     set(
         "natOutgoing",
         json!(pool.nat_outgoing.as_deref() == Some("Enabled")),

@@ -37,6 +37,25 @@ fn a_pool_is_made_where_there_is_none() {
 }
 
 #[test]
+fn each_encapsulation_is_a_mode_of_the_pool() {
+    for (encapsulation, vxlan, ipip) in [
+        ("VXLAN", "Always", "Never"),
+        ("VXLANCrossSubnet", "CrossSubnet", "Never"),
+        ("IPIP", "Never", "Always"),
+        ("IPIPCrossSubnet", "Never", "CrossSubnet"),
+        ("None", "Never", "Never"),
+    ] {
+        let pools = json!([{ "cidr": "10.0.0.0/16", "encapsulation": encapsulation }]);
+        let plan = planned(pools, vec![]);
+        let spec = &plan.objects[0].body["spec"];
+        assert_eq!(
+            (&spec["vxlanMode"], &spec["ipipMode"]),
+            (&json!(vxlan), &json!(ipip))
+        );
+    }
+}
+
+#[test]
 fn an_identical_pool_is_adopted_and_then_left_alone() {
     let adopted = planned(
         json!([{ "cidr": "10.0.0.0/16" }]),

@@ -131,9 +131,9 @@ fn every_override_lands_in_its_place() {
         "registry": "registry.example/", "imagePath": "mirror", "imagePrefix": "x-",
         "imagePullPolicy": "Always", "imagePullSecrets": [{ "name": "pull" }],
         "controlPlaneNodeSelector": { "role": "control" },
-        "cni": { "binDir": "/home/kubernetes/bin" },
+        "cni": { "binDir": "/home/kubernetes/bin", "specVersion": "0.4.0" },
         "calicoNetwork": {
-            "mtu": 1400, "hostPorts": "Enabled", "linuxPolicySetupTimeoutSeconds": 5,
+            "mtu": 1400, "hostPorts": "Disabled", "linuxPolicySetupTimeoutSeconds": 5,
             "ipPools": [
                 {
                     "cidr": "10.1.0.0/16",

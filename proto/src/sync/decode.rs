@@ -270,6 +270,7 @@ fn decode_node(value: wire::Node) -> Result<NodeInfo, Error> {
             .transpose()?,
         vtep,
         vtep6,
+        ipip: (value.ipip_address != 0).then(|| Ipv4Addr::from_bits(value.ipip_address)),
         labels: value.labels.into_iter().collect(),
         bgp: value.bgp.map(decode_node_bgp).transpose()?,
         bgp_annotations: BgpAnnotations::default(),

@@ -2,6 +2,7 @@
 //! cannot be forgotten.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -274,6 +275,7 @@ fn encode_node(value: &NodeInfo) -> wire::Node {
         ipv6,
         vtep,
         vtep6,
+        ipip,
         labels,
         bgp,
         bgp_annotations: _,
@@ -296,6 +298,7 @@ fn encode_node(value: &NodeInfo) -> wire::Node {
         vtep6_mac: vtep6
             .map(|vtep| Bytes::copy_from_slice(&vtep.mac.0))
             .unwrap_or_default(),
+        ipip_address: ipip.map(Ipv4Addr::to_bits).unwrap_or_default(),
         labels: labels.clone().into_iter().collect(),
         bgp: bgp.as_ref().map(encode_node_bgp),
     }

@@ -323,18 +323,22 @@ fn node() -> impl Strategy<Value = NodeInfo> {
             mac: Mac(mac),
         }),
     );
+    // The unspecified address is none.
+    let ipip = of((1_u32..).prop_map(Ipv4Addr::from_bits));
     let labels = btree_map(name(), name(), 0..3);
-    (ipv4, ipv6, vtep, vtep6, labels, of(node_bgp())).prop_map(
-        |(ipv4, ipv6, vtep, vtep6, labels, bgp)| NodeInfo {
+    let node = (ipv4, ipv6, vtep, vtep6, ipip, labels, of(node_bgp()));
+    node.prop_map(|(ipv4, ipv6, vtep, vtep6, ipip, labels, bgp)| {
+        NodeInfo {
             ipv4,
             ipv6,
             vtep,
             vtep6,
+            ipip,
             labels,
             bgp,
             ..NodeInfo::default()
-        },
-    )
+        }
+    })
 }
 
 pub fn upsert() -> impl Strategy<Value = Change> {

@@ -12,6 +12,7 @@ use margay_api::meta::{
     ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
     ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
 };
+use margay_api::network::TunnelKind;
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use margay_dataplane::nftables::{Netfilter, Nftables};
@@ -332,11 +333,11 @@ impl Node {
             .as_ref()
             .with_context(|| format!("{} has no agent", self.name))?;
         let addresses = running.addresses.clone();
-        let version = self.version();
+        let kind = TunnelKind::Vxlan(self.version());
         let claimed = main.block_on(
             running
                 .runtime
-                .spawn(async move { addresses.tunnel(version).await }),
+                .spawn(async move { addresses.tunnel(kind).await }),
         )??;
         self.tunnel = claimed.first().map(|net| net.addr().to_string());
         Ok(())

@@ -58,6 +58,28 @@ pub(super) fn scheduled(manifest: &Value, node: &str) -> Result<Value> {
     Ok(object)
 }
 
+/// The host ports of the pod's containers, as containerd passes them.
+fn port_mappings(manifest: &Value) -> Vec<Value> {
+    let containers = manifest["spec"]["containers"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let ports = containers
+        .filter_map(|container| container["ports"].as_array())
+        .flatten();
+    let mapping = |port: &Value| {
+        let protocol = port["protocol"].as_str().unwrap_or("TCP").to_lowercase();
+        json!({
+            "hostPort": port["hostPort"], "containerPort": port["containerPort"],
+            "protocol": protocol, "hostIP": port["hostIP"].as_str().unwrap_or_default(),
+        })
+    };
+    ports
+        .filter(|port| port["hostPort"].is_u64())
+        .map(mapping)
+        .collect()
+}
+
 impl Pod {
     /// Attaches a pod whose object is there.
     pub(super) fn start(node: &Node, manifest: &Value) -> Result<Self> {
@@ -115,8 +137,10 @@ impl Pod {
             &self.container,
             &self.namespace.path(),
         )?;
-        call.config["runtimeConfig"] =
-            json!({POD_ANNOTATIONS: self.manifest["metadata"]["annotations"]});
+        call.config["runtimeConfig"] = json!({
+            POD_ANNOTATIONS: self.manifest["metadata"]["annotations"],
+            "portMappings": port_mappings(&self.manifest),
+        });
         let uid = self.manifest["metadata"]["uid"]
             .as_str()
             .unwrap_or_default();

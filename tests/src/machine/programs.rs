@@ -77,7 +77,7 @@ const FIRST: &str = "machine";
 /// The target of two suites, which no machine runs alone in time.
 const CONFORMANCE: &str = "conformance";
 
-const SUITES: [Suite; 13] = [
+const SUITES: [Suite; 14] = [
     suite(FIRST, 10, Some(&[])),
     // Unit tests have the name of their crate. These compare rulesets with the kernel,
     Suite {
@@ -107,6 +107,7 @@ const SUITES: [Suite; 13] = [
     suite("ipvs", 40, Some(&[])),
     suite("connections", 20, Some(&[])),
     suite("host", 125, None),
+    suite("host_ports", 60, Some(&["everywhere"])),
     suite("lab", 70, Some(&["ipv6_alone"])),
     Suite {
         target: CONFORMANCE,
@@ -125,7 +126,8 @@ const LIMIT: Duration = Duration::from_secs(1200);
 /// What a node has loaded long before a test begins, and a machine that has just booted loads over
 /// 9p, in emulation, while a test waits. A kernel need not have each.
 const MODULES: &str = "veth vxlan dummy nf_tables nft_ct nft_chain_nat nft_masq nft_fib_inet \
-                       nft_log nft_limit nf_conntrack_netlink sctp ip_vs";
+                       nft_log nft_limit nf_conntrack_netlink sctp ip_vs \
+                       ipip";
 
 /// What [`SLOWNESS`] is. Emulation is 10 to 20 times slower in everything, but most answers need
 /// not come one after the other.

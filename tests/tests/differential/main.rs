@@ -162,6 +162,7 @@ fn compile(records: &Records) -> Ruleset {
             addresses: addresses(&key).to_vec(),
             uid: String::new(),
             endpoint: key.clone(),
+            host_ports: Vec::new(),
         };
         compiler.attach(interface_name(&key), attached, records);
     }

@@ -7,11 +7,13 @@ use margay_api::network::Encapsulation;
 use margay_api::rule::IpVersion;
 use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId};
-use margay_dataplane::routes::plan::vxlan_device_name;
 use margay_dataplane::routes::worker::Network;
 use margay_tests::cluster::process::POLL;
 
-use super::{Node, PATIENCE, V4, V6, apply, block, ensure_reaches, mk_nodes, records, routes};
+use super::{
+    Node, PATIENCE, V4, V6, apply, block, ensure_reaches, mk_nodes, records, routes,
+    vxlan_device_name,
+};
 
 /// External changes on the first node, and how to undo those that the node cannot notice.
 fn disturbances(version: IpVersion, encapsulation: Encapsulation) -> Vec<String> {

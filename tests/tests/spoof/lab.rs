@@ -321,6 +321,7 @@ impl Node {
                     endpoint: pod.key.clone(),
                     uid: String::new(),
                     addresses: pod.addresses.to_vec(),
+                    host_ports: Vec::new(),
                 },
             )
         });

@@ -41,6 +41,7 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
             spec.vxlan_mtu_v6,
             0..=65535,
         ),
+        ipip_mtu: number(&mut problems, "spec.ipipMTU", spec.ipip_mtu, 0..=65535),
         checksum_offload_broken: checksum_offload_broken(&mut problems, spec),
         no_namespace_names_pools: None,
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec),

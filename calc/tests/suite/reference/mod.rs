@@ -386,6 +386,9 @@ impl Objects {
             end == node.vtep6.map(|vtep| vtep.address)
                 && end.is_some_and(|end| may_be(name, end.into()))
         };
+        let ipip = |name: &str, other: &NodeInfo| {
+            other.ipip == node.ipip && other.ipip.is_some_and(|end| may_be(name, end.into()))
+        };
         NodeInfo {
             ipv4: node
                 .ipv4
@@ -399,6 +402,7 @@ impl Objects {
             vtep6: node
                 .vtep6
                 .filter(|_| first(&tunnel6, |_| true) == Some(name)),
+            ipip: node.ipip.filter(|_| first(&ipip, |_| true) == Some(name)),
             labels: node.labels.clone(),
             ..NodeInfo::default()
         }

@@ -386,10 +386,12 @@ fn node() -> impl Strategy<Value = NodeInfo> {
         asn,
         cluster_id: cluster_id.map(Into::into),
     });
-    let node = (ipv4, ipv6, vtep6, labels, standing, bgp);
+    let ipip = option::of(select(&["10.0.0.1", "10.0.0.65"][..]));
+    let node = (ipv4, ipv6, vtep6, ipip, labels, standing, bgp);
     node.prop_map(
-        |(ipv4, ipv6, vtep6, labels, standing, bgp_annotations)| NodeInfo {
+        |(ipv4, ipv6, vtep6, ipip, labels, standing, bgp_annotations)| NodeInfo {
             bgp_annotations,
+            ipip: ipip.map(|text| text.parse().expect("an address")),
             ipv4: Some(ipv4.parse().expect("an address")),
             ipv6: ipv6.map(|text| text.parse().expect("an address")),
             vtep6: vtep6.map(|text| Vtep {

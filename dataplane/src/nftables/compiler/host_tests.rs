@@ -12,7 +12,7 @@ use crate::nftables::sample::{
     self, NODE, mk_address, mk_links, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id,
 };
 use crate::nftables::simulate::{Packet, travel};
-use margay_nft::{CtState, Hook};
+use margay_nft::{CtState, Hook, IfName};
 
 fn compile(records: &Records, links: &Links) -> Compiler {
     let mut compiler = Compiler::new(NODE);
@@ -33,6 +33,7 @@ fn compile(records: &Records, links: &Links) -> Compiler {
                 endpoint,
                 uid: String::new(),
                 addresses,
+                host_ports: Vec::new(),
             },
             records,
         );

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::nftables::origin::RuleOrigin;
 use crate::nftables::sample::{self, NODE, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id};
+use crate::nftables::stage::Direction;
 
 fn compile(records: &Records) -> Compiler {
     let mut compiler = Compiler::new(NODE);

@@ -18,6 +18,7 @@ use crate::nftables::sample::{
     NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule,
 };
 use crate::nftables::simulate::{self, Packet};
+use crate::nftables::stage::Direction;
 use margay_nft::Hook;
 
 /// Pod 0 has a policy with these rules, pod 1 one that allows everything.
@@ -73,6 +74,7 @@ fn mk_compiler(records: &Records) -> Compiler {
                 endpoint,
                 uid,
                 addresses,
+                host_ports: Vec::new(),
             },
             records,
         );
@@ -319,6 +321,7 @@ fn peers_and_named_ports_are_added_and_not_multiplied() {
                     endpoint,
                     uid: String::new(),
                     addresses,
+                    host_ports: Vec::new(),
                 },
                 &records,
             );

@@ -17,7 +17,7 @@ use crate::nftables::sample::{
     NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule, mk_set_id,
 };
 use crate::nftables::simulate::{self, Packet};
-use margay_nft::{CtState, Hook};
+use margay_nft::{CtState, Hook, IfName};
 
 /// A fresh compiler with this view.
 fn fresh(records: &Records, pods: &[usize]) -> Compiler {
@@ -304,30 +304,52 @@ fn what_no_policy_can_allow() {
 
 #[test]
 fn tunnel_packets_come_from_nodes_only_and_what_leaves_the_pools_is_masqueraded() {
-    let records = mk_records();
-    let ruleset = mk_compiler(&records).ruleset(&records);
+    let vxlan = (17, Some((4000, 4789)), "vxlan.calico", "10.0.0.9");
+    let ipip = (4, None, "tunl0", "10.0.0.8");
+    tunnels_are_for_nodes(&mk_records(), vxlan);
+    let mut records = mk_records();
+    records.insert(
+        RecordId::Pool(mk_net("10.0.0.0/16")),
+        Record::Pool(PoolRecord {
+            nat_outgoing: true,
+            encapsulation: Encapsulation::IpipCrossSubnet,
+        }),
+    );
+    if let Some(Record::Node(node)) = records.get_mut(&RecordId::Node(NODE.to_owned())) {
+        node.ipip = Some([10, 0, 0, 8].into());
+    }
+    tunnels_are_for_nodes(&records, ipip);
+}
+
+fn tunnels_are_for_nodes(
+    records: &Records,
+    (protocol, ports, device, own): (u8, Option<(u16, u16)>, &str, &str),
+) {
+    let ruleset = mk_compiler(records).ruleset(records);
+    assert_eq!(ruleset.check(), Ok(()));
     let input = |source: &str| {
         let packet = Packet {
             output: None,
-            ports: Some((4000, 4789)),
+            protocol,
+            ports,
             ..mk_packet(source, "192.0.2.1")
         };
         simulate::run(&ruleset, Hook::Input, &packet).passed
     };
-    assert!(input("192.0.2.2"));
-    assert!(!input("192.0.2.3"));
+    assert!(input("192.0.2.2"), "{device}");
+    assert!(!input("192.0.2.3"), "{device}");
     let masqueraded =
         |packet: Packet| simulate::run(&ruleset, Hook::Postrouting, &packet).masqueraded;
     assert!(masqueraded(mk_packet("10.0.0.2", "192.0.2.200")));
     assert!(!masqueraded(mk_packet("10.0.0.2", "10.0.3.3")));
     assert!(!masqueraded(mk_packet("192.0.2.200", "10.0.0.2")));
     let tunnel = |source: &str| Packet {
-        output: IfName::new("vxlan.calico"),
+        output: IfName::new(device),
         from_host: true,
         ..mk_packet(source, "10.0.3.3")
     };
-    assert!(masqueraded(tunnel("192.0.2.1")));
-    assert!(!masqueraded(tunnel("10.0.0.9")));
+    assert!(masqueraded(tunnel("192.0.2.1")), "{device}");
+    assert!(!masqueraded(tunnel(own)), "{device}");
 }
 
 #[test]
@@ -422,6 +444,7 @@ fn a_record_decides_for_no_other_pod_of_its_name() {
             endpoint: key.clone(),
             uid: attached.to_owned(),
             addresses: addresses.clone(),
+            host_ports: Vec::new(),
         };
         compiler.attach(interface.clone(), pod, &records);
         assert_eq!(

@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use margay_api::rule::IpVersion;
+use margay_api::host_port::HostPort;
+use margay_api::rule::{IpVersion, Protocol};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 use margay_netlink::wire::{Header, NF_HEADER_LEN, Writer, attribute, attribute_u32};
@@ -30,6 +31,9 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
 const CTA_IP_V6_SRC: u16 = 3;
@@ -43,6 +47,50 @@ const FILTER_DESTINATION: u32 = 2;
 /// Address whose entries are to be deleted: never the unspecified one, which no pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PurgeAddress(IpAddr);
+
+/// UDP port at an address of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalPort {
+    address: IpAddr,
+    port: u16,
+}
+
+impl LocalPort {
+    /// The host ports at the addresses of the node.
+    pub fn of_host_ports(ports: &[HostPort], local: &BTreeSet<IpAddr>) -> BTreeSet<Self> {
+        let at = |host_port: &HostPort| {
+            let (wanted, port) = (host_port.address, host_port.port);
+            let is_meant = move |address: &&IpAddr| {
+                wanted.is_none_or(|wanted| {
+                    wanted == **address
+                        || wanted.is_unspecified() && wanted.is_ipv4() == address.is_ipv4()
+                })
+            };
+            let meant = local.iter().filter(is_meant);
+            meant
+                .map(move |address| Self {
+                    address: *address,
+                    port,
+                })
+                .collect::<Vec<_>>()
+        };
+        ports.iter().flat_map(at).collect()
+    }
+
+    /// IP version of the address.
+    pub fn version(self) -> IpVersion {
+        IpVersion::of(self.address)
+    }
+}
+
+/// Which entries of a dump are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Selection<'a> {
+    /// Those with one of the addresses in any field.
+    Addresses(&'a BTreeSet<PurgeAddress>),
+    /// Those of UDP packets to one of the ports whose destination was not translated.
+    Untranslated(&'a BTreeSet<LocalPort>),
+}
 
 /// One of the four addresses of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,12 +186,8 @@ pub fn encode_delete(entry: &Entry, sequence: u32) -> Vec<u8> {
     })
 }
 
-/// Parses an entry of a dump, if one of its four addresses is among these.
-pub fn parse_entry(
-    version: IpVersion,
-    body: &[u8],
-    subjects: &BTreeSet<PurgeAddress>,
-) -> Option<Entry> {
+/// Parses an entry of a dump, if it is among these.
+pub fn parse_entry(version: IpVersion, body: &[u8], wanted: Selection<'_>) -> Option<Entry> {
     let attributes = body.get(NF_HEADER_LEN..)?;
     let (original, reply) = (
         attribute(attributes, CTA_TUPLE_ORIG)?,
@@ -151,15 +195,31 @@ pub fn parse_entry(
     );
     let [source, destination] = parse_addresses(version, original)?;
     let [answering, answered] = parse_addresses(version, reply)?;
-    let is_of = |address| subjects.contains(&PurgeAddress(address));
-    [source, destination, answering, answered]
-        .into_iter()
-        .any(is_of)
-        .then(|| Entry {
-            version,
-            tuple: original.to_vec(),
-            zone: attribute(attributes, CTA_ZONE).map(<[u8]>::to_vec),
-        })
+    let is_wanted = match wanted {
+        Selection::Addresses(subjects) => [source, destination, answering, answered]
+            .into_iter()
+            .any(|address| subjects.contains(&PurgeAddress(address))),
+        Selection::Untranslated(ports) => {
+            let port = parse_udp_port(original).map(|port| LocalPort {
+                address: destination,
+                port,
+            });
+            destination == answering && port.is_some_and(|port| ports.contains(&port))
+        }
+    };
+    is_wanted.then(|| Entry {
+        version,
+        tuple: original.to_vec(),
+        zone: attribute(attributes, CTA_ZONE).map(<[u8]>::to_vec),
+    })
+}
+
+/// Destination port of a tuple of UDP.
+fn parse_udp_port(tuple: &[u8]) -> Option<u16> {
+    let transport = attribute(tuple, CTA_TUPLE_PROTO)?;
+    let is_udp = attribute(transport, CTA_PROTO_NUM)? == [Protocol::UDP.0];
+    let port = attribute(transport, CTA_PROTO_DST_PORT)?;
+    is_udp.then(|| port.try_into().ok().map(u16::from_be_bytes))?
 }
 
 /// Source and destination of a tuple.

@@ -14,13 +14,14 @@ mod purge;
 mod refusing;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::message::LocalPort;
 use self::message::PurgeAddress;
 pub use self::purge::Extent;
 use self::purge::Purger;
@@ -31,9 +32,14 @@ use self::table::{ConntrackTable, KernelTable};
 const QUEUE: usize = 256;
 
 struct Request {
-    addresses: Vec<IpAddr>,
-    extent: Extent,
+    subject: Subject,
     done: oneshot::Sender<Result<(), TableError>>,
+}
+
+/// Whose entries are to be deleted.
+enum Subject {
+    Addresses(Vec<IpAddr>, Extent),
+    Untranslated(BTreeSet<LocalPort>),
 }
 
 /// Tests whether conntrack entries of the calling thread's network namespace can be listed; there
@@ -74,14 +80,23 @@ impl Conntrack {
         if addresses.is_empty() {
             return Ok(());
         }
+        self.request(Subject::Addresses(addresses, extent)).await
+    }
+
+    /// Deletes all entries of UDP packets to these ports of the node that are not translated, so
+    /// that the next packet is.
+    pub async fn purge_untranslated(&self, ports: BTreeSet<LocalPort>) -> Result<(), TableError> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        self.request(Subject::Untranslated(ports)).await
+    }
+
+    async fn request(&self, subject: Subject) -> Result<(), TableError> {
         let ended = || TableError::Socket("its thread has ended".to_owned());
         let (done, answer) = oneshot::channel();
         self.queue
-            .send(Request {
-                addresses,
-                extent,
-                done,
-            })
+            .send(Request { subject, done })
             .await
             .map_err(|_| ended())?;
         answer.await.unwrap_or_else(|_| Err(ended()))
@@ -92,19 +107,21 @@ impl Conntrack {
 fn serve(mut purger: Purger<impl ConntrackTable>, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
-        let mut subjects = BTreeMap::new();
+        let (mut subjects, mut ports) = (BTreeMap::new(), BTreeSet::new());
         for request in &waiting {
-            for subject in request
-                .addresses
-                .iter()
-                .copied()
-                .filter_map(PurgeAddress::new)
-            {
-                let extent = subjects.entry(subject).or_insert(request.extent);
-                *extent = request.extent.max(*extent);
+            match &request.subject {
+                Subject::Addresses(addresses, extent) => {
+                    for subject in addresses.iter().copied().filter_map(PurgeAddress::new) {
+                        let largest = subjects.entry(subject).or_insert(*extent);
+                        *largest = (*extent).max(*largest);
+                    }
+                }
+                Subject::Untranslated(more) => ports.extend(more),
             }
         }
-        let result = purger.purge(&subjects);
+        let result = purger
+            .purge(&subjects)
+            .and_then(|()| purger.purge_untranslated(&ports));
         for request in waiting.drain(..) {
             // The caller may have timed out; it asks again.
             let _ = request.done.send(result.clone());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::rule::IpVersion;
 
-use super::message::{PurgeAddress, TupleField};
+use super::message::{LocalPort, PurgeAddress, Selection, TupleField};
 use super::table::{ConntrackTable, TableError};
 
 /// Number of walks above which one dump is cheaper. A walk takes some 0.4 ms and a dump 6 ms with
@@ -66,7 +66,18 @@ impl<T: ConntrackTable> Purger<T> {
                 continue;
             }
             let own: BTreeSet<PurgeAddress> = own.into_keys().collect();
-            for entry in self.table.find(version, &own)? {
+            for entry in self.table.find(version, Selection::Addresses(&own))? {
+                self.table.delete(&entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the entries of UDP packets to these ports of the node that are not translated.
+    pub fn purge_untranslated(&mut self, ports: &BTreeSet<LocalPort>) -> Result<(), TableError> {
+        let versions: BTreeSet<IpVersion> = ports.iter().map(|port| port.version()).collect();
+        for version in versions {
+            for entry in self.table.find(version, Selection::Untranslated(ports))? {
                 self.table.delete(&entry)?;
             }
         }

@@ -1,11 +1,9 @@
 //! A table whose kernel refuses everything, for tests of its callers.
 
-use std::collections::BTreeSet;
-
 use margay_api::rule::IpVersion;
 use nix::errno::Errno;
 
-use super::message::{Entry, PurgeAddress, TupleField};
+use super::message::{Entry, PurgeAddress, Selection, TupleField};
 use super::table::{ConntrackTable, TableError};
 
 /// Table of [`super::Conntrack::refusing`].
@@ -21,7 +19,7 @@ impl ConntrackTable for Refusing {
         Ok(false)
     }
 
-    fn find(&mut self, _: IpVersion, _: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, _: IpVersion, _: Selection<'_>) -> Result<Vec<Entry>, TableError> {
         Err(REFUSED)
     }
 

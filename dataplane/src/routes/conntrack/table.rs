@@ -1,13 +1,12 @@
 //! The kernel's conntrack table, in the network namespace of the thread that opened it.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use margay_api::rule::IpVersion;
 use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use nix::errno::Errno;
 
-use super::message::{self, Entry, PurgeAddress, TupleField};
+use super::message::{self, Entry, PurgeAddress, Selection, TupleField};
 use margay_netlink::wire::{Message, messages, u32_ne};
 use margay_netlink::{Buffers, Protocol, Socket};
 
@@ -46,12 +45,9 @@ impl From<io::Error> for TableError {
 pub trait ConntrackTable: Send + 'static {
     /// Deletes all entries with the address in that field. False: the kernel does not support it.
     fn flush(&mut self, subject: PurgeAddress, place: TupleField) -> Result<bool, TableError>;
-    /// Lists the entries of an IP version with one of the addresses in any field.
-    fn find(
-        &mut self,
-        version: IpVersion,
-        subjects: &BTreeSet<PurgeAddress>,
-    ) -> Result<Vec<Entry>, TableError>;
+    /// Lists the entries of an IP version that are meant.
+    fn find(&mut self, version: IpVersion, wanted: Selection<'_>)
+    -> Result<Vec<Entry>, TableError>;
     /// Deletes an entry; a missing one is a success.
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError>;
 }
@@ -151,14 +147,14 @@ impl ConntrackTable for KernelTable {
     fn find(
         &mut self,
         version: IpVersion,
-        subjects: &BTreeSet<PurgeAddress>,
+        wanted: Selection<'_>,
     ) -> Result<Vec<Entry>, TableError> {
         if self.is_empty()? {
             return Ok(Vec::new());
         }
         for _ in 0..READS {
             let mut found = Vec::new();
-            let read = |body: &[u8]| found.extend(message::parse_entry(version, body, subjects));
+            let read = |body: &[u8]| found.extend(message::parse_entry(version, body, wanted));
             let (errno, interrupted) =
                 self.request(|sequence| message::encode_list(version, sequence), read)?;
             if errno != 0 {

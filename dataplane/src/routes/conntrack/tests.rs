@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-use super::message::{Entry, TupleField};
+use super::message::{Entry, Selection, TupleField};
 use super::*;
 
 /// A kernel without filtered deletions.
@@ -23,9 +23,9 @@ impl ConntrackTable for Older {
     fn find(
         &mut self,
         version: IpVersion,
-        subjects: &BTreeSet<PurgeAddress>,
+        wanted: Selection<'_>,
     ) -> Result<Vec<Entry>, TableError> {
-        self.0.find(version, subjects)
+        self.0.find(version, wanted)
     }
 
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError> {
@@ -48,11 +48,7 @@ impl ConntrackTable for &'static std::sync::Mutex<Asked> {
         Ok(asked.is_filtering)
     }
 
-    fn find(
-        &mut self,
-        version: IpVersion,
-        _: &BTreeSet<PurgeAddress>,
-    ) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, version: IpVersion, _: Selection<'_>) -> Result<Vec<Entry>, TableError> {
         self.lock()
             .expect("no test panics with it")
             .lists
@@ -230,7 +226,7 @@ fn present(kernel: &mut KernelTable) -> BTreeSet<&'static str> {
         for place in *places {
             let subjects = BTreeSet::from([subject(place)]);
             let with: BTreeSet<Entry> = kernel
-                .find(subject(place).version(), &subjects)
+                .find(subject(place).version(), Selection::Addresses(&subjects))
                 .expect("a list")
                 .into_iter()
                 .collect();

@@ -69,6 +69,7 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
             endpoint,
             uid: String::new(),
             addresses,
+            host_ports: Vec::new(),
         },
         done,
     });
