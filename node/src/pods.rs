@@ -14,7 +14,6 @@ use margay_api::hosts::{NodeInterface, node_interfaces};
 use margay_api::meta::Labels;
 use margay_api::network::{NodeInfo, TunnelKind};
 use margay_api::rule::IpVersion;
-use margay_api::settings::FelixSettings;
 use margay_api::storage::Mode;
 use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::{Mac, TunnelKind};
 use margay_netlink::Subscription;
 use margay_netlink::route::{NetlinkError, RouteSocket};

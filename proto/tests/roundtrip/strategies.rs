@@ -327,17 +327,15 @@ fn node() -> impl Strategy<Value = NodeInfo> {
     let ipip = of((1_u32..).prop_map(Ipv4Addr::from_bits));
     let labels = btree_map(name(), name(), 0..3);
     let node = (ipv4, ipv6, vtep, vtep6, ipip, labels, of(node_bgp()));
-    node.prop_map(|(ipv4, ipv6, vtep, vtep6, ipip, labels, bgp)| {
-        NodeInfo {
-            ipv4,
-            ipv6,
-            vtep,
-            vtep6,
-            ipip,
-            labels,
-            bgp,
-            ..NodeInfo::default()
-        }
+    node.prop_map(|(ipv4, ipv6, vtep, vtep6, ipip, labels, bgp)| NodeInfo {
+        ipv4,
+        ipv6,
+        vtep,
+        vtep6,
+        ipip,
+        labels,
+        bgp,
+        ..NodeInfo::default()
     })
 }
 

@@ -5,6 +5,6 @@ mod convergence;
 mod debug;
 mod held;
 mod peers;
-mod replicas;
 mod reached;
+mod replicas;
 mod server;

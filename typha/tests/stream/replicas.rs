@@ -124,6 +124,7 @@ impl Owner {
             capabilities: Capabilities {
                 host_endpoints: true,
                 compact: true,
+                bgp: true,
             },
             slot,
             blocked: Arc::new(AtomicBool::new(false)),
