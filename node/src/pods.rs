@@ -368,6 +368,7 @@ mod tests {
     use super::*;
     use ipnet::IpNet;
     use margay_api::network::Encapsulation;
+    use margay_api::settings::FelixSettings;
     use margay_calc::model::{PoolRecord, RouteRecord};
 
     #[test]
