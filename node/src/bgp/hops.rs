@@ -112,7 +112,7 @@ impl Hops {
         })
     }
 
-    /// Whether the speaker has to be told: it takes next hops for reachable on a link by itself.
+    /// Whether the speaker needs a report of it: it takes next hops for reachable on a link by itself.
     pub(super) fn is_special(&self, address: &IpAddr) -> bool {
         let way = self.known.get(address).and_then(Option::as_ref);
         way.is_none_or(|way| !way.is_on_link)
