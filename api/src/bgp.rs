@@ -73,7 +73,8 @@ pub enum CommunityValue {
 /// Text that is no community.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "community {0:?} is neither aa:nn of 0 to 65535 nor aa:nn:mm of 0 to 4294967295; write 64512:100"
+    "community {0:?} is neither aa:nn of 0 to 65535 nor aa:nn:mm of 0 to 4294967295; write \
+     64512:100"
 )]
 pub struct InvalidCommunity(pub String);
 

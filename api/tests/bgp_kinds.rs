@@ -1,4 +1,5 @@
-//! Objects of BGP that are accepted or refused: by the rules of the definitions, and by the code that parses them.
+//! Objects of BGP that are accepted or refused: by the rules of the definitions, and by the code
+//! that parses them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +18,12 @@ use serde_json::{Value, json};
 fn object(kind: &str, spec: &str) -> Value {
     let spec: Value =
         serde_yaml_ng::from_str(spec).unwrap_or_else(|error| panic!("{error}\n{spec}"));
-    json!({ "apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": { "name": "default" }, "spec": spec })
+    json!({
+        "apiVersion": "projectcalico.org/v3",
+        "kind": kind,
+        "metadata": { "name": "default" },
+        "spec": spec,
+    })
 }
 
 fn problems<K: DeserializeOwned, T>(
@@ -156,7 +162,8 @@ fn what_is_accepted_and_what_is_refused() {
         ("BGPFilter", "{}", ""),
         (
             "BGPFilter",
-            "{ importV4: [{ action: Accept, cidr: 10.0.0.0/8, matchOperator: In, prefixLength: { max: 26 } }] }",
+            "{ importV4: [{ action: Accept, cidr: 10.0.0.0/8, matchOperator: In, prefixLength: { \
+             max: 26 } }] }",
             "",
         ),
         (
@@ -166,13 +173,16 @@ fn what_is_accepted_and_what_is_refused() {
         ),
         (
             "BGPFilter",
-            "{ importV4: [{ action: Reject, source: RemotePeers, interface: 'eth*', peerType: eBGP, priority: 512 }] }",
+            "{ importV4: [{ action: Reject, source: RemotePeers, interface: 'eth*', peerType: \
+             eBGP, priority: 512 }] }",
             "",
         ),
         (
             "BGPFilter",
-            "{ exportV4: [{ action: Accept, communities: { values: ['1:2:3'] }, asPathPrefix: [65001], operations: \
-          [{ addCommunity: { value: '64512:1' } }, { prependASPath: { prefix: [1, 2] } }, { setPriority: { value: 7 } }] }] }",
+            "{ exportV4: [{ action: Accept, communities: { values: ['1:2:3'] }, asPathPrefix: \
+             [65001], operations: \
+          [{ addCommunity: { value: '64512:1' } }, { prependASPath: { prefix: [1, 2] } }, { \
+          setPriority: { value: 7 } }] }] }",
             "",
         ),
         (
@@ -207,7 +217,8 @@ fn what_is_accepted_and_what_is_refused() {
         ),
         (
             "BGPFilter",
-            "{ importV4: [{ action: Accept, cidr: 10.0.0.0/8, matchOperator: In, prefixLength: { min: 28, max: 26 } }] }",
+            "{ importV4: [{ action: Accept, cidr: 10.0.0.0/8, matchOperator: In, prefixLength: { \
+             min: 28, max: 26 } }] }",
             "spec.importV4[0].prefixLength",
         ),
         (
@@ -263,17 +274,20 @@ fn what_is_accepted_and_what_is_refused() {
         ),
         (
             "BGPConfiguration",
-            "{ serviceClusterIPs: [{ cidr: 10.96.0.0/12 }], serviceLoadBalancerAggregation: Disabled }",
+            "{ serviceClusterIPs: [{ cidr: 10.96.0.0/12 }], serviceLoadBalancerAggregation: \
+             Disabled }",
             "",
         ),
         (
             "BGPConfiguration",
-            "{ communities: [{ name: rack, value: '1:2' }], prefixAdvertisements: [{ cidr: 10.65.0.0/16, communities: [rack, '3:4:5'] }] }",
+            "{ communities: [{ name: rack, value: '1:2' }], prefixAdvertisements: [{ cidr: \
+             10.65.0.0/16, communities: [rack, '3:4:5'] }] }",
             "",
         ),
         (
             "BGPConfiguration",
-            "{ nodeMeshPassword: { secretKeyRef: { name: bgp, key: mesh } }, nodeMeshMaxRestartTime: 90s }",
+            "{ nodeMeshPassword: { secretKeyRef: { name: bgp, key: mesh } }, \
+             nodeMeshMaxRestartTime: 90s }",
             "",
         ),
         ("BGPConfiguration", "{ asNumber: many }", "spec.asNumber"),
@@ -348,9 +362,12 @@ fn what_is_accepted_and_what_is_refused() {
 fn what_is_parsed_is_what_is_written() {
     let object = object(
         "BGPPeer",
-        "{ peerIP: '192.0.2.1:1179', node: a, asNumber: '1.10', localASNumber: 64999, numAllowedLocalASNumbers: 2, \
-         filters: [one, two], keepOriginalNextHop: true, password: { secretKeyRef: { name: bgp, key: rack } }, \
-         sourceAddress: None, maxRestartTime: 2m, keepaliveTime: 10s, ttlSecurity: 1, reachableBy: 192.0.2.9, \
+        "{ peerIP: '192.0.2.1:1179', node: a, asNumber: '1.10', localASNumber: 64999, \
+         numAllowedLocalASNumbers: 2, \
+         filters: [one, two], keepOriginalNextHop: true, password: { secretKeyRef: { name: bgp, \
+         key: rack } }, \
+         sourceAddress: None, maxRestartTime: 2m, keepaliveTime: 10s, ttlSecurity: 1, \
+         reachableBy: 192.0.2.9, \
          reversePeering: Manual }",
     );
     let peer: BGPPeer = serde_json::from_value(object).unwrap();
@@ -388,7 +405,8 @@ fn what_is_parsed_is_what_is_written() {
     assert_eq!(parsed.reachable_by, "192.0.2.9".parse().ok());
     let object = self::object(
         "BGPFilter",
-        "{ exportV6: [{ action: Accept, peerType: iBGP, operations: [{ setPriority: { value: 7 } }] }] }",
+        "{ exportV6: [{ action: Accept, peerType: iBGP, operations: [{ setPriority: { value: 7 } \
+         }] }] }",
     );
     let filter: v3::BGPFilter = serde_json::from_value(object).unwrap();
     let BgpFilter { import, export } = parse::bgp::filter(&filter).unwrap();

@@ -18,7 +18,6 @@ mod peers;
 mod settings;
 mod speakers;
 
-pub(crate) use announcements::Affected;
 pub(crate) use peers::StoredPeer;
 pub(crate) use speakers::{Around, Speakers};
 

@@ -24,7 +24,7 @@ use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
 use crate::auto_hosts::AutoHosts;
-use crate::bgp::{Affected, Speakers};
+use crate::bgp::Speakers;
 use crate::claims::{Claim, RejectedClaim};
 use crate::conflict::Conflict;
 use crate::digest;
@@ -124,9 +124,7 @@ impl Graph {
             Update::NetworkSet(name, set) => self.apply_network_set(&name, set),
             Update::Service(name, backends) => {
                 let backends = backends.unwrap_or_default();
-                let announcements = self.speakers.announcements_mut();
-                let nodes = announcements.set_backends(&name, &backends);
-                self.speakers.mark_announcers(Affected::Nodes(nodes));
+                self.speakers.set_backends(&name, &backends);
                 let name = self.interner.intern_pair(&name);
                 self.update_service(name, backends);
             }
@@ -148,9 +146,7 @@ impl Graph {
             }
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
             Update::ServiceAddresses(name, addresses) => {
-                let announcements = self.speakers.announcements_mut();
-                let affected = announcements.set_service(&name, addresses);
-                self.speakers.mark_announcers(affected);
+                self.speakers.set_service(&name, addresses);
             }
             Update::BgpSettings(name, settings) => self.speakers.set_settings(name, settings),
             Update::BgpPeer(name, peer) => self.apply_bgp_peer(name, peer),

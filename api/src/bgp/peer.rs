@@ -60,7 +60,7 @@ pub struct BgpPeer {
     pub nodes: NodePeers,
     /// Who it is.
     pub target: PeerTarget,
-    /// Its AS number, if it is not that of the node or of each peer.
+    /// Its AS number; nodes of the cluster have their own.
     pub asn: Option<u32>,
     /// The node's AS number towards it.
     pub local_asn: Option<u32>,

@@ -182,7 +182,8 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub node_selector: Option<String>,
-    /// Address of the peer, and its port if that is not 179: 192.0.2.1, 192.0.2.1:1179, [fd00::1]:1179.
+    /// Address of the peer, and its port if that is not 179: 192.0.2.1, 192.0.2.1:1179,
+    /// [fd00::1]:1179.
     #[serde(default, rename = "peerIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub peer_ip: Option<String>,
@@ -194,7 +195,7 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub local_workload_selector: Option<String>,
-    /// AS number of the peer. Default: that of the node.
+    /// AS number of the peer. May be left out if the peer is a node. Not with peerSelector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::as_number")]
     pub as_number: Option<AsNumber>,
@@ -227,7 +228,8 @@ pub struct BGPPeerSpec {
     /// TCP MD5 password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<BgpPassword>,
-    /// UseNodeIP (the default): connect from the node's address. None: from whichever the kernel takes.
+    /// UseNodeIP (the default): connect from the node's address. None: from whichever the kernel
+    /// takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["UseNodeIP", "None"]))]
     pub source_address: Option<String>,
@@ -247,8 +249,8 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reachable_by: Option<String>,
-    /// Auto (the default): nodes of peerSelector have the session as well. Manual: they need an object
-    /// of their own.
+    /// Auto (the default): nodes that are peers have the session as well. Manual: they need an
+    /// object of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Auto", "Manual"]))]
     pub reverse_peering: Option<String>,

@@ -296,7 +296,7 @@ pub(super) fn pool_rules() -> Value {
 
 /// Schema of an AS number: a number or text.
 pub(super) fn as_number(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "x-kubernetes-int-or-string": true, "anyOf": [{ "type": "integer" }, { "type": "string" }] })
+    json_schema!({ "x-kubernetes-int-or-string": true })
 }
 
 /// Schema of a set of names of interfaces.
@@ -310,7 +310,11 @@ pub(super) fn interface_names(_: &mut SchemaGenerator) -> Schema {
 
 /// Schema of a duration as Go writes it.
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "maxLength": 32, "pattern": "^([0-9]+(\\.[0-9]+)?(h|m|s|ms))+$" })
+    json_schema!({
+        "type": "string",
+        "maxLength": 32,
+        "pattern": "^([0-9]+(\\.[0-9]+)?(h|m|s|ms))+$",
+    })
 }
 
 /// Schema of a community.
@@ -324,15 +328,18 @@ pub(super) fn bgp_configuration_rules() -> Value {
     json!([
         {
             "rule": "!has(self.communities) || has(self.prefixAdvertisements)",
-            "message": "communities are names for prefixAdvertisements: say which prefixes have them",
+            "message": "communities are names for prefixAdvertisements: say which prefixes have \
+             them",
         },
         {
             "rule": format!("!has(self.nodeMeshPassword) || {mesh}"),
-            "message": "nodeMeshPassword is for the mesh: leave it out, or enable nodeToNodeMeshEnabled",
+            "message": "nodeMeshPassword is for the mesh: leave it out, or enable \
+             nodeToNodeMeshEnabled",
         },
         {
             "rule": format!("!has(self.nodeMeshMaxRestartTime) || {mesh}"),
-            "message": "nodeMeshMaxRestartTime is for the mesh: leave it out, or enable nodeToNodeMeshEnabled",
+            "message": "nodeMeshMaxRestartTime is for the mesh: leave it out, or enable \
+             nodeToNodeMeshEnabled",
         },
     ])
 }
@@ -345,7 +352,8 @@ pub(super) fn bgp_peer_rules() -> Value {
     json!([
         {
             "rule": format!("{} == 1", count.join(" + ")),
-            "message": "a peer is named by exactly one of peerIP, peerSelector and localWorkloadSelector",
+            "message": "a peer is named by exactly one of peerIP, peerSelector and \
+             localWorkloadSelector",
         },
         {
             "rule": format!("!({} && {})", set("node"), set("nodeSelector")),
@@ -360,7 +368,8 @@ pub(super) fn bgp_peer_rules() -> Value {
             "message": "localWorkloadSelector needs asNumber",
         },
         {
-            "rule": "!has(self.nextHopMode) || !has(self.keepOriginalNextHop) || !self.keepOriginalNextHop",
+            "rule": "!has(self.nextHopMode) || !has(self.keepOriginalNextHop) || \
+             !self.keepOriginalNextHop",
             "message": "nextHopMode and keepOriginalNextHop exclude each other: use nextHopMode",
         },
         {

@@ -48,7 +48,7 @@ pub struct IPPoolSpec {
     /// Assign no new addresses from the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled: Option<bool>,
-    /// Accepted and ignored: without BGP no pool is exported.
+    /// True keeps BGP from announcing the pool's routes. Default false.
     #[serde(
         default,
         rename = "disableBGPExport",

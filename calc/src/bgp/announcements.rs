@@ -1,9 +1,10 @@
 //! Which Services each node announces, as Calico does.
 //!
-//! Ranges of the settings are announced by every node, but for single addresses of load balancers
-//! and, with `serviceLoadBalancerAggregation: Disabled`, all of theirs. Single addresses within the
+//! Ranges of the settings are announced by every node, but for ranges of a single address and, with
+//! `serviceLoadBalancerAggregation: Disabled`, all of load balancers. Single addresses within the
 //! ranges are announced for a Service with `externalTrafficPolicy: Local` by the nodes that have a
-//! ready backend, and the load balancer's addresses that are in no announced range by every node.
+//! ready backend; of other Services, external addresses and those of load balancers that are in no
+//! announced range, by every node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,17 +26,17 @@ pub(crate) struct Announcements {
     ready: BTreeMap<NamespacedName, BTreeSet<String>>,
     /// Services with `externalTrafficPolicy: Local`, by node with a ready backend.
     local: BTreeMap<String, BTreeSet<NamespacedName>>,
-    /// Other Services with addresses of a load balancer.
-    balanced: BTreeSet<NamespacedName>,
+    /// Other Services with external addresses or those of a load balancer.
+    wide: BTreeSet<NamespacedName>,
 }
 
 /// Nodes whose announcements may have changed.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Affected {
-    /// All.
-    All,
-    /// These.
-    Nodes(BTreeSet<String>),
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Affected {
+    /// Those with a ready backend.
+    pub(crate) nodes: BTreeSet<String>,
+    /// All of them, if single addresses are announced by all nodes.
+    pub(crate) is_wide: bool,
 }
 
 impl Announcements {
@@ -46,17 +47,19 @@ impl Announcements {
         addresses: Option<ServiceAddresses>,
     ) -> Affected {
         if self.services.get(name) == addresses.as_ref() {
-            return Affected::Nodes(BTreeSet::new());
+            return Affected::default();
         }
-        let is_balanced = |addresses: &ServiceAddresses| {
-            !addresses.is_local && !addresses.load_balancer_ips.is_empty()
+        let is_wide = |addresses: &ServiceAddresses| {
+            let is_empty =
+                addresses.load_balancer_ips.is_empty() && addresses.external_ips.is_empty();
+            !addresses.is_local && !is_empty
         };
-        let was_balanced = self.balanced.remove(name);
+        let was_wide = self.wide.remove(name);
         let mut nodes = self.unlink(name);
         match addresses {
             Some(addresses) => {
-                if is_balanced(&addresses) {
-                    self.balanced.insert(name.clone());
+                if is_wide(&addresses) {
+                    self.wide.insert(name.clone());
                 }
                 self.services.insert(name.clone(), addresses);
             }
@@ -65,23 +68,18 @@ impl Announcements {
             }
         }
         nodes.extend(self.link(name));
-        if was_balanced || self.balanced.contains(name) {
-            Affected::All
-        } else {
-            Affected::Nodes(nodes)
+        Affected {
+            nodes,
+            is_wide: was_wide || self.wide.contains(name),
         }
     }
 
-    /// Sets the backends of a Service. Returns the nodes concerned.
-    pub(crate) fn set_backends(
-        &mut self,
-        name: &NamespacedName,
-        backends: &[Backend],
-    ) -> BTreeSet<String> {
+    /// Sets the backends of a Service.
+    pub(crate) fn set_backends(&mut self, name: &NamespacedName, backends: &[Backend]) -> Affected {
         let nodes = backends.iter().filter_map(|each| each.ready_on.as_deref());
         let nodes: BTreeSet<String> = nodes.map(str::to_owned).collect();
         if self.ready.get(name).unwrap_or(&BTreeSet::new()) == &nodes {
-            return BTreeSet::new();
+            return Affected::default();
         }
         let mut touched = self.unlink(name);
         if nodes.is_empty() {
@@ -90,7 +88,10 @@ impl Announcements {
             self.ready.insert(name.clone(), nodes);
         }
         touched.extend(self.link(name));
-        touched
+        Affected {
+            nodes: touched,
+            is_wide: false,
+        }
     }
 
     /// Removes a Service from the nodes that announce it.
@@ -132,15 +133,16 @@ impl Announcements {
             return BTreeSet::new();
         }
         let written = settings.written();
-        let is_whole = |range: &&IpNet| {
-            settings.aggregates_load_balancers() && range.prefix_len() < range.max_prefix_len()
-        };
+        let aggregates = settings.aggregates_load_balancers();
+        let is_range = |range: &&IpNet| range.prefix_len() < range.max_prefix_len();
+        let is_whole = |range: &&IpNet| aggregates && is_range(range);
+        let external = written.external_ips.iter().filter(is_range);
         let balanced = written.load_balancer_ips.iter().filter(is_whole);
         let mut announced: BTreeSet<IpNet> = written
             .cluster_ips
             .iter()
-            .chain(&written.external_ips)
-            .chain(balanced.clone())
+            .chain(external)
+            .chain(balanced)
             .copied()
             .collect();
         let within =
@@ -160,20 +162,23 @@ impl Announcements {
                 announced.extend(addresses.map(single));
             }
         }
-        let singles: Vec<IpNet> = written
-            .load_balancer_ips
-            .iter()
-            .filter(|range| !is_whole(range))
-            .copied()
-            .collect();
-        if !singles.is_empty() {
-            let services = self
-                .balanced
-                .iter()
-                .filter_map(|name| self.services.get(name));
-            let addresses = services.flat_map(|service| &service.load_balancer_ips);
-            let addresses = addresses.filter(|address| within(&singles, address));
-            announced.extend(addresses.map(single));
+        let rest = |ranges: &[IpNet], is_whole: &dyn Fn(&&IpNet) -> bool| -> Vec<IpNet> {
+            let rest = ranges.iter().filter(|range| !is_whole(range));
+            rest.copied().collect()
+        };
+        let external = rest(&written.external_ips, &is_range);
+        let balanced = rest(&written.load_balancer_ips, &is_whole);
+        if !external.is_empty() || !balanced.is_empty() {
+            for service in self.wide.iter().filter_map(|name| self.services.get(name)) {
+                let lists = [
+                    (&service.external_ips, &external),
+                    (&service.load_balancer_ips, &balanced),
+                ];
+                for (addresses, ranges) in lists {
+                    let addresses = addresses.iter().filter(|each| within(ranges, each));
+                    announced.extend(addresses.map(single));
+                }
+            }
         }
         announced
     }

@@ -58,29 +58,30 @@ struct ResolvedPeer {
     export: Filters,
     /// Nodes that have the peer.
     from: BTreeSet<String>,
-    /// Nodes that are the peers.
+    /// Nodes that are the peers, and have the session too if it is reversed.
     to: BTreeSet<String>,
 }
 
 impl ResolvedPeers {
     pub(super) fn new(peers: &BTreeMap<String, StoredPeer>, cluster: Cluster<'_>) -> Self {
-        let mut resolved: Vec<ResolvedPeer> = peers
-            .iter()
-            .map(|(name, stored)| ResolvedPeer::new(name, &stored.peer, cluster))
-            .collect();
-        // Stable: the order of names within.
-        resolved.sort_by_key(|each| match each.peer.nodes {
-            NodePeers::Node(_) => 0,
-            NodePeers::Selected(_) => 1,
-            NodePeers::All => 2,
-        });
         let addresses = cluster.nodes.iter().flat_map(|(name, node)| {
             let addresses = super::addresses(node).into_iter().flatten();
             addresses.map(move |address| (address, name.clone()))
         });
+        let by_address: ByAddress = addresses.collect();
+        let mut resolved: Vec<ResolvedPeer> = peers
+            .iter()
+            .map(|(name, stored)| ResolvedPeer::new(name, &stored.peer, cluster, &by_address))
+            .collect();
+        // As with Calico those of all nodes come first. Stable: the order of names within.
+        resolved.sort_by_key(|each| match each.peer.nodes {
+            NodePeers::All => 0,
+            NodePeers::Node(_) => 1,
+            NodePeers::Selected(_) => 2,
+        });
         Self {
             peers: resolved,
-            by_address: addresses.collect(),
+            by_address,
         }
     }
 
@@ -186,7 +187,7 @@ impl ResolvedPeers {
 }
 
 impl ResolvedPeer {
-    fn new(name: &str, peer: &BgpPeer, cluster: Cluster<'_>) -> Self {
+    fn new(name: &str, peer: &BgpPeer, cluster: Cluster<'_>, by_address: &ByAddress) -> Self {
         let selected = |is_selected: &dyn Fn(&str, &NodeInfo) -> bool| -> BTreeSet<String> {
             let selected = cluster.nodes.iter();
             selected
@@ -201,7 +202,10 @@ impl ResolvedPeer {
         };
         let to = match &peer.target {
             PeerTarget::Nodes(selector) => selected(&|_, node| selector.matches(&node.labels)),
-            PeerTarget::Address(_) | PeerTarget::LocalWorkloads(_) => BTreeSet::new(),
+            PeerTarget::Address(address) => node_at(*address, peer.asn, cluster, by_address)
+                .into_iter()
+                .collect(),
+            PeerTarget::LocalWorkloads(_) => BTreeSet::new(),
         };
         let (mut import, mut export) = (Filters::default(), Filters::default());
         for filter in &peer.filters {
@@ -271,7 +275,7 @@ impl ResolvedPeer {
         }
     }
 
-    /// The other ends of the sessions of a node that is one of the selected peers.
+    /// The other ends of the sessions of a node that is one of the peers.
     fn reversed(
         &self,
         name: &str,
@@ -284,6 +288,9 @@ impl ResolvedPeer {
             // That end has this number towards us.
             let asn = self.peer.local_asn.unwrap_or(speaker.asn);
             for (source, address) in common_addresses(node, other) {
+                if matches!(self.peer.target, PeerTarget::Address(end) if end.ip() != source) {
+                    continue;
+                }
                 let address = SocketAddr::new(address, speaker.listen_port);
                 add(BgpPeerRecord {
                     is_reflector_client: is_client(own, None, asn, speaker.cluster_id),
@@ -319,6 +326,20 @@ impl ResolvedPeer {
             ..BgpPeerRecord::new(&self.name, address, asn)
         }
     }
+}
+
+/// The node that a BGPPeer with this address means, if its AS number and port are that node's.
+fn node_at(
+    address: SocketAddr,
+    asn: Option<u32>,
+    cluster: Cluster<'_>,
+    by_address: &ByAddress,
+) -> Option<String> {
+    let name = by_address.get(&address.ip())?;
+    let speaker = cluster.speakers.get(name)?;
+    let is_asn = asn.is_none_or(|asn| asn == speaker.asn);
+    let is_port = [0, speaker.listen_port].contains(&address.port());
+    (is_asn && is_port).then(|| name.clone())
 }
 
 /// A route reflector has every internal peer outside of its cluster for a client.

@@ -49,6 +49,18 @@ impl AllSettings {
                 || !settings.load_balancer_ips.is_empty()
         })
     }
+
+    /// Returns true if all nodes announce single addresses of some Services.
+    pub(super) fn announces_single_addresses(&self) -> bool {
+        self.0.values().any(|settings| {
+            let mut ranges = settings
+                .external_ips
+                .iter()
+                .chain(&settings.load_balancer_ips);
+            settings.aggregates_load_balancers == Some(false)
+                || ranges.any(|range| range.prefix_len() == range.max_prefix_len())
+        })
+    }
 }
 
 /// Settings of one node, with their defaults.

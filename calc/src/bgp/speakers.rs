@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::bgp::{BgpFilter, BgpSettings};
+use margay_api::endpoint::ServiceAddresses;
+use margay_api::meta::NamespacedName;
 use margay_api::network::{NodeBgp, NodeInfo, Pool};
 
 use super::announcements::{Affected, Announcements};
@@ -15,6 +17,7 @@ use crate::digest;
 use crate::flush::{Audience, Change, NodeSet, RecordChange};
 use crate::model::{BgpRecord, Record, RecordId};
 use crate::refcount::Digested;
+use crate::update::Backend;
 
 /// What of the rest of the graph the records depend on.
 pub(crate) struct Around<'a> {
@@ -96,17 +99,29 @@ impl Speakers {
         self.peers.values().any(|stored| stored.workloads.is_some())
     }
 
-    pub(crate) fn announcements_mut(&mut self) -> &mut Announcements {
-        &mut self.announcements
+    /// Sets or removes the addresses of a Service.
+    pub(crate) fn set_service(
+        &mut self,
+        name: &NamespacedName,
+        addresses: Option<ServiceAddresses>,
+    ) {
+        let affected = self.announcements.set_service(name, addresses);
+        self.mark_announcers(affected);
+    }
+
+    /// Sets the backends of a Service. Without BGP they are not kept: a cluster has many.
+    pub(crate) fn set_backends(&mut self, name: &NamespacedName, backends: &[Backend]) {
+        if self.is_on {
+            let affected = self.announcements.set_backends(name, backends);
+            self.mark_announcers(affected);
+        }
     }
 
     /// Marks the nodes that announce a changed Service.
-    pub(crate) fn mark_announcers(&mut self, affected: Affected) {
+    fn mark_announcers(&mut self, affected: Affected) {
         if self.settings.announces_services() {
-            match affected {
-                Affected::All => self.dirty.all = true,
-                Affected::Nodes(nodes) => self.dirty.nodes.extend(nodes),
-            }
+            self.dirty.nodes.extend(affected.nodes);
+            self.dirty.all |= affected.is_wide && self.settings.announces_single_addresses();
         }
     }
 

@@ -13,7 +13,8 @@ use crate::model::RecordId;
 use super::Graph;
 
 impl Graph {
-    /// Turns BGP on or off. While it is off, which is the default, no node has a speaker.
+    /// Turns BGP on, or off again. While it is off, which is the default, no node has a speaker,
+    /// and backends of Services are not kept for announcements: turn it on before the first update.
     pub fn set_bgp(&mut self, is_on: bool) {
         self.speakers.set_on(is_on);
     }

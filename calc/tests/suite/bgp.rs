@@ -105,10 +105,21 @@ impl Cluster {
 #[test]
 fn a_node_without_objects_of_bgp_is_in_the_mesh() {
     let mut cluster = Cluster::new();
-    cluster.check("n1", &expect![]);
+    cluster.check(
+        "n1",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+    "#]],
+    );
     let node = cluster.0.record(&RecordId::Node("n1".to_owned()));
     let shown = node.map(|node| text::record(&RecordId::Node("n1".to_owned()), &node));
-    expect![].assert_eq(&shown.unwrap_or_default());
+    expect![[r#"
+        node n1 192.0.2.1/32 fd00::1/128 as 64512 port 179 rack=a
+    "#]]
+    .assert_eq(&shown.unwrap_or_default());
 }
 
 #[test]
@@ -131,18 +142,45 @@ fn settings_of_a_node_are_over_those_of_all() {
         "node.n2",
         json!({"listenPort": 2179, "ipv6NormalRoutePriority": 7}),
     );
-    cluster.check("n1", &expect![]);
-    cluster.check("n2", &expect![]);
+    cluster.check(
+        "n1",
+        &expect![[r#"
+        bgp as 64513 id 192.0.2.1 port 1179 node-address-only priorities 2000 1024
+          mesh password bgp/mesh restart 90s
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+          ignored eth9
+          communities 10.0.0.0/16 64512:100, 1:2:3
+    "#]],
+    );
+    cluster.check(
+        "n2",
+        &expect![[r#"
+        bgp as 64513 id 192.0.2.2 port 2179 node-address-only priorities 2000 7
+          mesh password bgp/mesh restart 90s
+          block 10.0.0.128/26
+          pool 10.0.0.0/16
+          ignored eth9
+          communities 10.0.0.0/16 64512:100, 1:2:3
+    "#]],
+    );
     cluster.bgp(
         "BGPConfiguration",
         "default",
         json!({"nodeToNodeMeshEnabled": false}),
     );
-    cluster.check("n1", &expect![]);
+    cluster.check(
+        "n1",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+    "#]],
+    );
 }
 
 #[test]
-fn pools_that_are_not_exported_and_blocks_that_are_refused_are_told() {
+fn pools_that_are_not_exported_and_refused_blocks_are_marked() {
     let mut cluster = Cluster::new();
     cluster.bgp(
         "IPPool",
@@ -156,7 +194,14 @@ fn pools_that_are_not_exported_and_blocks_that_are_refused_are_told() {
             ..Default::default()
         }),
     ));
-    cluster.check("n1", &expect![]);
+    cluster.check("n1", &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          block 10.9.0.0/26 unexported
+          pool 10.0.0.0/16 unexported
+        IPAMBlock 10-9-0-0-26: spec.cidr: 10.9.0.0/26 of n1: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it
+    "#]]);
 }
 
 #[test]
@@ -178,7 +223,16 @@ fn a_peer_has_everything_that_its_object_says() {
         "reachableBy": "192.0.2.254",
     });
     cluster.bgp("BGPPeer", "tor", peer);
-    cluster.check("n1", &expect![]);
+    cluster.check("n1", &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+          peer tor 192.0.2.100:1179 as 65546 local-as 64999 allowed-local-as 2 from 192.0.2.1 by 192.0.2.254 hops 1 restart 120s keepalive 10s next-hop self password bgp/tor
+            in ip6 reject from-peers
+            out ip4 accept +64512:1 in 10.0.0.0/8 /8-32
+            out ip4 reject
+    "#]]);
     let before = cluster.show("n3");
     assert!(!before.contains("peer"), "{before}");
     cluster.bgp(
@@ -187,7 +241,16 @@ fn a_peer_has_everything_that_its_object_says() {
         json!({"peerIP": "fd00::100", "asNumber": 65001,
         "sourceAddress": "None"}),
     );
-    cluster.check("n3", &expect![]);
+    cluster.check(
+        "n3",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.3 port 179
+          mesh
+          block 10.0.0.192/26
+          pool 10.0.0.0/16
+          peer tor [fd00::100]:179 as 65001
+    "#]],
+    );
 }
 
 #[test]
@@ -204,8 +267,29 @@ fn reflectors_have_the_others_for_clients_and_are_in_no_mesh() {
         json!({"nodeSelector": "rack == 'a'",
         "peerSelector": "rack == 'reflectors'"}),
     );
-    cluster.check("n1", &expect![]);
-    cluster.check("n3", &expect![]);
+    cluster.check(
+        "n1",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+          peer reflectors 192.0.2.3:179 as 64512 from 192.0.2.1
+          peer reflectors [fd00::3]:179 as 64512 from fd00::1
+    "#]],
+    );
+    cluster.check(
+        "n3",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.3 port 179 cluster 1.0.0.1
+          block 10.0.0.192/26
+          pool 10.0.0.0/16
+          peer reflectors 192.0.2.1:179 as 64512 from 192.0.2.3 client
+          peer reflectors 192.0.2.2:179 as 64512 from 192.0.2.3 client
+          peer reflectors [fd00::1]:179 as 64512 from fd00::3 client
+          peer reflectors [fd00::2]:179 as 64512 from fd00::3 client
+    "#]],
+    );
     // Without the other direction only those that name the reflector have the session.
     cluster.bgp(
         "BGPPeer",
@@ -238,7 +322,16 @@ fn workloads_of_the_node_are_peers() {
             "status": {"podIPs": [{"ip": "10.0.0.70"}]}})
     };
     cluster.ingest(pod("n1", "router"));
-    cluster.check("n1", &expect![]);
+    cluster.check(
+        "n1",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+          peer router 10.0.0.70:179 as 65010 from 169.254.9.9
+    "#]],
+    );
     let is_peer = |cluster: &mut Cluster, node| cluster.show(node).contains("10.0.0.70");
     assert!(!is_peer(&mut cluster, "n2"));
     cluster.ingest(pod("n1", "web"));
@@ -275,8 +368,25 @@ fn services_are_announced_by_those_that_serve_them() {
     cluster.ingest(service("local", "Local", "198.51.100.3"));
     cluster.ingest(service("wide", "Cluster", "198.51.100.99"));
     cluster.ingest(slice("n1", true));
-    cluster.check("n1", &expect![]);
-    cluster.check("n2", &expect![]);
+    cluster.check("n1", &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+          services 10.96.0.0/12, 10.96.0.7/32, 198.51.100.0/28, 198.51.100.3/32, 198.51.100.99/32, 203.0.113.0/28, 203.0.113.1/32
+          service-ranges 10.96.0.0/12, 198.51.100.0/28, 198.51.100.99/32, 203.0.113.0/28
+    "#]]);
+    cluster.check(
+        "n2",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.2 port 179
+          mesh
+          block 10.0.0.128/26
+          pool 10.0.0.0/16
+          services 10.96.0.0/12, 198.51.100.0/28, 198.51.100.99/32, 203.0.113.0/28
+          service-ranges 10.96.0.0/12, 198.51.100.0/28, 198.51.100.99/32, 203.0.113.0/28
+    "#]],
+    );
     cluster.ingest(slice("n2", true));
     let addresses = |cluster: &mut Cluster, node| cluster.show(node).contains("10.96.0.7/32");
     assert!(!addresses(&mut cluster, "n1") && addresses(&mut cluster, "n2"));
@@ -290,7 +400,17 @@ fn services_are_announced_by_those_that_serve_them() {
             "serviceLoadBalancerAggregation": "Disabled",
         }),
     );
-    cluster.check("n3", &expect![]);
+    cluster.check(
+        "n3",
+        &expect![[r#"
+        bgp as 64512 id 192.0.2.3 port 179
+          mesh
+          block 10.0.0.192/26
+          pool 10.0.0.0/16
+          services 198.51.100.99/32
+          service-ranges 198.51.100.0/24
+    "#]],
+    );
 }
 
 #[test]
@@ -307,6 +427,62 @@ fn a_node_may_be_excluded_from_services() {
     let shown = cluster.show("n1");
     assert!(
         !shown.contains("\n  services") && shown.contains("service-ranges"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_node_that_a_peer_names_by_its_address_has_the_session_too() {
+    let mut cluster = Cluster::new();
+    cluster.bgp(
+        "BGPConfiguration",
+        "default",
+        json!({"nodeToNodeMeshEnabled": false}),
+    );
+    cluster.bgp(
+        "BGPPeer",
+        "to-n2",
+        json!({"peerIP": "192.0.2.2", "asNumber": 64512}),
+    );
+    let sessions = |cluster: &mut Cluster, node: &str| {
+        let shown = cluster.show(node);
+        let peers = shown
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("peer to-n2 "));
+        let peers: Vec<&str> = peers.filter_map(|line| line.split(' ').next()).collect();
+        peers.join(" ")
+    };
+    assert_eq!(sessions(&mut cluster, "n1"), "192.0.2.2:179");
+    assert_eq!(sessions(&mut cluster, "n2"), "192.0.2.1:179 192.0.2.3:179");
+    // Not the node that is meant: another AS number.
+    cluster.bgp(
+        "BGPPeer",
+        "to-n2",
+        json!({"peerIP": "192.0.2.2", "asNumber": 64513}),
+    );
+    assert_eq!(sessions(&mut cluster, "n2"), "");
+}
+
+#[test]
+fn of_peers_with_one_address_the_one_for_all_nodes_has_effect() {
+    let mut cluster = Cluster::new();
+    cluster.bgp(
+        "BGPPeer",
+        "b",
+        json!({"peerIP": "192.0.2.100", "asNumber": 65001, "node": "n1"}),
+    );
+    cluster.bgp(
+        "BGPPeer",
+        "c",
+        json!({"peerIP": "192.0.2.100:1179", "asNumber": 65002}),
+    );
+    let shown = cluster.show("n1");
+    assert!(
+        shown.contains("peer c 192.0.2.100:1179 as 65002"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("BGPPeer b: spec.peerIP: 192.0.2.100: BGPPeer c has"),
         "{shown}"
     );
 }
@@ -333,7 +509,22 @@ fn peers_without_the_effect_that_they_describe_are_reported() {
     for (name, spec) in peers {
         cluster.bgp("BGPPeer", name, spec);
     }
-    cluster.check("n1", &expect![]);
+    cluster.check("n1", &expect![[r#"
+        bgp as 64512 id 192.0.2.1 port 179
+          mesh
+          block 10.0.0.64/26
+          pool 10.0.0.0/16
+          peer of-node 192.0.2.2:179 as 64512 from 192.0.2.1
+          peer filtered 192.0.2.100:179 as 65001 from 192.0.2.1
+            in ip4 reject
+            in ip6 reject
+            out ip4 reject
+            out ip6 reject
+        BGPPeer filtered: spec.filters: "gone": there is no such BGPFilter, so no route passes; create it or correct the name
+        BGPPeer lost: spec.node: "n9": there is no such node, so it has no session; correct the name or delete the peer
+        BGPPeer nameless: spec.asNumber: missing, and the address of the peer is no node's, so it has no session; name the peer's AS number
+        BGPPeer twice: spec.peerIP: 192.0.2.100: BGPPeer filtered has the same address on a node and is used there instead; delete one of them
+    "#]]);
     cluster.0.set_bgp(false);
     let shown = cluster.show("n1");
     assert!(
@@ -402,11 +593,11 @@ proptest! {
         prop_assert!(graph.flush().records.is_empty());
 
         let mut fresh = Graph::default();
+        fresh.set_bgp(true);
         let updates: Vec<Update> = steps.iter().map(|(update, _)| update.clone()).collect();
         for update in latest(updates.clone()) {
             fresh.apply(update);
         }
-        fresh.set_bgp(true);
         fresh.flush();
         prop_assert_eq!(outcome(&graph), outcome(&fresh));
         for node in NODES {

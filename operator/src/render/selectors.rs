@@ -1,4 +1,4 @@
-//! Refuses policies, pools and settings whose selectors do not parse, at the API server.
+//! Refuses policies, pools, BGP peers and settings whose selectors do not parse, at the API server.
 //!
 //! Readers of such objects refuse them too, and fail closed; here the user sees the error at once.
 //! Stored objects can still be labelled and deleted: only a changed spec is checked. A policy that
@@ -35,6 +35,7 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
         "StagedGlobalNetworkPolicy",
     ];
     let others = [
+        "BGPPeer",
         "IPPool",
         "FelixConfiguration",
         "KubeControllersConfiguration",
@@ -54,7 +55,15 @@ fn variables(name: &str) -> Vec<Variable> {
     let texts = match name {
         POLICIES => texts_of_policies(),
         _ => [
-            fields("variables.spec", &["nodeSelector", "namespaceSelector"]),
+            fields(
+                "variables.spec",
+                &[
+                    "nodeSelector",
+                    "namespaceSelector",
+                    "peerSelector",
+                    "localWorkloadSelector",
+                ],
+            ),
             vec![texts_of_templates()],
         ]
         .concat()

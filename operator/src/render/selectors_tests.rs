@@ -105,6 +105,17 @@ fn an_invalid_selector_is_found_in_every_field() {
             None,
         ),
         (NODES, json!({ "nodeSelector": "all" }), Some("all")),
+        (
+            NODES,
+            json!({ "peerIP": "192.0.2.1", "nodeSelector": "has(rack)" }),
+            None,
+        ),
+        (NODES, json!({ "peerSelector": "rack" }), Some("rack")),
+        (
+            NODES,
+            json!({ "localWorkloadSelector": "app = 'a'" }),
+            Some("app = 'a'"),
+        ),
         (NODES, json!({ "controllers": { "node": {} } }), None),
         (NODES, templates(&[None, Some("rack == 'a'")]), None),
         (
