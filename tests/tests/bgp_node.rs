@@ -366,14 +366,13 @@ fn many_routes_come_are_kept_and_go() -> Result<()> {
     node.wait_learned(|learned| count(learned) == 0 && has_routes(learned))
 }
 
-/// BIRD of the router between the subnets of a lab. It is in the nodes' own system, so that each
-/// sends it its own blocks alone.
+/// BIRD of the router between the subnets of a lab. Nodes also send it what their mesh has, but not
+/// what they would send back to it.
 const FABRIC: &str = "router id 172.30.0.254;
 protocol device {}
-protocol direct { ipv4; }
 protocol kernel { ipv4 { export where source = RTS_BGP; }; }
 template bgp nodes {
-  local as 64512; connect delay time 1; connect retry time 1; error wait time 1, 2;
+  local as 65001; connect delay time 1; connect retry time 1; error wait time 1, 2;
   graceful restart on; ipv4 { import all; export none; };
 }
 protocol bgp n1 from nodes { neighbor 172.30.0.1 as 64512; }
@@ -420,7 +419,7 @@ fn pods_of_a_mesh_of_nodes_reach_each_other_across_subnets() -> Result<()> {
             "apiVersion": "projectcalico.org/v3",
             "kind": "BGPPeer",
             "metadata": {"name": format!("router-of-{node}")},
-            "spec": {"node": node, "peerIP": router, "asNumber": 64512},
+            "spec": {"node": node, "peerIP": router, "asNumber": 65001},
         }))?;
         ensure!(problems.is_empty(), "{problems:?}");
     }

@@ -109,6 +109,7 @@ impl Hops {
         Some(NextHopInfo {
             metric: if way.is_on_link { 0 } else { GATEWAY_METRIC },
             interface: Some(way.interface.clone()),
+            gateway: (!way.is_on_link).then_some(way.hop.via),
         })
     }
 
