@@ -221,27 +221,6 @@ fn equal_paths_go_to_the_kernel_together() {
     assert_eq!(next_hops(&net, 0, ROUTE), [address(2)]);
 }
 
-/// 1 is of our own system, 2 is a router of another one, by which packets to 1 are sent.
-#[test]
-fn a_route_does_not_go_to_the_router_that_its_packets_are_sent_by() {
-    let mut net = build(21, &[64512, 64512, 65001], &[(0, 1), (0, 2)], |_, _, _| {});
-    net.announce(1, ROUTE);
-    net.run(SECOND);
-    assert!(sent(&net, 0, 2, ROUTE).is_some());
-    for gateway in [Some(address(2)), None] {
-        let moment = net.moment();
-        let way = NextHopInfo {
-            gateway,
-            ..NextHopInfo::default()
-        };
-        net.nodes[0]
-            .speaker
-            .set_next_hop(address(1), Some(Some(way)), moment);
-        net.run(SECOND);
-        assert_eq!(sent(&net, 0, 2, ROUTE).is_none(), gateway.is_some());
-    }
-}
-
 #[test]
 fn filters_act_at_once_on_what_is_there() {
     let mut net = build(13, &[64512, 65001], &[(0, 1)], |_, _, _| {});

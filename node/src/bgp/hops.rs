@@ -113,7 +113,8 @@ impl Hops {
         })
     }
 
-    /// Whether the speaker needs a report of it: it takes next hops for reachable on a link by itself.
+    /// Whether the speaker needs a report of it: by itself it takes next hops for reachable on a
+    /// link.
     pub(super) fn is_special(&self, address: &IpAddr) -> bool {
         let way = self.known.get(address).and_then(Option::as_ref);
         way.is_none_or(|way| !way.is_on_link)
