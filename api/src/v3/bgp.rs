@@ -349,7 +349,6 @@ pub struct BgpPrefixLength {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BgpCommunityMatch {
     /// Exactly one: aa:nn or aa:nn:mm.
-    #[serde(default)]
     #[schemars(length(min = 1, max = 1))]
     pub values: Vec<String>,
 }
