@@ -10,6 +10,7 @@
 //! 3. *n* is a Service's address or range that this node announces: it goes.
 //! 4. Else it does not.
 //!
+//! A route that a peer sent goes neither back to it nor to the router that its packets are sent by.
 //! What goes has the communities of every `prefixAdvertisements` entry that contains it.
 
 use std::collections::BTreeSet;

@@ -19,6 +19,8 @@ pub struct NextHopInfo {
     pub metric: u32,
     /// Name of the interface.
     pub interface: Option<String>,
+    /// Gateway to it, if it is on no link.
+    pub gateway: Option<IpAddr>,
 }
 
 /// A route for the kernel.
@@ -321,6 +323,11 @@ impl Rib {
             .filter(|(_, entry)| entry.paths.iter().any(leads));
         self.dirty.extend(nets.map(|(net, _)| *net));
         true
+    }
+
+    /// Gateway to a next hop.
+    pub(crate) fn gateway(&self, next_hop: IpAddr) -> Option<IpAddr> {
+        self.next_hops.get(&next_hop)?.as_ref()?.gateway
     }
 
     /// Interface of the way to the next hop.

@@ -514,15 +514,21 @@ impl Speaker {
         info: Option<Option<NextHopInfo>>,
         moment: Moment,
     ) {
+        let former = self.rib.gateway(address);
         if self.rib.set_next_hop(address, info) {
-            // Filters may look at the interface.
+            let has_other_gateway = self.rib.gateway(address) != former;
             for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+                // Filters may look at the interface.
                 if self
                     .peers
                     .get(&peer)
                     .is_some_and(|state| !state.config.import.is_empty())
                 {
                     self.reimport(peer);
+                }
+                // Routes do not go to the peer that their packets are sent by.
+                if has_other_gateway {
+                    self.resend(peer);
                 }
             }
             self.update_peers(moment);

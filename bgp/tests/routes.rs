@@ -193,7 +193,7 @@ fn equal_paths_go_to_the_kernel_together() {
     let moment = net.moment();
     let far = NextHopInfo {
         metric: 10,
-        interface: None,
+        ..NextHopInfo::default()
     };
     net.nodes[0]
         .speaker

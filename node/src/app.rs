@@ -30,11 +30,10 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
-use crate::bgp::config::BgpInputs;
 use crate::bgp::metrics::BgpMetrics;
 use crate::bgp::passwords::ApiSecrets;
 use crate::bgp::report::BgpReport;
-use crate::bgp::{self, BgpParts};
+use crate::bgp::{self, BgpParts, InputsReceiver};
 use crate::capture::CaptureService;
 use crate::clean;
 use crate::cni::attachment::Attachments;
@@ -188,7 +187,7 @@ fn start_agent(
     attachments: &Attachments,
     metrics: Metrics,
     problems: &Problems,
-    bgp: impl FnOnce(watch::Receiver<Option<Arc<BgpInputs>>>, &Network, bool) -> BgpParts<ApiSecrets>,
+    bgp: impl FnOnce(InputsReceiver, &Network, bool) -> BgpParts<ApiSecrets>,
 ) -> anyhow::Result<(
     AgentHandle,
     Network,

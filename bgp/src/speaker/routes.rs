@@ -282,6 +282,13 @@ impl Speaker {
         let (from, interface) = match best.source {
             // A route does not go back to where it came from.
             Source::Peer(source) if source == peer => return None,
+            // Nor to the router that its packets are sent by, which would send them back.
+            Source::Peer(_)
+                if rib.gateway(best.attributes.next_hop.address)
+                    == Some(session.peer.address.ip()) =>
+            {
+                return None;
+            }
             Source::Peer(source) => (Some(source), rib.interface(&best.attributes)),
             Source::Local => (
                 None,

@@ -135,8 +135,8 @@ mod tests {
     fn ip(words: &str) {
         let output = Command::new("ip").args(words.split(' ')).output();
         let output = output.expect("ip is installed");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ip {words}: {said}");
+        let reason = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip {words}: {reason}");
     }
 
     /// Addresses of both families: on the link, behind a gateway, behind a route of ours, our own,

@@ -374,9 +374,9 @@ impl RouteOwner {
         }
     }
 
-    /// Takes the newest plan over. Returns the routes of the node's own pods that changed, if
-    /// nothing else did, and what concerns learnt routes: prefixes whose planned route came, changed
-    /// or went.
+    /// Takes the newest plan over. Returns the routes of the node's own pods that changed, if pods
+    /// were given, and what concerns learnt routes: prefixes whose planned route came, changed or
+    /// went.
     fn replace_plan(
         &mut self,
         newer: Option<Plan>,

@@ -140,8 +140,8 @@ impl Connections {
         self.wires.remove(&connection);
     }
 
-    /// Ends all connections at once and silently. Nothing of them is told any more, apart from
-    /// events that wait already.
+    /// Ends all connections at once and silently. No event of them follows, apart from those
+    /// that wait already.
     pub async fn reset(&mut self) {
         self.wires.clear();
         self.tasks.shutdown().await;

@@ -109,10 +109,12 @@ impl Hops {
         Some(NextHopInfo {
             metric: if way.is_on_link { 0 } else { GATEWAY_METRIC },
             interface: Some(way.interface.clone()),
+            gateway: (!way.is_on_link).then_some(way.hop.via),
         })
     }
 
-    /// Whether the speaker has to be told: it takes next hops for reachable on a link by itself.
+    /// Whether the speaker needs a report of it: by itself it takes next hops for reachable on a
+    /// link.
     pub(super) fn is_special(&self, address: &IpAddr) -> bool {
         let way = self.known.get(address).and_then(Option::as_ref);
         way.is_none_or(|way| !way.is_on_link)

@@ -50,10 +50,13 @@ const RESTART: Duration = Duration::from_secs(5);
 /// Sender of what BGP follows from; `None`: no complete view has come yet.
 pub type InputsSender = watch::Sender<Option<Arc<BgpInputs>>>;
 
+/// Receiver of what BGP follows from.
+pub type InputsReceiver = watch::Receiver<Option<Arc<BgpInputs>>>;
+
 /// Dependencies of BGP.
 pub struct BgpParts<S> {
     /// What it follows from. BGP ends silently when the sender is dropped.
-    pub inputs: watch::Receiver<Option<Arc<BgpInputs>>>,
+    pub inputs: InputsReceiver,
     /// Where learnt routes go.
     pub routes: LearnedRoutes,
     /// Where passwords are read.

@@ -140,7 +140,7 @@ async fn run(mut parts: ThreadParts) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        owner.settle();
+        owner.run_actions();
         let deadline = owner.deadline();
         tokio::select! {
             changed = parts.wanted.changed() => {
@@ -284,7 +284,7 @@ impl SpeakerOwner {
     }
 
     /// Does what the speaker asks for, until it asks for nothing more.
-    fn settle(&mut self) {
+    fn run_actions(&mut self) {
         loop {
             let actions = self.speaker.poll();
             if actions.is_empty() && !self.learn_all() {
@@ -348,7 +348,7 @@ impl SpeakerOwner {
         let moment = self.moment();
         self.speaker
             .shut_down(false, "BGP is turned off on this node", moment);
-        self.settle();
+        self.run_actions();
         self.routes.begin();
         IpVersion::ALL
             .iter()

@@ -15,6 +15,8 @@ use crate::namespace::Namespace;
 const PORT: u16 = 7007;
 /// Between two datagrams.
 const PACE: Duration = Duration::from_millis(10);
+/// Looks at what is under way, to find what is lost.
+const SAMPLES: u32 = 30;
 /// How long the last answers may take.
 const LAST: Duration = Duration::from_secs(2);
 /// How long a test waits for the first answer.
@@ -72,8 +74,17 @@ impl Flow {
         wait_for(LIMIT, what, || self.answered() >= wanted)
     }
 
-    /// Datagrams without an answer so far, which counts what is still under way.
+    /// Datagrams that were lost so far: the fewest without an answer within a moment, as some are
+    /// under way.
     pub fn lost(&self) -> u64 {
+        let samples = (0..SAMPLES).map(|_| {
+            std::thread::sleep(PACE / 3);
+            self.unanswered()
+        });
+        samples.min().unwrap_or_default()
+    }
+
+    fn unanswered(&self) -> u64 {
         let answered = self.answered();
         self.sent.load(Ordering::SeqCst).saturating_sub(answered)
     }
@@ -81,8 +92,8 @@ impl Flow {
     /// Ends it, and fails if more were lost than these.
     pub fn finish(self, lost_before: u64) -> Result<()> {
         self.ends.store(true, Ordering::SeqCst);
-        let is_over = || self.lost() <= lost_before;
-        let what = || format!("{} of {:?} datagrams lost", self.lost(), self.sent);
+        let is_over = || self.unanswered() <= lost_before;
+        let what = || format!("{} of {:?} datagrams lost", self.unanswered(), self.sent);
         let sent = self.sent.load(Ordering::SeqCst);
         ensure!(sent > 0, "nothing was sent");
         wait_for(LAST, what, is_over)

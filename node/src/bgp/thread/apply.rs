@@ -53,7 +53,7 @@ impl SpeakerOwner {
                     "BGP begins anew, as the node's own settings have changed"
                 );
                 self.speaker.shut_down(true, "", moment);
-                self.settle();
+                self.run_actions();
                 // The next speaker numbers connections from the start again.
                 self.connections.reset().await;
                 while self.inbox.try_recv().is_ok() {}
@@ -90,7 +90,7 @@ impl SpeakerOwner {
         for (address, peer) in gone {
             self.speaker.remove_peer(peer, moment);
             self.sessions.remove(&address);
-            self.settle();
+            self.run_actions();
             self.ids.remove(&peer);
         }
         for (address, peer) in wanted {
