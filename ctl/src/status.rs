@@ -12,8 +12,9 @@ use crate::live::{self, Connection, ConnectionArgs};
 use crate::output::{Finding, Output};
 use crate::report;
 
-/// Namespace of the components.
+/// Namespace of the components, and that of the operator.
 const NAMESPACE: &str = "margay-system";
+const OPERATOR: &str = "margay-operator";
 /// Workloads that an installation has: kind, and name.
 const WORKLOADS: [(&str, &str); 3] = [
     ("Deployment", "margay-operator"),
@@ -114,6 +115,11 @@ async fn read(cluster: &Connection) -> Result<Answer> {
     let mut workloads = cluster
         .list(&apps("Deployment", "deployments"), Some(NAMESPACE))
         .await?;
+    workloads.extend(
+        cluster
+            .list(&apps("Deployment", "deployments"), Some(OPERATOR))
+            .await?,
+    );
     workloads.extend(
         cluster
             .list(&apps("DaemonSet", "daemonsets"), Some(NAMESPACE))

@@ -13,8 +13,8 @@ use serde_json::Value;
 use crate::live::{self, Connection, ConnectionArgs};
 use crate::output::Finding;
 
-/// Namespace of the components.
-const NAMESPACE: &str = "margay-system";
+/// Namespaces of the components and of the operator.
+const NAMESPACES: [&str; 2] = ["margay-system", "margay-operator"];
 /// Maximal size of a file, in bytes; the rest is left out.
 const MAX_FILE: usize = 32 << 20;
 /// What stands for a value that was taken out.
@@ -30,35 +30,30 @@ const SECRET: [&str; 7] = [
     "headers",
 ];
 
-/// Resources that are listed beside Calico's: namespace, group, version, kind, plural.
-type Listed = (
-    Option<&'static str>,
-    &'static str,
-    &'static str,
-    &'static str,
-    &'static str,
-);
+/// Resources that are listed beside Calico's: whether those of the namespaces only, group, version,
+/// kind, plural.
+type Listed = (bool, &'static str, &'static str, &'static str, &'static str);
 const RESOURCES: [Listed; 8] = [
-    (None, "", "v1", "Node", "nodes"),
+    (false, "", "v1", "Node", "nodes"),
     (
-        None,
+        false,
         "operator.tigera.io",
         "v1",
         "Installation",
         "installations",
     ),
     (
-        None,
+        false,
         "operator.tigera.io",
         "v1",
         "TigeraStatus",
         "tigerastatuses",
     ),
-    (Some(NAMESPACE), "", "v1", "Pod", "pods"),
-    (Some(NAMESPACE), "", "v1", "ConfigMap", "configmaps"),
-    (Some(NAMESPACE), "", "v1", "Event", "events"),
-    (Some(NAMESPACE), "apps", "v1", "DaemonSet", "daemonsets"),
-    (Some(NAMESPACE), "apps", "v1", "Deployment", "deployments"),
+    (true, "", "v1", "Pod", "pods"),
+    (true, "", "v1", "ConfigMap", "configmaps"),
+    (true, "", "v1", "Event", "events"),
+    (true, "apps", "v1", "DaemonSet", "daemonsets"),
+    (true, "apps", "v1", "Deployment", "deployments"),
 ];
 
 /// Arguments of the command.
@@ -112,15 +107,15 @@ pub fn run(args: &Args) -> Result<Finding> {
 async fn dump_objects(cluster: &Connection, folder: &Path) -> Result<Vec<String>> {
     let calico = kind::ALL
         .iter()
-        .map(|kind| (None, kind.resource(cluster.mode())));
+        .map(|kind| (false, kind.resource(cluster.mode())));
     let others = RESOURCES
         .iter()
-        .map(|(namespace, group, version, kind, plural)| {
-            (*namespace, live::resource(group, version, kind, plural))
+        .map(|(is_of_ours, group, version, kind, plural)| {
+            (*is_of_ours, live::resource(group, version, kind, plural))
         });
     let mut errors = Vec::new();
-    for (namespace, resource) in others.chain(calico) {
-        match dump(cluster, namespace, &resource).await {
+    for (is_of_ours, resource) in others.chain(calico) {
+        match dump(cluster, is_of_ours, &resource).await {
             Ok(text) => write(folder, &format!("{}.yaml", resource.plural), &text)?,
             Err(error) => errors.push(format!("{}: {error:#}", resource.plural)),
         }
@@ -128,13 +123,18 @@ async fn dump_objects(cluster: &Connection, folder: &Path) -> Result<Vec<String>
     Ok(errors)
 }
 
-async fn dump(
-    cluster: &Connection,
-    namespace: Option<&str>,
-    resource: &ApiResource,
-) -> Result<String> {
+async fn dump(cluster: &Connection, is_of_ours: bool, resource: &ApiResource) -> Result<String> {
+    let mut objects = Vec::new();
+    match is_of_ours {
+        true => {
+            for namespace in NAMESPACES {
+                objects.extend(cluster.list(resource, Some(namespace)).await?);
+            }
+        }
+        false => objects = cluster.list(resource, None).await?,
+    }
     let mut text = String::new();
-    for mut object in cluster.list(resource, namespace).await? {
+    for mut object in objects {
         redact(&mut object);
         let document = serde_saphyr::to_string(&object)
             .map_err(|error| anyhow::anyhow!("an object cannot be written as YAML: {error}"))?;
@@ -150,7 +150,15 @@ async fn dump(
 /// Writes the logs of every container of the components, and of their former lives; returns what
 /// could not be read.
 async fn dump_logs(cluster: &Connection, args: &Args) -> Result<Vec<String>> {
-    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), NAMESPACE);
+    let mut errors = Vec::new();
+    for namespace in NAMESPACES {
+        let pods = Api::namespaced(cluster.client().clone(), namespace);
+        errors.extend(dump_logs_of(&pods, args).await?);
+    }
+    Ok(errors)
+}
+
+async fn dump_logs_of(pods: &Api<Pod>, args: &Args) -> Result<Vec<String>> {
     let listed = match pods.list(&ListParams::default()).await {
         Ok(listed) => listed.items,
         Err(error) => return Ok(vec![format!("logs: {error}")]),

@@ -1,5 +1,5 @@
-//! Packets of a pod as a file that tcpdump reads: of pods of this node only, and bounded in time and
-//! bytes. Callers need a certificate of their own for it, because packets hold what users say.
+//! Packets of a pod as a file that tcpdump reads: of pods of this node only, and bounded in time
+//! and bytes. Callers need a certificate of their own for it, because packets hold what users say.
 
 use std::io;
 use std::sync::Arc;

@@ -155,7 +155,11 @@ impl Controller {
         }
         self.ignored.clone_from(&inputs.ignored);
         let asked = match self.standalone {
-            true => Some(Request::default()),
+            // `kubectl wait` compares the generation with that of the TigeraStatus.
+            true => Some(Request {
+                generation: 1,
+                ..Request::default()
+            }),
             false => inputs.request.clone(),
         };
         let Some(request) = asked else {

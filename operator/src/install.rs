@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::csr_policy::SIGNER;
 use crate::defaults;
 use crate::inputs::Inputs;
-use crate::manifest::{MANAGED_BY, MANAGER, Object, Owner};
+use crate::manifest::{MANAGER, Object, Owner};
 use crate::names::{self, CA_NAME, CAPTURE_SECRET, READER_SECRET, TYPHA_SECRET};
 use crate::render::{self, Settings};
 
@@ -48,14 +48,8 @@ pub fn standalone(version: &str) -> Vec<Object> {
     let spec = defaults::complete(&InstallationSpec::default(), &inputs);
     let mut objects = own(version, standalone_rules(), &["--standalone"]);
     let plan = render::plan(&spec, &inputs, &Owner::default(), &settings);
-    let rendered = plan.objects.into_iter().map(|mut object| {
-        // It belongs to whoever applies the manifest.
-        if let Some(labels) = object.body["metadata"]["labels"].as_object_mut() {
-            labels.remove(MANAGED_BY);
-        }
-        object
-    });
-    objects.extend(rendered);
+    // With the label of owned objects: by it the operator finds what it reports about.
+    objects.extend(plan.objects);
     objects
 }
 

@@ -72,8 +72,8 @@ fn the_manifests_are_the_crds_and_the_operator() {
     }
 }
 
-/// Values of the chart that take the place of a field: a word that stands for it, and the value. The
-/// field is left out if the value is empty.
+/// Values of the chart that take the place of a field: a word that stands for it, and the value.
+/// The field is left out if the value is empty.
 const VALUES: [(&str, &str); 4] = [
     ("PULL_SECRETS", ".Values.imagePullSecrets"),
     ("RESOURCES", ".Values.operator.resources"),

@@ -62,7 +62,10 @@ const MAY_USE: [(&str, &[&str]); 16] = [
         "margay-operator",
         &["margay-api", "margay-ipam", "margay-runtime"],
     ),
-    ("margay-ctl", &["margay-api", "margay-calc", "margay-ipam"]),
+    (
+        "margay-ctl",
+        &["margay-api", "margay-calc", "margay-ipam", "margay-proto"],
+    ),
     (
         "margay",
         &[

@@ -32,6 +32,6 @@ fn main() -> ExitCode {
     };
     ctl::run(&mut suite, &environment);
     // Last, because nothing is left then.
-    ctl::remove(&mut suite, &environment);
+    ctl::remove(&mut suite, environment);
     suite.finish()
 }

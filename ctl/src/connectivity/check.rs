@@ -381,7 +381,10 @@ mod tests {
 
     #[test]
     fn causes_depend_on_what_else_fails() {
-        let to = |check: &Check, wanted: &str| matches!(&check.target, Target::Pod { node } if node == wanted);
+        let to = |check: &Check, wanted: &str| {
+            let node = wanted.to_owned();
+            check.target == Target::Pod { node }
+        };
         let table: [(&str, Vec<Outcome>); 5] = [
             (
                 "UDP 4789",

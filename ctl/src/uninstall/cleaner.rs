@@ -1,5 +1,5 @@
-//! The DaemonSet that cleans every node: `margay clean` of the operator's image in an init container,
-//! so that its pods are ready when their nodes are clean.
+//! The DaemonSet that cleans every node: `margay clean` of the operator's image in an init
+//! container, so that its pods are ready when their nodes are clean.
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};

@@ -24,7 +24,7 @@ struct Args {
 enum What {
     /// Install the programs that tests and clusters need, as far as they are missing.
     Prepare,
-    /// Build the programs of a cluster, and print their folder.
+    /// Build the programs of a cluster, and Helm, and print the folder of the former.
     Build {
         /// Build the conformance suite e2e.test too.
         #[arg(long)]
@@ -126,6 +126,7 @@ fn run(what: What) -> Result<()> {
         What::Prepare => preflight::prepare(&|line| eprintln!("{line}")),
         What::Build { suite } => {
             let folder = binaries::ensure_built(suite, &|line| eprintln!("{line}"))?;
+            binaries::helm(&|line| eprintln!("{line}"))?;
             println!("{}", folder.display());
             Ok(())
         }

@@ -68,8 +68,8 @@ pub fn run(suite: &mut Suite, environment: &Environment) {
 }
 
 /// Takes Margay out of the cluster.
-pub fn remove(suite: &mut Suite, environment: &Environment) {
-    removal::run(suite, &Ctl::new(environment));
+pub fn remove(suite: &mut Suite, environment: Environment) {
+    removal::run(suite, environment);
 }
 
 /// The program as a user runs it.
@@ -458,7 +458,12 @@ fn sysdump(ctl: &Ctl<'_>) -> Result<()> {
         has("pools.yaml") && has("nodes.yaml") && has("installations.yaml"),
         "{names:?}"
     );
-    for log in [".margay-node.log", ".margay-typha.log", ".install-cni.log"] {
+    for log in [
+        ".margay-node.log",
+        ".margay-typha.log",
+        ".install-cni.log",
+        ".margay-operator.log",
+    ] {
         ensure!(has(log), "no {log} in {names:?}");
     }
     let full = ctl.refused(&["sysdump", &shown])?;

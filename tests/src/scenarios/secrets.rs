@@ -219,7 +219,11 @@ fn lose_keys(cluster: &Cluster) -> Result<()> {
         || "new keys of n1 and n2".into(),
         || is_whole(&gone) && is_whole(&cut),
     )?;
-    for name in ["margay-typha-tls", "margay-reader-tls"] {
+    for name in [
+        "margay-typha-tls",
+        "margay-reader-tls",
+        "margay-capture-tls",
+    ] {
         cluster.kubectl(&["delete", "secret", "-n", NAMESPACES[1], name])?;
         let is_there = || {
             cluster

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Ctl, PROGRAM};
+use super::{Ctl, Environment, PROGRAM};
 use crate::cluster::process::wait_for;
 use crate::install::beside;
 use crate::scenarios::policy::all_open;
@@ -14,10 +14,12 @@ use crate::suite::Suite;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs it; nothing of Margay is left then.
-pub(super) fn run(suite: &mut Suite, ctl: &Ctl<'_>) {
-    suite.case("a_removal_says_what_stands_in_its_way", || checked(ctl));
+pub(super) fn run(suite: &mut Suite, environment: Environment) {
+    suite.case("a_removal_says_what_stands_in_its_way", || {
+        checked(&Ctl::new(&environment))
+    });
     suite.case("pods_outlive_a_removal_and_nothing_is_left_of_it", || {
-        removed(ctl)
+        removed(environment)
     });
 }
 
@@ -36,8 +38,8 @@ fn checked(ctl: &Ctl<'_>) -> Result<()> {
 
 /// The agents go while the pods are there: these keep their network, can be deleted, and the nodes
 /// are clean after them.
-fn removed(ctl: &Ctl<'_>) -> Result<()> {
-    let cluster = &ctl.environment.stage.cluster;
+fn removed(environment: Environment) -> Result<()> {
+    let cluster = &environment.stage.cluster;
     let removal = Command::new(beside(PROGRAM)?)
         .args(["uninstall", "--force", "--crds", "--timeout", "180"])
         .env("KUBECONFIG", cluster.kubeconfig())
@@ -52,7 +54,9 @@ fn removed(ctl: &Ctl<'_>) -> Result<()> {
         !nodes.is_empty() && nodes.iter().all(marked)
     };
     wait_for(PATIENCE, || "the cleaner on every node".into(), is_marked)?;
-    all_open(ctl.environment).context("pods while their nodes wait to be cleaned")?;
+    all_open(&environment).context("pods while their nodes wait to be cleaned")?;
+    // What is open of their networks would keep their links.
+    drop(environment.stage.world);
     cluster.kubectl(&["delete", "namespace", "x", "y", "--timeout=120s"])?;
     let output = removal.wait_with_output()?;
     let (out, err) = (
