@@ -237,11 +237,17 @@ impl Hub {
         self.revision = self.revision.max(1);
         self.registry.set_revision(self.revision);
         let zone = zone_of(&self.graph, &hello.node);
+        // What the node holds is in the view too, or the hello would not be answered.
+        let mut versions = newer_than(&self.versions, 0);
+        for (kind, held) in hello.versions {
+            let version = versions.entry(kind).or_default();
+            *version = held.max(*version);
+        }
         chunks.push(encode_trailer(&Trailer {
             revision: self.revision,
             restated_buckets: differing,
             in_sync: true,
-            versions: newer_than(&self.versions, 0),
+            versions,
             servers: self.placement.servers(&hello.node, zone),
             ..Trailer::default()
         }));
@@ -319,7 +325,9 @@ impl Hub {
     /// Records the version of a kind that the graph takes into account.
     pub fn set_version(&mut self, kind: &'static str, version: u64) {
         self.version_changes += 1;
-        self.versions.insert(kind, (version, self.version_changes));
+        let (known, changed) = self.versions.entry(kind).or_default();
+        *known = version.max(*known);
+        *changed = self.version_changes;
     }
 
     /// Number of sessions whose view is under way, except those that do not take it.

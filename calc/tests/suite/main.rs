@@ -7,6 +7,7 @@ mod digests;
 mod golden;
 mod hosts;
 mod large;
+mod members;
 mod naive;
 mod naive_host;
 mod notation;
