@@ -74,13 +74,6 @@ impl Freshness {
         state.failing.get_or_insert((now, reason));
     }
 
-    /// Latest versions known.
-    pub fn versions(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.kinds
-            .iter()
-            .map(|(kind, state)| (*kind, state.version))
-    }
-
     /// Returns a kind whose watch has not been answered for [`CUT_OFF`].
     pub fn cut_off(&self, now: Instant) -> Option<CutOff> {
         self.kinds.iter().find_map(|(kind, state)| {
