@@ -28,7 +28,7 @@ use crate::codec::FrameBytes;
 use crate::delivery::{Delivery, FlushPace};
 use crate::hello::{Capabilities, Hello, Slot, WeakSlot};
 use crate::metrics::Counters;
-use crate::placement::Placement;
+use crate::placement::{Placement, zone_of};
 use crate::registry::{NodeSession, Registry, SentFrame};
 use crate::session::{RecordSource, Session, SharedDelta, differing_buckets};
 
@@ -37,8 +37,6 @@ use crate::session::{RecordSource, Session, SharedDelta, differing_buckets};
 const MAX_CACHED_BYTES: usize = 8 << 20;
 /// Time after which a node that has not taken its view no longer delays others.
 const STALLED: Duration = Duration::from_secs(1);
-/// Label of a node with its zone, from Kubernetes.
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Owner of graph and sessions.
 #[derive(Debug)]
@@ -500,14 +498,6 @@ impl LiveSession {
         permit.send(Ok(frame));
         Ok(true)
     }
-}
-
-/// Zone of a node; empty if it is not known.
-fn zone_of<'a>(graph: &'a Graph, node: &str) -> &'a str {
-    graph
-        .node(node)
-        .and_then(|node| node.labels.get(LABEL_ZONE))
-        .map_or("", String::as_str)
 }
 
 /// Versions that have changed since the value `since` of `version_changes`.
