@@ -13,8 +13,6 @@ use crate::agent::AgentHandle;
 use crate::problems::Problems;
 use crate::state::State;
 
-/// Problem code of a port that cannot be opened.
-const CODE: &str = "metrics-port";
 /// Shortest time between two looks at the settings, which seldom change.
 const LOOK: Duration = Duration::from_secs(1);
 /// Time after which a port that could not be opened is tried again.
@@ -46,7 +44,11 @@ pub async fn run(
             // Closed first: the new address may be the same port.
             drop(port.take());
             let opened = open(&now, &registry).await;
-            problems.report(CODE, false, opened.as_ref().err().map(String::as_str));
+            problems.report(
+                "metrics-port",
+                false,
+                opened.as_ref().err().map(String::as_str),
+            );
             port = opened.ok().flatten();
             wanted = now;
         }

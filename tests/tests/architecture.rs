@@ -193,7 +193,6 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
         "typha/src",
         &[
             &[
-                "calico_metrics",
                 "cause",
                 "codec",
                 "config",

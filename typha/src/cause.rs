@@ -9,6 +9,7 @@ pub struct Cause {
     pub seen_unix_ns: u64,
     /// Trace of the object's writer.
     pub trace: Option<Traceparent>,
-    /// Version of the kind in the API after the event; 0: not known, as within a list.
+    /// Version of the object, which is that of its kind after the event; 0: not known, as within a
+    /// list.
     pub version: u64,
 }

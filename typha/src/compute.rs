@@ -185,7 +185,11 @@ impl GraphOwner {
                 // The receiver may have been dropped at shutdown.
                 let _ = reply.send(self.cache.missing(kind, limit));
             }
-            Event::Sweep { kind, version } => {
+            Event::Sweep {
+                kind,
+                version,
+                newest,
+            } => {
                 let updates = self.cache.sweep(kind);
                 if !updates.is_empty() {
                     info!(
@@ -194,13 +198,9 @@ impl GraphOwner {
                         "removed objects that were deleted while the watch was interrupted"
                     );
                 }
-                let cause = Cause {
-                    version,
-                    ..Cause::default()
-                };
-                self.apply(kind, updates, cause);
-                // Also of a kind without versions, such as one that is not served.
+                self.apply(kind, updates, Cause::default());
                 self.record_answer(kind, version);
+                self.record_version(kind, newest);
                 self.registry.notify_problems();
                 self.check_sync();
             }
@@ -336,18 +336,24 @@ impl GraphOwner {
         }
         if cause.version > 0 {
             self.record_answer(kind, cause.version);
+            self.record_version(kind, cause.version);
         }
     }
 
-    /// Records an answer of the API server; views take the version into account if it has changed
-    /// anything.
+    /// Records an answer of the API server, and the version of the kind that is known since.
     fn record_answer(&mut self, kind: &'static str, version: u64) {
         let now = Instant::now();
         self.admissions.freshness.record_answer(kind, version, now);
+        self.update_cut_off(now);
+    }
+
+    /// Records the version of the newest object of a kind, which views take into account if it has
+    /// changed anything. Versions of lists and bookmarks do not count: another replica that knows
+    /// the same objects may not have had these yet.
+    fn record_version(&mut self, kind: &'static str, version: u64) {
         if version > 0 && self.unversioned.remove(kind) {
             self.hub.set_version(kind, version);
         }
-        self.update_cut_off(now);
     }
 
     fn apply_local(&mut self, node: &str, report: LocalEndpoint) {

@@ -85,6 +85,8 @@ pub enum Event {
         kind: &'static str,
         /// Version of the list; 0 if it is not a number.
         version: u64,
+        /// Version of the newest object in it.
+        newest: u64,
     },
     /// The API server answers the watch of the kind: it has begun, or nothing has changed up to a
     /// version.

@@ -153,6 +153,8 @@ pub struct Feed<K> {
     seen: u64,
     /// Objects of the list in progress.
     listing: PackedList,
+    /// Version of the newest of them, or of the last list if none is in progress.
+    newest: u64,
     /// Traces already continued, so that a later change of the object does not continue them again.
     traces: BTreeMap<ObjectKey, Traceparent>,
 }
@@ -167,6 +169,7 @@ impl<K: DeserializeOwned> Feed<K> {
             version: None,
             seen: 0,
             listing: PackedList::default(),
+            newest: 0,
             traces: BTreeMap::new(),
         }
     }
@@ -181,9 +184,15 @@ impl<K: DeserializeOwned> Feed<K> {
         self.seen
     }
 
+    /// Version of the newest object in the last list.
+    pub fn newest_listed(&self) -> u64 {
+        self.newest
+    }
+
     /// Starts a new list; an incomplete one is dropped.
     pub fn restart(&mut self) {
         self.version = None;
+        self.newest = 0;
         self.listing.clear();
     }
 
@@ -224,8 +233,8 @@ impl<K: DeserializeOwned> Feed<K> {
     pub fn decode_page(&mut self, page: &str) -> Result<(WatchEvent, Option<String>), WatchError> {
         let page: RawPage<'_> = serde_json::from_str(page).map_err(WatchError::Line)?;
         for item in page.items {
-            let (observed, _) = self.observe(item.get())?;
-            self.listing.push(observed);
+            let (observed, meta) = self.observe(item.get())?;
+            self.push_listed(observed, &meta);
         }
         match page.metadata.next.filter(|next| !next.is_empty()) {
             Some(next) => Ok((WatchEvent::Bookmark, Some(next))),
@@ -236,12 +245,18 @@ impl<K: DeserializeOwned> Feed<K> {
     fn decode_object(&mut self, text: &str) -> Result<WatchEvent, WatchError> {
         let (observed, meta) = self.observe(text)?;
         if self.version.is_none() {
-            self.listing.push(observed);
+            self.push_listed(observed, &meta);
             return Ok(WatchEvent::Bookmark);
         }
         self.advance(&meta.resource_version);
         let trace = self.new_trace(&observed.key, meta.annotations.trace.as_deref());
         Ok(WatchEvent::Applied(Box::new(observed), trace))
+    }
+
+    fn push_listed(&mut self, observed: Observed, meta: &RawMeta) {
+        let version = version_number(&meta.resource_version).unwrap_or(0);
+        self.newest = self.newest.max(version);
+        self.listing.push(observed);
     }
 
     fn observe(&self, text: &str) -> Result<(Observed, RawMeta), WatchError> {

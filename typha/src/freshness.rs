@@ -79,13 +79,6 @@ impl Freshness {
         self.kinds.get(kind).map_or(0, |state| state.version)
     }
 
-    /// Latest versions known.
-    pub fn versions(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.kinds
-            .iter()
-            .map(|(kind, state)| (*kind, state.version))
-    }
-
     /// Returns a kind whose watch has not been answered for [`CUT_OFF`].
     pub fn cut_off(&self, now: Instant) -> Option<CutOff> {
         self.kinds.iter().find_map(|(kind, state)| {

@@ -28,7 +28,7 @@ use crate::codec::FrameBytes;
 use crate::delivery::{Delivery, FlushPace};
 use crate::hello::{Capabilities, Hello, Slot, WeakSlot};
 use crate::metrics::Counters;
-use crate::placement::Placement;
+use crate::placement::{Placement, zone_of};
 use crate::registry::{NodeSession, Registry, SentFrame};
 use crate::session::{RecordSource, Session, SharedDelta, differing_buckets};
 
@@ -37,8 +37,6 @@ use crate::session::{RecordSource, Session, SharedDelta, differing_buckets};
 const MAX_CACHED_BYTES: usize = 8 << 20;
 /// Time after which a node that has not taken its view no longer delays others.
 const STALLED: Duration = Duration::from_secs(1);
-/// Label of a node with its zone, from Kubernetes.
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Owner of graph and sessions.
 #[derive(Debug)]
@@ -241,11 +239,17 @@ impl Hub {
         self.revision = self.revision.max(1);
         self.registry.set_revision(self.revision);
         let zone = zone_of(&self.graph, &hello.node);
+        // What the node holds is in the view too, or the hello would not be answered.
+        let mut versions = newer_than(&self.versions, 0);
+        for (kind, held) in hello.versions {
+            let version = versions.entry(kind).or_default();
+            *version = held.max(*version);
+        }
         chunks.push(encode_trailer(&Trailer {
             revision: self.revision,
             restated_buckets: differing,
             in_sync: true,
-            versions: newer_than(&self.versions, 0),
+            versions,
             servers: self.placement.servers(&hello.node, zone),
             ..Trailer::default()
         }));
@@ -323,7 +327,9 @@ impl Hub {
     /// Records the version of a kind that the graph takes into account.
     pub fn set_version(&mut self, kind: &'static str, version: u64) {
         self.version_changes += 1;
-        self.versions.insert(kind, (version, self.version_changes));
+        let (known, changed) = self.versions.entry(kind).or_default();
+        *known = version.max(*known);
+        *changed = self.version_changes;
     }
 
     /// Number of sessions whose view is under way, except those that do not take it.
@@ -496,14 +502,6 @@ impl LiveSession {
         permit.send(Ok(frame));
         Ok(true)
     }
-}
-
-/// Zone of a node; empty if it is not known.
-fn zone_of<'a>(graph: &'a Graph, node: &str) -> &'a str {
-    graph
-        .node(node)
-        .and_then(|node| node.labels.get(LABEL_ZONE))
-        .map_or("", String::as_str)
 }
 
 /// Versions that have changed since the value `since` of `version_changes`.

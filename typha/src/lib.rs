@@ -21,7 +21,6 @@
 pub mod app;
 pub mod body;
 pub mod cache;
-mod calico_metrics;
 pub mod cause;
 pub mod codec;
 pub mod compute;

@@ -8,8 +8,10 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry as Metrics;
 
-use crate::calico_metrics::CalicoMetrics;
 use crate::registry::Registry;
+use calico::CalicoMetrics;
+
+mod calico;
 
 /// A watched kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -4,6 +4,8 @@
 use std::cmp::Reverse;
 use std::hash::Hasher;
 
+use margay_calc::graph::Graph;
+
 /// Ready replica of typha.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Replica {
@@ -23,6 +25,8 @@ pub struct Placement {
     generation: u64,
 }
 
+/// Label of a node with its zone, from Kubernetes.
+const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Servers that a node is given: one whose first choices all refuse it need not try every replica
 /// of a large cluster before it takes whichever answers.
 const MAX_SERVERS: usize = 5;
@@ -115,6 +119,14 @@ impl Placement {
         });
         ranked
     }
+}
+
+/// Zone of a node; empty if it is not known.
+pub fn zone_of<'a>(graph: &'a Graph, node: &str) -> &'a str {
+    graph
+        .node(node)
+        .and_then(|node| node.labels.get(LABEL_ZONE))
+        .map_or("", String::as_str)
 }
 
 /// Weight of a server for a node: FNV-1a, whose last bytes are mixed by the finaliser of

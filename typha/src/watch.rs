@@ -154,7 +154,7 @@ impl Watch {
             match with_timeout(self.client.request(request)).await {
                 Ok(definition) => definition,
                 Err(error) if error.is_not_found() => {
-                    self.send_list(PackedList::default(), 0).await?;
+                    self.send_list(PackedList::default(), 0, 0).await?;
                     retry.record_absence(&name);
                     return Ok(Availability::Unserved);
                 }
@@ -290,7 +290,9 @@ impl Watch {
         feed: &mut Feed<K>,
         objects: PackedList,
     ) -> Result<(), CycleEnd> {
-        let used = self.send_list(objects, feed.version_number()).await;
+        let used = self
+            .send_list(objects, feed.version_number(), feed.newest_listed())
+            .await;
         if used.is_err() {
             feed.restart();
         }
@@ -328,7 +330,12 @@ impl Watch {
     }
 
     /// Sends the objects of a list, and removes what it lacks after confirming that by name.
-    async fn send_list(&self, objects: PackedList, version: u64) -> Result<(), CycleEnd> {
+    async fn send_list(
+        &self,
+        objects: PackedList,
+        version: u64,
+        newest: u64,
+    ) -> Result<(), CycleEnd> {
         let count = objects.len();
         self.send(Event::ListStarted(self.kind)).await?;
         let cause = Cause {
@@ -352,7 +359,12 @@ impl Watch {
         }
         debug!(kind = self.kind, count, gone = missing.total, "listed");
         let kind = self.kind;
-        self.send(Event::Sweep { kind, version }).await?;
+        self.send(Event::Sweep {
+            kind,
+            version,
+            newest,
+        })
+        .await?;
         Ok(())
     }
 

@@ -72,13 +72,16 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     );
     assert_eq!(all.log_burst, LogRate::BURST);
     assert_eq!(nothing.over(all.clone()), all);
-    let node = overrides("node.n1", "vxlanPort: 9").unwrap();
+    let metrics = "prometheusMetricsEnabled: true, prometheusMetricsHost: 192.0.2.1";
+    let node = overrides("node.n1", &format!("vxlanPort: 9, {metrics}")).unwrap();
     assert!(node.is_for("n1", None) && !node.is_for("n2", Some(&Labels::new())));
     let node = node.over(all.clone());
     assert_eq!(
         node,
         FelixSettings {
             vxlan_port: 9,
+            metrics_enabled: true,
+            metrics_host: "192.0.2.1".to_owned(),
             ..all
         }
     );
@@ -86,7 +89,7 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
         "default",
         "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, \
          natOutgoingExclusions: x, vxlanMTU: 1300, logActionRateLimit: 0/day, \
-         logActionRateLimitBurst: 10000",
+         logActionRateLimitBurst: 10000, prometheusMetricsHost: here, prometheusMetricsPort: 0",
     );
     let refusal = refusal.unwrap_err();
     let closed = refusal.closed.clone().unwrap();
@@ -104,6 +107,8 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
         spec.natOutgoingExclusions: "x": not a known value; use IPPoolsOnly or IPPoolsAndHostIPs
         spec.logActionRateLimit: "0/day": not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day
         spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number in that range, or remove the field
+        spec.prometheusMetricsHost: "here": not an IP address; write an address of the node, or remove the field to listen on all of them
+        spec.prometheusMetricsPort: "0": not from 1 to 65535; use a number in that range, or remove the field
     "#]].assert_eq(&format!("{refusal}\n"));
 }
 

@@ -85,8 +85,8 @@ impl Index {
         }
     }
 
-    /// Superset of the items that a selector matches: the smallest group that its requirements give;
-    /// `None`: all.
+    /// Superset of the items that a selector matches: the smallest group that its requirements
+    /// give; `None`: all.
     fn candidates(&self, selector: u32) -> Option<Candidates<'_>> {
         let mut best: Option<(usize, Candidates<'_>)> = None;
         for (key, requirement) in &self.selectors[selector].test.requirements() {

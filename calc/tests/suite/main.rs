@@ -8,6 +8,7 @@ mod digests;
 mod golden;
 mod hosts;
 mod large;
+mod members;
 mod naive;
 mod naive_host;
 mod notation;

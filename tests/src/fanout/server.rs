@@ -229,7 +229,12 @@ async fn send_list(
     )
     .await?;
     missing.await?;
-    send(events, Event::Sweep { kind, version }).await
+    let sweep = Event::Sweep {
+        kind,
+        version,
+        newest: version,
+    };
+    send(events, sweep).await
 }
 
 async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<()> {

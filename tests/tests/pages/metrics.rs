@@ -11,10 +11,11 @@ const INTRODUCTION: &str = "<!-- Generated from what the processes register, by 
 
 # Metrics
 
-OpenMetrics, on the loopback of each node; where Prometheus reaches them is in
-[Observe](../operate/observe.md#health-and-metrics). Names of objects and nodes are never labels; where a metric is
-counted by kind, the label is `kind`. Those that begin with `typha_` and `felix_` are what Calico's
-dashboards ask for, as far as there is something to count.
+OpenMetrics, on the loopback of each node;
+[Observe](../operate/observe.md#health-and-metrics) has where Prometheus reaches them. Names of
+objects and nodes are never labels; where a metric is counted by kind, the label is `kind`. Those
+that begin with `typha_` and `felix_` are what Calico's dashboards ask for, as far as there is
+something to count.
 ";
 
 /// The page.

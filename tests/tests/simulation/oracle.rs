@@ -240,8 +240,12 @@ pub async fn relay(
     if run.has(Plant::EarlyAnswer) {
         for kind in kinds() {
             // The owner ends only with the replica.
-            let (kind, version) = (kind.name, 0);
-            let _ = owner.send(Event::Sweep { kind, version }).await;
+            let sweep = Event::Sweep {
+                kind: kind.name,
+                version: 0,
+                newest: 0,
+            };
+            let _ = owner.send(sweep).await;
         }
     }
     while let Some(event) = watches.recv().await {

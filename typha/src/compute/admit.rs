@@ -88,8 +88,8 @@ impl GraphOwner {
     }
 
     /// Answers a hello, refuses it, or lets it wait.
-    fn admit(&mut self, hello: Hello, since: Instant, now: Instant) {
-        match self.judge(&hello, since, now) {
+    fn admit(&mut self, mut hello: Hello, since: Instant, now: Instant) {
+        match self.judge(&mut hello, since, now) {
             Verdict::Answer => {
                 // The digests of the view must be those of the current state.
                 self.flush();
@@ -131,7 +131,7 @@ impl GraphOwner {
         }
     }
 
-    fn judge(&mut self, hello: &Hello, since: Instant, now: Instant) -> Verdict {
+    fn judge(&mut self, hello: &mut Hello, since: Instant, now: Instant) -> Verdict {
         if !self.in_sync {
             return Verdict::Wait;
         }
@@ -145,11 +145,14 @@ impl GraphOwner {
                      another one"
                 ));
             }
-            Comparison::Reverted(kind) => warn!(
-                node = %hello.node,
-                kind,
-                "the API server is at an older state than the node; the node follows it",
-            ),
+            Comparison::Reverted(kind) => {
+                warn!(
+                    node = %hello.node,
+                    kind,
+                    "the API server is at an older state than the node; the node follows it",
+                );
+                hello.versions.clear();
+            }
         }
         if hello.has_alternatives {
             if let Some(CutOff { kind, .. }) = &self.admissions.cut_off {

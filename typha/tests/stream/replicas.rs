@@ -59,8 +59,14 @@ impl Owner {
         };
         owner.send(Event::ListStarted("Pod")).await;
         owner.observe(mk_pod("p0", "n1", 1), 0).await;
-        let (kind, version) = ("Pod", 10);
-        owner.send(Event::Sweep { kind, version }).await;
+        let (kind, version, newest) = ("Pod", 11, 10);
+        owner
+            .send(Event::Sweep {
+                kind,
+                version,
+                newest,
+            })
+            .await;
         owner.idle().await;
         owner
     }

@@ -338,7 +338,14 @@ async fn nothing_is_sent_before_the_api_is_in_sync() {
     assert!(answered.is_err(), "no view from half of the API");
     assert!(!typha.readiness.is_ready());
     let kind = "Pod";
-    typha.send(Event::Sweep { kind, version: 0 }).await;
+    let (version, newest) = (0, 0);
+    typha
+        .send(Event::Sweep {
+            kind,
+            version,
+            newest,
+        })
+        .await;
     let first = early.frame().await;
     assert!(first.trailer.in_sync);
     assert_eq!(peers::addresses(&early.held, "a"), [address_of(1)]);

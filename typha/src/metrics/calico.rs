@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::metrics::{Counters, Kind};
+use super::{Counters, Kind};
 use crate::registry::Registry;
 
 /// Label of metrics by sync type: a stream of ours is what Felix gets.
@@ -17,9 +17,9 @@ const FELIX: [(&str, &str); 1] = [("syncer", "felix")];
 
 /// Computes the numbers at each scrape.
 #[derive(Debug)]
-pub(crate) struct CalicoMetrics {
-    pub(crate) counters: Counters,
-    pub(crate) nodes: Registry,
+pub(super) struct CalicoMetrics {
+    pub(super) counters: Counters,
+    pub(super) nodes: Registry,
 }
 
 impl Collector for CalicoMetrics {
