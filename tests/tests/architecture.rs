@@ -238,7 +238,16 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
         &[
             &["names", "simulate", "stage"],
             &["demands", "elements", "kernel", "model", "origin", "rule"],
-            &["base", "class", "host", "ipvs", "merge", "sample", "union"],
+            &[
+                "base",
+                "class",
+                "host",
+                "host_ports",
+                "ipvs",
+                "merge",
+                "sample",
+                "union",
+            ],
             &["compiler"],
             &["dataplane"],
         ],
@@ -246,11 +255,12 @@ const FLOORS: [(&str, &[&[&str]]); 7] = [
     (
         "dataplane/src/routes",
         &[
-            &["ethtool", "plan"],
+            &["ethtool", "plan", "tunnel"],
             &["conntrack", "diff", "hint", "learned", "message", "sysctl"],
             &["parameters", "present"],
             &[
                 "addresses",
+                "devices",
                 "driver",
                 "monitor",
                 "netconf",

@@ -11,8 +11,9 @@
 //! endpoints before translation see the port of the node, all others that of the pod.
 //!
 //! A source is masqueraded where replies would bypass the translation: the pod's own address, which
-//! its kernel takes for a forgery, and loopback, which a pod cannot answer. Everybody else stays
-//! visible to the pod.
+//! its kernel takes for a forgery, and 127.0.0.0/8, which a pod cannot answer. Everybody else stays
+//! visible to the pod. Packets to `::1` are left alone: the kernel discards the replies, as IPv6 has
+//! no `route_localnet`, and the `portmap` plugin has no such host ports either.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -119,6 +120,10 @@ pub(super) fn render(
     ];
     rules.extend(inputs.accept_ipvs_services(&families));
     for family in &families {
+        if *family == Family::Ipv6 {
+            let loopback = Match::is(Selector::Daddr6, Ipv6Addr::LOCALHOST);
+            rules.push(Rule::new().when(loopback).accept());
+        }
         rules.push(Of::OneAddress.rule(*family));
         rules.push(Of::EveryAddress.rule(*family));
     }
@@ -176,30 +181,27 @@ fn add_maps(family: Family, attached: &BTreeMap<String, Attached>, section: &mut
     true
 }
 
-fn masquerade_rules(family: Family) -> [Rule; 2] {
+fn masquerade_rules(family: Family) -> Vec<Rule> {
     let masquerade = Statement::Masquerade(Masquerade {
         ports: None,
         fully_random: true,
     });
     let translated = Rule::new().when(Match::CtDnat(CmpOp::Eq));
-    let from_loopback = match family {
-        Family::Ipv4 => Match::is(Selector::Saddr4, base::loopback_net()),
-        Family::Ipv6 => Match::is(Selector::Saddr6, Ipv6Addr::LOCALHOST),
-    };
-    [
-        // To the pod that sent it.
-        translated
-            .clone()
-            .when(Match::in_set(
-                vec![Selector::Oifname, base::source(family)],
-                &base::pods_set(family),
-            ))
-            .then(masquerade.clone()),
-        translated
-            .when(from_loopback)
-            .when(Match::oif_prefix(names::workload_prefix()))
-            .then(masquerade),
-    ]
+    // To the pod that sent it.
+    let own = Match::in_set(
+        vec![Selector::Oifname, base::source(family)],
+        &base::pods_set(family),
+    );
+    let mut rules = vec![translated.clone().when(own).then(masquerade.clone())];
+    if family == Family::Ipv4 {
+        rules.push(
+            translated
+                .when(Match::is(Selector::Saddr4, base::loopback_net()))
+                .when(Match::oif_prefix(names::workload_prefix()))
+                .then(masquerade),
+        );
+    }
+    rules
 }
 
 #[cfg(test)]
@@ -243,7 +245,13 @@ mod tests {
         for (name, set) in section.sets {
             ruleset.put_set(name, set);
         }
-        ruleset.to_string()
+        // The comments are hashes of the rules.
+        let text = ruleset.to_string();
+        let lines = text.lines().map(|line| match line.split_once(" comment ") {
+            Some((rule, _)) => format!("{rule}\n"),
+            None => format!("{line}\n"),
+        });
+        lines.collect()
     }
 
     #[test]
@@ -293,36 +301,39 @@ mod tests {
 
             	chain hostports-in {
             		type nat hook prerouting priority dstnat + 1; policy accept;
-            		fib daddr type != local accept comment "b16fa7321ff11b6a"
-            		dnat ip to ip daddr . meta l4proto . th dport map @hostports-by-address-4 comment "fdc9b2a7ff6044c3"
-            		dnat ip to meta l4proto . th dport map @hostports-any-4 comment "0bd8ef2fc8241f6a"
-            		dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports-by-address-6 comment "01917b5dff9859a8"
-            		dnat ip6 to meta l4proto . th dport map @hostports-any-6 comment "51dc1ee739573809"
+            		fib daddr type != local accept
+            		dnat ip to ip daddr . meta l4proto . th dport map @hostports-by-address-4
+            		dnat ip to meta l4proto . th dport map @hostports-any-4
+            		ip6 daddr ::1 accept
+            		dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports-by-address-6
+            		dnat ip6 to meta l4proto . th dport map @hostports-any-6
             	}
 
             	chain hostports-masquerade {
             		type nat hook postrouting priority 111; policy accept;
-            		ct status dnat oifname . ip saddr @pods-4 masquerade fully-random comment "468df8f2000d979a"
-            		ct status dnat ip saddr 127.0.0.0/8 oifname "cali*" masquerade fully-random comment "4659a5f6a0355f16"
-            		ct status dnat oifname . ip6 saddr @pods-6 masquerade fully-random comment "27dde8a785fc8cf2"
-            		ct status dnat ip6 saddr ::1 oifname "cali*" masquerade fully-random comment "3beca2882d6e7a9d"
+            		ct status dnat oifname . ip saddr @pods-4 masquerade fully-random
+            		ct status dnat ip saddr 127.0.0.0/8 oifname "cali*" masquerade fully-random
+            		ct status dnat oifname . ip6 saddr @pods-6 masquerade fully-random
             	}
 
             	chain hostports-out {
             		type nat hook output priority -99; policy accept;
-            		fib daddr type != local accept comment "b16fa7321ff11b6a"
-            		dnat ip to ip daddr . meta l4proto . th dport map @hostports-by-address-4 comment "fdc9b2a7ff6044c3"
-            		dnat ip to meta l4proto . th dport map @hostports-any-4 comment "0bd8ef2fc8241f6a"
-            		dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports-by-address-6 comment "01917b5dff9859a8"
-            		dnat ip6 to meta l4proto . th dport map @hostports-any-6 comment "51dc1ee739573809"
+            		fib daddr type != local accept
+            		dnat ip to ip daddr . meta l4proto . th dport map @hostports-by-address-4
+            		dnat ip to meta l4proto . th dport map @hostports-any-4
+            		ip6 daddr ::1 accept
+            		dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports-by-address-6
+            		dnat ip6 to meta l4proto . th dport map @hostports-any-6
             	}
             }
-        "#]].assert_eq(&text(&[both, ipv4]));
+        "#]]
+        .assert_eq(&text(&[both, ipv4]));
     }
 
     #[test]
     fn without_host_ports_there_is_nothing() {
         let pods = [mk_pod("a", &["10.0.0.1", "fd00::1"], &[])];
-        assert_eq!(text(&pods), Ruleset::new(names::table()).to_string());
+        let empty = Ruleset::new(names::table()).to_string();
+        assert_eq!(text(&pods).trim_end(), empty.trim_end());
     }
 }

@@ -108,6 +108,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         for other in others {
             self.detach(&other).await?;
         }
+        host_ports::warn_of_useless(&wanted);
         self.record_attachment(&wanted)?;
         match self.set_up(call, &mut wanted, namespace, mtu).await {
             Ok(()) => {

@@ -1,5 +1,7 @@
 //! Host ports of a pod: who has them, and the connections that were there before them.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use margay_api::host_port::HostPort;
 use margay_api::rule::Protocol;
 use margay_dataplane::routes::addresses;
@@ -40,6 +42,19 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             .purge_untranslated(flows)
             .await
             .map_err(refusal)
+    }
+}
+
+/// Logs the host ports that the kernel cannot serve.
+pub(super) fn warn_of_useless(wanted: &Attachment) {
+    let is_loopback = |port: &&HostPort| port.address == Some(IpAddr::V6(Ipv6Addr::LOCALHOST));
+    for port in wanted.host_ports.iter().filter(is_loopback) {
+        tracing::warn!(
+            pod = %wanted.endpoint(),
+            %port,
+            "a host port of ::1 leads nowhere, as the kernel routes no packets between ::1 and \
+             pods; use hostIP 127.0.0.1 or another address of the node"
+        );
     }
 }
 
