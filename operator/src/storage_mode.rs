@@ -169,6 +169,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let all = [
+            "bgpfilters",
             "ipreservations",
             "stagedglobalnetworkpolicies",
             "stagedkubernetesnetworkpolicies",
@@ -176,7 +177,8 @@ mod tests {
             "tiers",
         ];
         assert_eq!(names(&["ippools"]), all);
-        assert_eq!(names(&["ippools", "tiers", "ipreservations"]), all[1..4]);
+        let served = ["ippools", "tiers", "bgpfilters", "ipreservations"];
+        assert_eq!(names(&served), all[2..5]);
         assert!(names(&all).is_empty());
     }
 
