@@ -12,8 +12,8 @@
 //!
 //! A source is masqueraded where replies would bypass the translation: the pod's own address, which
 //! its kernel takes for a forgery, and 127.0.0.0/8, which a pod cannot answer. Everybody else stays
-//! visible to the pod. Packets to `::1` are left alone: the kernel discards the replies, as IPv6 has
-//! no `route_localnet`, and the `portmap` plugin has no such host ports either.
+//! visible to the pod. Packets to `::1` are left alone: the kernel discards the replies, as IPv6
+//! has no `route_localnet`, and the `portmap` plugin has no such host ports either.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
