@@ -48,7 +48,7 @@ impl EffectiveSettings {
         };
     }
 
-    /// Records if a namespace names pools for its pods; nodes are told whether any does.
+    /// Records if a namespace names pools for its pods; nodes are notified whether any does.
     pub(crate) fn set_names_pools(&mut self, namespace: &str, names_pools: bool) {
         let had_none = self.naming_pools.is_empty();
         if names_pools {

@@ -110,8 +110,8 @@ pub(super) struct Owner<S> {
     clock: fn() -> String,
     events: mpsc::WeakSender<Event>,
     blocks: BTreeMap<IpNet, Slot>,
-    /// Requests that no block has room for, until a claim succeeds, those from before the inputs were
-    /// known, and those whose handle is being deleted.
+    /// Requests that no block has room for, until a claim succeeds, those from before the inputs
+    /// were known, and those whose handle is being deleted.
     waiting: VecDeque<Waiting>,
     /// IP versions with a claim in progress; one at a time each.
     claiming: BTreeSet<IpVersion>,

@@ -313,7 +313,7 @@ fn pools() {
     let nonsense: IPPool = mk_v3("{spec: {cidr: nonsense}}");
     let [parsed, refused] = [&pool, &nonsense].map(v3::parse::pool::pool);
     expect![[r#"
-        Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, created: 0 }), prefers_former: true })
+        Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, is_exported: true, created: 0 }), prefers_former: true })
         Err(Refusal { problems: [Problem { field: "spec.cidr", value: "nonsense", rule: "not a range", remedy: "write it like 10.244.0.0/16" }], closed: None, prefers_former: true })
     "#]].assert_eq(&format!("{parsed:?}\n{refused:?}\n"));
 }

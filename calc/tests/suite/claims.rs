@@ -123,7 +123,7 @@ problems
             node n9 gained by all
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             node n1 192.0.2.1/24
             node n9
 
@@ -184,7 +184,7 @@ problems
             route 10.0.0.0/26 gained by all
 
             > view n3
-            settings
+            settings no_namespace_names_pools true
             pool 10.0.0.0/16 vxlan
             node n1 192.0.2.1/24 vtep 10.0.0.1 66:00:00:00:00:01
             node n10 192.0.2.10/24
@@ -346,7 +346,7 @@ problems
             route 10.0.0.0/26 gained by all
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             pool 10.0.0.0/16 vxlan
             node n9
             route 10.0.0.0/26 via n1 vxlan

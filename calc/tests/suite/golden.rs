@@ -39,11 +39,11 @@ connect red/db blue/web tcp 80
             endpoint red/web gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             endpoint red/web calif45b743d7ae [10.0.0.1] else allow
 
             > view n2
-            settings
+            settings no_namespace_names_pools true
             set {projectcalico.org/namespace == 'red' && app == 'web'} net [10.0.0.1]
             policy NetworkPolicy red/db
               in allow tcp from set {projectcalico.org/namespace == 'red' && app == 'web'} to port 5432
@@ -172,7 +172,7 @@ connect red/a red/a tcp 80
             endpoint red/a gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             policy NetworkPolicy red/a
               in log
             policy NetworkPolicy red/b
@@ -240,7 +240,7 @@ connect lost/b red/a tcp 99
             endpoint red/a gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set n:409fe7dba3d1e978383aaa7c40f2ce74d2dfaf52 address-port []
             set {app == 'nobody'} net []
             set svc:red/nobody address-port []
@@ -332,7 +332,7 @@ flush
             endpoint red/a gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934 address-port [10.0.0.1:tcp:8080]
             set {kind == 'any' && !has(projectcalico.org/namespace)} net [0.0.0.0/0]
             set {pcns.team == 'a'} net [10.0.0.1, 10.1.0.0/24]
@@ -382,7 +382,7 @@ flush
             route 10.1.0.0/26 gained by all
 
             > view n9
-            settings
+            settings no_namespace_names_pools true
             pool 10.0.0.0/8
             pool 10.0.0.0/24 vxlan nat
             node n1 192.0.2.1/24
@@ -431,7 +431,7 @@ flush
             route fd00::1:40/122 gained by all
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             pool 10.0.0.0/16 vxlan nat
             pool fd00::/48 vxlan-cross-subnet
             pool fd00::1:0/112
@@ -471,7 +471,7 @@ view n1
             endpoint red/new gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set {app == 'a'} net [10.0.0.1]
             policy NetworkPolicy red/p
               in allow from set {app == 'a'}
@@ -517,7 +517,7 @@ digests n1
             endpoint red/a gained by n1
 
             > digests n1
-            00053078af783ab5   3 settings
+            38bbcacdd67d672d   3 settings
             f9af71e3d6292561 186 pool 10.0.0.0/8
             6a1bbacd100f5636  45 node n1
             d321b28a728195f2 142 route 10.0.0.0/26

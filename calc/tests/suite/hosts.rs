@@ -43,7 +43,7 @@ view n2
             host-endpoint other gained by n2
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set n:490e310faf9b81509e7591119f584137b41d61a5 address-port [192.0.2.1:tcp:8080]
             set {app == 'web' || role == 'edge'} net [10.0.0.1, 192.0.2.1]
             policy NetworkPolicy red/all
@@ -71,7 +71,7 @@ view n2
                 in GlobalNetworkPolicy through
 
             > view n2
-            settings
+            settings no_namespace_names_pools true
             host-endpoint other * else deny
 
         "#]],
@@ -208,7 +208,7 @@ view n1
             host-endpoint stranger gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set {pcns.team == 'a'} net [10.0.0.1, 192.0.2.3, 192.0.2.5]
             set {projectcalico.org/namespace == 'red'} net [10.0.0.1]
             set {pcsa.role == 'admin'} net [192.0.2.4, 192.0.2.5]
@@ -241,7 +241,7 @@ view n1
             host-endpoint gone kept by n1 (value)
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set {pcns.team == 'a'} net [192.0.2.6]
             set {projectcalico.org/namespace == 'red'} net [10.0.0.1]
             set {pcsa.role == 'admin'} net []
@@ -340,7 +340,7 @@ digests n1
             host-endpoint c gained by n1
 
             > digests n1
-            00053078af783ab5   3 settings
+            38bbcacdd67d672d   3 settings
             7667deb613273f49 226 policy GlobalNetworkPolicy early
             4f1de6ed0ea4c537 202 policy GlobalNetworkPolicy own
             de06a46ccc9cc7ae  84 policy GlobalNetworkPolicy raw

@@ -57,7 +57,7 @@ view n1
             set {app == 'web'} kept by n1 (-10.0.0.1)
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             set {app == 'web'} net []
             policy NetworkPolicy red/p
               in allow from set {app == 'web'}

@@ -180,7 +180,8 @@ proptest! {
         let friend = pod(&mut graph, "friend", "10.0.0.3", Labels::new(), "robot");
         graph.apply(Update::Namespace(String::from("tenant"), Some(NamespaceInfo::default())));
         graph.apply(Update::Namespace(String::from("victim"), Some(NamespaceInfo::default())));
-        graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted").into())));
+        let trusted = label("team", "trusted").into();
+        graph.apply(Update::Namespace(String::from("friend"), Some(trusted)));
         graph.apply(
             Update::ServiceAccount(
                 NamespacedName::new("friend", "robot"),

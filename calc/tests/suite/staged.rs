@@ -45,7 +45,7 @@ pending red/b red/a tcp 80
             endpoint red/b gained by n1
 
             > view n1
-            settings
+            settings no_namespace_names_pools true
             policy NetworkPolicy red/open
               in allow
             endpoint red/a cali86da7e87bf4 [10.0.0.1] else allow
