@@ -317,7 +317,7 @@ async fn strip_nodes(client: &Client) -> Result<usize> {
         .items
     {
         let has = |name: &&str| node.annotations().contains_key(*name);
-        if !ANNOTATIONS.iter().any(|name| has(&name)) {
+        if !ANNOTATIONS.iter().any(has) {
             continue;
         }
         let none: serde_json::Map<String, Value> = ANNOTATIONS

@@ -86,10 +86,9 @@ fn template() -> String {
     let mut objects = install::objects(VERSION, Mode::V3);
     objects.retain(|object| object.key.kind.kind != "Namespace");
     for object in &mut objects {
-        let pod = &mut object.body["spec"]["template"]["spec"];
-        if pod.is_null() {
+        let Some(pod) = object.body.pointer_mut("/spec/template/spec") else {
             continue;
-        }
+        };
         pod["imagePullSecrets"] = "PULL_SECRETS".into();
         pod["nodeSelector"] = "NODE_SELECTOR".into();
         pod["tolerations"] = "TOLERATIONS".into();
@@ -104,7 +103,7 @@ fn template() -> String {
     }
     let documents: Vec<String> = objects
         .iter()
-        .map(|object| serde_yaml_ng::to_string(&object.body).unwrap())
+        .map(|object| serde_yaml_ng::to_string(&object.body).expect("JSON is YAML"))
         .collect();
     let lines = documents.join("---\n");
     let head = "# Generated from the operator by `make bless`.\n";

@@ -468,12 +468,13 @@ impl Learned {
 }
 
 fn header(net: &IpNet) -> RouteHeader {
-    let mut header = RouteHeader::default();
-    header.address_family = message::family_of(IpVersion::of(net.addr()));
-    header.destination_prefix_length = net.prefix_len();
-    header.table = message::MAIN_TABLE;
-    header.protocol = RouteProtocol::Other(LEARNED_PROTOCOL);
-    header
+    RouteHeader {
+        address_family: message::family_of(IpVersion::of(net.addr())),
+        destination_prefix_length: net.prefix_len(),
+        table: message::MAIN_TABLE,
+        protocol: RouteProtocol::Other(LEARNED_PROTOCOL),
+        ..RouteHeader::default()
+    }
 }
 
 fn destination(net: &IpNet) -> Option<RouteAttribute> {

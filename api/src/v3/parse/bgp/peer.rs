@@ -131,7 +131,7 @@ fn target(spec: &BGPPeerSpec, problems: &mut Problems) -> Option<PeerTarget> {
         &spec.peer_selector,
         &spec.local_workload_selector,
     ];
-    if all.iter().filter(|text| is_set(*text)).count() != 1 {
+    if all.iter().filter(|text| is_set(text)).count() != 1 {
         let rule = "peerIP, peerSelector and localWorkloadSelector: exactly one is needed";
         let value = all
             .into_iter()
