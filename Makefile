@@ -13,7 +13,8 @@ RELEASED = target/*/release
 OURS = --exclude margay-tests
 # Modules and suites whose tests create network namespaces, which needs root.
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
-KERNEL = bgp cni conformance connections differential enforcement host lab routing spoof
+KERNEL = bgp bgp_node cni conformance connections differential enforcement host host_ports lab routing \
+  spoof
 
 .PHONY: check check-kernel test kubernetes deny bless demo bench bench-typha conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels simulate \
   docs sbom

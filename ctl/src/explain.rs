@@ -15,9 +15,9 @@ use crate::tree::Tree;
 /// Arguments of the command.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Source: [pod/][NAMESPACE/]NAME or an IP address.
+    /// Source: `[pod/][NAMESPACE/]NAME` or an IP address.
     pub from: String,
-    /// Destination: [pod/][NAMESPACE/]NAME, svc/[NAMESPACE/]NAME or an IP address.
+    /// Destination: `[pod/][NAMESPACE/]NAME`, `svc/[NAMESPACE/]NAME` or an IP address.
     pub to: String,
     /// Port of the destination, a number or a name [default: every port that it declares].
     #[arg(short, long)]
