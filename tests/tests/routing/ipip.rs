@@ -33,7 +33,8 @@ fn mk_records(
 }
 
 fn tunnel(node: &Node) -> Result<String> {
-    node.host.ip("addr show dev tunl0")
+    // With details: without them, addresses come without the alias.
+    node.host.ip("-d addr show dev tunl0")
 }
 
 fn wait_for(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
