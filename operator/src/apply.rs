@@ -74,7 +74,7 @@ impl Applier {
         }
     }
 
-    /// Applies every object, several concurrently, in the order of [`wave`]. A failure does not
+    /// Applies every object, several concurrently, in the order of `wave`. A failure does not
     /// prevent the others.
     pub async fn exec(
         &mut self,

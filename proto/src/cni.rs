@@ -1,7 +1,7 @@
 //! Exchange between the CNI plugin and the agent: messages and their framing.
 //!
 //! A frame is the length of the message in four bytes, big-endian, followed by the message. The
-//! plugin uses [`write`] and [`read`]; an agent on an async runtime reads [`HEADER`] bytes, gets
+//! plugin uses [`write()`] and [`read`]; an agent on an async runtime reads [`HEADER`] bytes, gets
 //! the [`length`], reads as many bytes and calls [`decode`].
 
 use std::fmt;

@@ -118,7 +118,7 @@ impl KindSpec {
 
 /// All kinds that policy or routing depends on, and all of them must be served: an API server that
 /// does not serve a kind yet (just started, CRDs not installed) must not look like one without
-/// policies. For [`OPTIONAL`] kinds the definition decides.
+/// policies. For `OPTIONAL` kinds the definition decides.
 #[rustfmt::skip]
 pub const KINDS: &[KindSpec] = &[
     kind_spec!(POD, "/api/v1/pods", true, ingest::pod),

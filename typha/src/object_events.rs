@@ -2,7 +2,7 @@
 //! the reason.
 //!
 //! The name of an Event is derived from object and problem, so replicas and restarts do not repeat
-//! it. Events are written one at a time with at least [`PAUSE`] between them. Of one object only
+//! it. Events are written one at a time with at least `PAUSE` between them. Of one object only
 //! the latest waits. With too many objects waiting further ones are dropped; the status still has
 //! their problems.
 

@@ -1,5 +1,5 @@
 //! Reports problems to the operator: this replica's key of a ConfigMap, written when it changes and
-//! at most once per [`PAUSE`].
+//! at most once per `PAUSE`.
 
 use std::time::Duration;
 

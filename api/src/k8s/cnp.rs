@@ -3,7 +3,7 @@
 //!
 //! The schema is that of the network-policy-api project, with its experimental fields for named
 //! ports and nodes. Types decode whatever an API server may hold, including one that serves a newer
-//! version of the kind; [`convert`] fails closed on what it does not recognise.
+//! version of the kind; `convert` fails closed on what it does not recognise.
 
 mod convert;
 

@@ -7,7 +7,7 @@
 use super::{EndpointToHostAction, Failsafe, LogRate, SettingsScope};
 
 /// Calls a macro with the rows of all settings: `GROUP { DOCS NAME: TYPE = DEFAULT; … } …`, where a
-/// group is a variant of [`Digested`](crate::settings::Digested).
+/// group is a variant of [`Digested`].
 ///
 /// The order of rows is part of the digest: a new one is the last of `IfSet`, and none moves.
 #[macro_export]

@@ -2,7 +2,7 @@
 //! objects, and `projectcalico.org/v3`.
 //!
 //! The older storage keeps a user's metadata as text in one annotation, so that the stored object
-//! and the user's can differ. [`read`] and [`write`] are each other's inverse; [`complete`] fills
+//! and the user's can differ. [`read`] and [`write()`] are each other's inverse; [`complete`] fills
 //! in defaults that the older storage leaves out; [`decode`] does all of it from bytes. The storage
 //! of a cluster is determined once, at start, by [`mode`].
 //!

@@ -184,6 +184,8 @@ pub struct BGPPeerSpec {
     pub node_selector: Option<String>,
     /// Address of the peer, and its port if that is not 179: 192.0.2.1, 192.0.2.1:1179,
     /// [fd00::1]:1179.
+    // The text is that of the definition, where brackets make no link.
+    #[allow(rustdoc::broken_intra_doc_links)]
     #[serde(default, rename = "peerIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub peer_ip: Option<String>,

@@ -1,6 +1,6 @@
 //! Kernel parameters that pods need: of the node, of pods' links and of tunnel devices. A host may
 //! have other values, and its own programs (`sysctl.d`, udev) set them for every new link, so they
-//! are compared and restored like routes. The kernel notifies few of them ([`super::netconf`]), so
+//! are compared and restored like routes. The kernel notifies few of them (`netconf`), so
 //! all are read every few seconds.
 
 use std::io;

@@ -53,7 +53,7 @@ pub fn run(bench: &mut Bench, others: usize) -> Result<()> {
     )
 }
 
-/// Fills the first node up to [`LOCAL`] pods.
+/// Fills the first node up to `LOCAL` pods.
 pub fn fill_node(bench: &mut Bench) -> Result<()> {
     let objects = bench.objects()?;
     objects.namespace(NAMESPACE)?;

@@ -5,7 +5,7 @@
 //! packets of the old connection reach the next owner of the address, and leave it. Only entries of
 //! requested addresses are touched.
 //!
-//! Reading order: [`message`] (ctnetlink messages), [`table`] (the kernel), [`purge`] (which method
+//! Reading order: `message` (ctnetlink messages), `table` (the kernel), `purge` (which method
 //! is used). This file is the thread that owns the socket.
 
 mod message;
