@@ -92,8 +92,7 @@ pub(crate) struct ViewInputs {
     pub(crate) tunnels: BTreeMap<TunnelKind, u32>,
     /// Whether there is an IPv6 pool.
     pub(crate) has_ipv6: bool,
-    /// No Namespace names pools for its pods: by a server whose stream is up, because one that is
-    /// cut off does not hear of new ones.
+    /// No Namespace names pools for its pods, as of the view.
     no_namespace_names_pools: bool,
     /// Interfaces other than those of pods and loopback.
     pub(crate) interfaces: Vec<NodeInterface>,
@@ -255,7 +254,7 @@ pub fn start<S: Store, N: Announcer>(
         let mut status = agent.watch();
         // Changes of the records that every node holds, as of the inputs computed last: a pod's
         // start changes none of them.
-        let (mut known, mut seen) = (None, ViewInputs::default());
+        let mut known = None;
         loop {
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
@@ -277,10 +276,11 @@ pub fn start<S: Store, N: Announcer>(
                 return;
             };
             known = version;
-            seen = ViewInputs {
+            let seen = ViewInputs {
                 interfaces,
-                ..inputs.unwrap_or(seen)
+                ..inputs.unwrap_or_else(|| own.borrow().clone())
             };
+            // A node that is cut off does not hear of new ones.
             let is_unnamed = is_in_sync && seen.no_namespace_names_pools;
             unnamed.send_if_modified(|present| replace_value(present, is_unnamed));
             let below = *underlay.borrow_and_update();
@@ -294,7 +294,7 @@ pub fn start<S: Store, N: Announcer>(
             let known_labels = seen.blocks.is_some().then(|| seen.own.labels.clone());
             labels.send_if_modified(|present| replace_value(present, known_labels));
             blocks.send_if_modified(|present| replace_value(present, seen.blocks.clone()));
-            own.send_if_modified(|present| replace_value(present, seen.clone()));
+            own.send_if_modified(|present| replace_value(present, seen));
             tokio::time::sleep(VIEW_INTERVAL).await;
         }
     });

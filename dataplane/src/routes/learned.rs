@@ -477,11 +477,6 @@ fn header(net: &IpNet) -> RouteHeader {
     }
 }
 
-fn destination(net: &IpNet) -> Option<RouteAttribute> {
-    let is_default = net.prefix_len() == 0;
-    (!is_default).then(|| RouteAttribute::Destination(RouteAddress::from(net.addr())))
-}
-
 fn gateway(net: &IpNet, via: IpAddr) -> RouteAttribute {
     match via {
         IpAddr::V6(via) if net.addr().is_ipv4() => RouteAttribute::Via(RouteVia::Inet6(via)),
@@ -494,7 +489,7 @@ fn new_route(net: &IpNet, route: &LearnedRoute) -> RouteMessage {
     message.header = header(net);
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    message.attributes.extend(destination(net));
+    message.attributes.extend(message::destination(net));
     message
         .attributes
         .push(RouteAttribute::Priority(route.metric));
@@ -521,7 +516,7 @@ fn old_route(net: &IpNet, metric: u32) -> RouteMessage {
     // Whatever its scope and kind.
     message.header.scope = RouteScope::NoWhere;
     message.header.kind = RouteType::Unspec;
-    message.attributes.extend(destination(net));
+    message.attributes.extend(message::destination(net));
     message.attributes.push(RouteAttribute::Priority(metric));
     message
 }
@@ -556,19 +551,10 @@ fn parse_route(message: &RouteMessage) -> Option<(IpNet, LearnedRoute)> {
 }
 
 fn parse_hop(attributes: &[RouteAttribute], link: Option<u32>) -> Option<LearnedHop> {
-    let (mut via, mut link) = (None, link);
-    for attribute in attributes {
-        match attribute {
-            RouteAttribute::Gateway(address) => via = message::address_of(address),
-            RouteAttribute::Via(RouteVia::Inet6(address)) => via = Some((*address).into()),
-            RouteAttribute::Via(RouteVia::Inet(address)) => via = Some((*address).into()),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            _ => {}
-        }
-    }
+    let (via, own_link) = message::way_of(attributes);
     Some(LearnedHop {
         via: via?,
-        link: link?,
+        link: own_link.or(link)?,
     })
 }
 

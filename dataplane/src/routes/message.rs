@@ -18,6 +18,7 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -314,13 +315,7 @@ impl Route {
         if self.onlink {
             message.header.flags = RouteFlags::Onlink;
         }
-        if self.destination.prefix_len() > 0 {
-            message
-                .attributes
-                .push(RouteAttribute::Destination(RouteAddress::from(
-                    self.destination.addr(),
-                )));
-        }
+        message.attributes.extend(destination(&self.destination));
         message.attributes.extend(
             self.gateway
                 .map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
@@ -371,6 +366,27 @@ pub fn get_route_to(address: IpAddr) -> RouteNetlinkMessage {
     message.header.flags = RouteFlags::FibMatch;
     message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
     RouteNetlinkMessage::GetRoute(message)
+}
+
+/// Destination as an attribute of a route; a default route has none.
+pub fn destination(net: &IpNet) -> Option<RouteAttribute> {
+    let is_default = net.prefix_len() == 0;
+    (!is_default).then(|| RouteAttribute::Destination(RouteAddress::from(net.addr())))
+}
+
+/// Gateway and link of a route or of one of its next hops.
+pub fn way_of(attributes: &[RouteAttribute]) -> (Option<IpAddr>, Option<u32>) {
+    let (mut via, mut link) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => via = address_of(address),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => via = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet(address)) => via = Some((*address).into()),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    (via, link)
 }
 
 /// Destination of a route.

@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::route::{
-    RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia,
-};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use nix::errno::Errno;
 
 use super::learned::{LEARNED_PROTOCOL, LearnedHop};
@@ -91,36 +89,20 @@ fn way_of(route: &RouteMessage, address: IpAddr) -> Option<(LearnedHop, bool)> {
     if route.header.kind != RouteType::Unicast || ours.contains(&route.header.protocol) {
         return None;
     }
-    let (mut via, mut link) = (None, None);
-    for attribute in first_hop(&route.attributes) {
-        match attribute {
-            RouteAttribute::Gateway(gateway) => via = message::address_of(gateway),
-            RouteAttribute::Via(RouteVia::Inet6(gateway)) => via = Some((*gateway).into()),
-            RouteAttribute::Via(RouteVia::Inet(gateway)) => via = Some((*gateway).into()),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            _ => {}
-        }
-    }
-    let of_multipath = route
+    let first = route
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
-            RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+            RouteAttribute::MultiPath(hops) => hops.first(),
             _ => None,
         });
+    let attributes = first.map_or(&route.attributes, |hop| &hop.attributes);
+    let (via, link) = message::way_of(attributes);
     let hop = LearnedHop {
         via: via.unwrap_or(address),
-        link: link.or(of_multipath)?,
+        link: link.or(first.map(|hop| hop.interface_index))?,
     };
     Some((hop, via.is_none()))
-}
-
-fn first_hop(attributes: &[RouteAttribute]) -> &[RouteAttribute] {
-    let of_first = attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.attributes.as_slice()),
-        _ => None,
-    });
-    of_first.unwrap_or(attributes)
 }
 
 #[cfg(test)]
